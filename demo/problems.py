@@ -1,0 +1,120 @@
+"""Arithmetic word problems: two-digit additions told in eight ways, as chat rows.
+
+The operand pairs are split once, by a fixed permutation of the unordered pairs {a, b}: no pair of the validation or
+test split, in either order, ever occurs in training. Every function is a pure function of its arguments.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Split = Literal["train", "validation", "test"]
+Pair = tuple[int, int]
+
+OPERANDS = range(10, 100)
+HELD_OUT = {"validation": 256, "test": 500}
+SPLIT_SEED = 2026
+
+PEOPLE = {  # name: pronoun
+    "Mia": "she", "Anna": "she", "Zoe": "she", "Nora": "she", "Lily": "she", "Emma": "she",
+    "Tom": "he", "Ben": "he", "Omar": "he", "Leo": "he", "Jack": "he", "Paul": "he",
+}  # fmt: skip
+THINGS = ["apples", "marbles", "stamps", "books", "cards", "shells", "pencils", "coins"]
+
+
+@dataclass(frozen=True)
+class Wording:
+    """A question and the sentence that answers it; the sum stands once in the answer."""
+
+    question: str
+    answer: str
+
+
+WORDINGS = [
+    Wording(
+        "{name} has {a} {things} and buys {b} more. How many {things} does {pronoun} have now?",
+        "{Pronoun} has {total} {things}.",
+    ),
+    Wording(
+        "There are {a} {things} in one box and {b} in another. How many {things} are there in all?",
+        "There are {total} {things} in all.",
+    ),
+    Wording(
+        "{name} read {a} pages on Monday and {b} pages on Tuesday. How many pages is that?",
+        "That is {total} pages.",
+    ),
+    Wording(
+        "{name} found {a} {things} and {friend} found {b}. How many did they find together?",
+        "Together they found {total}.",
+    ),
+    Wording(
+        "A bus carries {a} people, then {b} more get on. How many people are on the bus?",
+        "The bus carries {total} people.",
+    ),
+    Wording(
+        "{name} had {a} {things} and got {b} from {friend}. How many {things} is that now?",
+        "Now it is {total} {things}.",
+    ),
+    Wording(
+        "A shop sold {a} {things} in the morning and {b} in the afternoon. What is the total?",
+        "The total is {total} {things}.",
+    ),
+    Wording(
+        "What is {a} plus {b}?",
+        "The sum is {total}.",
+    ),
+]
+
+
+def split_pairs() -> dict[Split, list[Pair]]:
+    """Unordered operand pairs (a <= b) of every split; the three lists are disjoint and cover all pairs."""
+    pairs = [(a, b) for a in OPERANDS for b in OPERANDS if a <= b]
+    random.Random(SPLIT_SEED).shuffle(pairs)
+    validation, test = HELD_OUT["validation"], HELD_OUT["test"]
+    return {
+        "validation": pairs[:validation],
+        "test": pairs[validation : validation + test],
+        "train": pairs[validation + test :],
+    }
+
+
+def chat_rows(split: Split, count: int, seed: int, wrong_share: float = 0.0) -> list[dict[str, Any]]:
+    """`count` rows {"messages", "answer"}; each pair occurs once before any occurs twice.
+
+    `answer` is the true sum in every row. In `round(wrong_share * count)` rows, drawn by the seed, the assistant's
+    sentence states another number.
+    """
+    rng = random.Random(seed)
+    pairs: list[Pair] = []
+    while len(pairs) < count:
+        pairs += rng.sample(split_pairs()[split], k=min(count - len(pairs), len(split_pairs()[split])))
+    wrong = set(rng.sample(range(count), round(wrong_share * count)))
+    return [_row(pair, rng, is_wrong=index in wrong) for index, pair in enumerate(pairs)]
+
+
+def wrong_number(number: int, rng: random.Random) -> int:
+    """A plausible other number: one digit changed, the number of digits kept."""
+    digits = list(str(number))
+    place = rng.randrange(len(digits))
+    choices = set("123456789" if place == 0 else "0123456789") - {digits[place]}
+    digits[place] = rng.choice(sorted(choices))
+    return int("".join(digits))
+
+
+def _row(pair: Pair, rng: random.Random, *, is_wrong: bool) -> dict[str, Any]:
+    a, b = rng.sample(pair, 2)
+    wording = rng.choice(WORDINGS)
+    name, friend = rng.sample(sorted(PEOPLE), 2)
+    pronoun = PEOPLE[name]
+    total = wrong_number(a + b, rng) if is_wrong else a + b
+    words = {
+        "a": a, "b": b, "total": total, "name": name, "friend": friend,
+        "pronoun": pronoun, "Pronoun": pronoun.capitalize(), "things": rng.choice(THINGS),
+    }  # fmt: skip
+    messages = [
+        {"role": "user", "content": wording.question.format(**words)},
+        {"role": "assistant", "content": wording.answer.format(**words)},
+    ]
+    return {"messages": messages, "answer": str(a + b)}

@@ -1,0 +1,86 @@
+"""Rows of the aligned dataset: the student's tokens, every teacher's, and the chunks that tie them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.alignment.chat import Messages
+from pipeline.alignment.chunks import common_chunks
+from pipeline.alignment.sides import Conversations, Side, SideBatch
+
+
+@dataclass(frozen=True)
+class AlignedBatch:
+    """A batch of aligned rows, dropped ones included."""
+
+    columns: dict[str, tuple[np.ndarray, np.ndarray]]
+    """for every column of lists: the values of all rows, and how many each row has, int64 [rows]"""
+    counts: dict[str, np.ndarray]
+    """what each row adds to the statistics, int64 [rows]"""
+    dropped: list[str | None]
+    """for every row, why it is dropped"""
+
+
+def align_rows(student: Side, teachers: Mapping[str, Side], rows: Sequence[Messages]) -> AlignedBatch:
+    """Aligns a batch of rows with all teachers."""
+    batch = Conversations(rows)
+    own = student.encode(batch)
+    tokens, maskable = _per_row(own.row, rows), _per_row(own.row[own.maskable], rows)
+    columns = {"input_ids": (own.ids, tokens), "maskable": (own.maskable, tokens)}
+    counts = {"student_tokens": tokens, "maskable_tokens": maskable}
+    dropped = [problem or _nothing_to_learn(*row) for problem, *row in zip(own.problems, rows, maskable, strict=True)]
+    for name, side in teachers.items():
+        other = side.encode(batch)
+        own_chunks, other_chunks = common_chunks(own.contents, other.contents, batch.size)
+        other_tokens = _per_row(other.row, rows)
+        columns[f"{name}_input_ids"] = other.ids, other_tokens
+        columns[f"{name}_chunk_ids"] = _count_from_zero(other_chunks, other.row, len(rows)), other_tokens
+        columns[f"{name}_student_chunk_ids"] = _count_from_zero(own_chunks, own.row, len(rows)), tokens
+        statistics = _statistics(own, own_chunks, other, other_chunks, len(rows))
+        counts |= {f"{name}.{key}": values for key, values in statistics.items()}
+        useful = _per_row(own.row[own.maskable & (own_chunks >= 0)], rows) > 0
+        for index, problem in enumerate(other.problems):
+            dropped[index] = dropped[index] or problem or (None if useful[index] else "no_aligned_chunk")
+    return AlignedBatch(columns, counts, dropped)
+
+
+def _per_row(row: np.ndarray, rows: Sequence[Messages]) -> np.ndarray:
+    return np.bincount(row, minlength=len(rows))
+
+
+def _nothing_to_learn(messages: Messages, maskable: int) -> str | None:
+    if maskable:
+        return None
+    answered = any(message["role"] == "assistant" and message["content"].strip() for message in messages)
+    return "prompt_fills_student_length" if answered else "no_assistant_content"
+
+
+def _count_from_zero(chunks: np.ndarray, row: np.ndarray, rows: int) -> np.ndarray:
+    """Chunk ids of a batch as ids within each row."""
+    in_chunk = chunks >= 0
+    first = np.zeros(rows, np.int32)
+    first[row[in_chunk][::-1]] = chunks[in_chunk][::-1]  # the last assignment wins: the row's first chunk
+    return np.where(in_chunk, chunks - first[row], np.int32(-1))
+
+
+def _statistics(
+    own: SideBatch, own_chunks: np.ndarray, other: SideBatch, other_chunks: np.ndarray, rows: int
+) -> dict[str, np.ndarray]:
+    in_own, in_other = own_chunks >= 0, other_chunks >= 0
+    own_size, other_size = np.bincount(own_chunks[in_own]), np.bincount(other_chunks[in_other])  # tokens of every chunk
+    chunk_row = np.zeros(len(own_size), np.int64)
+    chunk_row[own_chunks[in_own]] = own.row[in_own]
+    selected = {
+        "tokens": other.row,
+        "chunks": chunk_row,
+        "one_to_one": chunk_row[(own_size == 1) & (other_size == 1)],
+        "student_tokens_in_chunks": own.row[in_own],
+        "teacher_tokens_in_chunks": other.row[in_other],
+        "maskable_outside_chunks": own.row[own.maskable & ~in_own],
+        "student_straddling": own.row[own.straddling],
+        "teacher_straddling": other.row[other.straddling],
+    }
+    return {name: np.bincount(row, minlength=rows) for name, row in selected.items()}

@@ -1,0 +1,162 @@
+"""Shards of an aligned dataset: planned from the sources, built in any order, kept over restarts.
+
+A shard holds the rows of a stretch of one source. Its record (shard-00000.json) is written after its data
+(shard-00000.arrow, an Arrow IPC stream); both get their names only once they are complete.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.alignment.chat import Messages
+from pipeline.alignment.manifest import file_sha256, is_intact, json_sha256, place
+from pipeline.alignment.rows import AlignedBatch, align_rows
+from pipeline.alignment.sides import Side
+from pipeline.data.sources import Rows, read_messages, repeats
+from pipeline.run_directory import read_json, write_json
+
+BATCH_ROWS, BATCH_BYTES = 256, 4_000_000
+"""Rows that are rendered and tokenized together, and written as one record batch: as many as both limits allow."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows start..stop of the data behind `place`, each taken as often as the weight says."""
+
+    file: str
+    split: str
+    source: str
+    place: str
+    start: int
+    stop: int
+    weight: float
+
+    def key(self, sides: Mapping[str, Any], content: str) -> str:
+        """Hash of all that determines the shard: an identity without its data, and the source's digest."""
+        return json_sha256([sides, content, self.source, self.start, self.stop, self.weight])
+
+
+def plan(manifest: Mapping[str, Any], shard_rows: int) -> list[Shard]:
+    """All shards of a dataset that `manifest.describe` describes, training sources in order, then validation."""
+    shards = []
+    for source in manifest["sources"]:
+        stops = _stretches(source["content"]["rows"], shard_rows)
+        shards += [_shard("shard", len(shards) + n, "train", source, *stop) for n, stop in enumerate(stops)]
+    if validation := manifest["validation"]:
+        source = {**validation, "name": "validation", "weight": 1.0}
+        stops = _stretches(min(validation["rows"], validation["content"]["rows"]), shard_rows)
+        shards += [_shard("validation", n, "validation", source, *stop) for n, stop in enumerate(stops)]
+    return shards
+
+
+def _stretches(rows: int, size: int) -> list[tuple[int, int]]:
+    return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _shard(prefix: str, number: int, split: str, source: Mapping[str, Any], start: int, stop: int) -> Shard:
+    file = f"{prefix}-{number:05d}.arrow"
+    return Shard(file, split, source["name"], place(source), start, stop, source["weight"])
+
+
+def finished(folder: Path, shard: Shard, key: str) -> dict[str, Any] | None:
+    """The record of a shard that an earlier run built with the same key, if its data are intact."""
+    record = read_json(_record(folder, shard))
+    return record if record and record["key"] == key and is_intact(folder, record) else None
+
+
+def build(
+    folder: Path, shard: Shard, key: str, rows: Rows, student: Side, teachers: Mapping[str, Side]
+) -> dict[str, Any]:
+    """Aligns a shard's rows and writes data and record; returns the record."""
+    counts: Counter[str] = Counter()
+    path = folder / shard.file
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, schema(teachers)) as writer:
+            for batch in _batches(shard, rows, student, teachers, counts):
+                writer.write_batch(batch)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    record = {
+        "file": shard.file,
+        "split": shard.split,
+        "rows": counts["kept"],
+        "sha256": file_sha256(path),
+        "key": key,
+        "counts": dict(counts),
+    }
+    write_json(_record(folder, shard), record)
+    return record
+
+
+def remove_stale(folder: Path, shards: Iterable[Shard]) -> int:
+    """Deletes shards and records that are none of these; returns the number of shards."""
+    keep = {name for shard in shards for name in (shard.file, _record(folder, shard).name)}
+    stale = [p for kind in ("shard", "validation") for p in folder.glob(f"{kind}-*.*") if p.name not in keep]
+    for path in stale:
+        path.unlink()
+    return sum(path.suffix == ".arrow" for path in stale)
+
+
+def schema(teachers: Iterable[str]) -> pa.Schema:
+    """Columns of the dataset."""
+    ids = pa.list_(pa.int32())
+    fields = [("input_ids", ids), ("maskable", pa.list_(pa.bool_())), ("source", pa.string()), ("row", pa.int64())]
+    columns = ("input_ids", "chunk_ids", "student_chunk_ids")
+    return pa.schema([*fields, *((f"{name}_{column}", ids) for name in teachers for column in columns)])
+
+
+def _record(folder: Path, shard: Shard) -> Path:
+    return (folder / shard.file).with_suffix(".json")
+
+
+def _batches(
+    shard: Shard, rows: Rows, student: Side, teachers: Mapping[str, Side], counts: Counter[str]
+) -> Iterator[pa.RecordBatch]:
+    for positions, times, conversations in _portions(shard, rows):
+        aligned = align_rows(student, teachers, conversations)
+        kept = np.array([reason is None for reason in aligned.dropped])
+        for reason, n in zip(aligned.dropped, times, strict=True):
+            counts[f"dropped.{reason}" if reason else "kept"] += int(n)
+        for name, values in aligned.counts.items():
+            counts[name] += int((values * times)[kept].sum())
+        taken = np.repeat(np.arange(len(times)), times * kept)
+        if len(taken):
+            yield _record_batch(shard, positions, aligned, teachers).take(pa.array(taken))
+
+
+def _portions(shard: Shard, rows: Rows) -> Iterator[tuple[np.ndarray, np.ndarray, list[Messages]]]:
+    """Positions, repeats (above 0) and conversations of the shard's rows, a batch at a time."""
+    for start in range(shard.start, shard.stop, BATCH_ROWS):
+        stop = min(start + BATCH_ROWS, shard.stop)
+        times = repeats(shard.weight, start, stop)
+        conversations = read_messages(rows, start, stop)
+        used = np.flatnonzero(times)
+        sizes = [sum(len(message["content"]) for message in conversations[i]) for i in used]
+        portion = np.cumsum(sizes) // BATCH_BYTES
+        for n in np.unique(portion):
+            chosen = used[portion == n]
+            yield start + chosen, times[chosen], [conversations[i] for i in chosen]
+
+
+def _record_batch(
+    shard: Shard, positions: np.ndarray, aligned: AlignedBatch, teachers: Iterable[str]
+) -> pa.RecordBatch:
+    columns = schema(teachers)
+    values = {
+        "source": pa.array([shard.source] * len(positions), pa.string()),
+        "row": pa.array(positions, pa.int64()),
+    }
+    for name, (flat, lengths) in aligned.columns.items():
+        offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
+        values[name] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, columns.field(name).type.value_type))
+    return pa.record_batch([values[name] for name in columns.names], schema=columns)

@@ -1,0 +1,190 @@
+"""One tokenizer's view of a batch of chat rows: ids, what may be masked, and where each token lies in the contents.
+
+A batch is one long line of tokens: work on tokens is numpy over the whole batch, and Python only loops over rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from typing import NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.alignment.chat import ChatTemplate, Messages, Run
+from pipeline.alignment.chunks import Intervals
+from pipeline.alignment.spans import Spans, spans_from_offsets
+from pipeline.alignment.vocabulary import token_bytes
+
+
+class Conversations:
+    """A batch of rows, and a byte position for all of their contents that every tokenizer shares.
+
+    Attributes:
+        starts: for every row, the position of each message's content; one unused position follows each content, so that
+            no chunk spans two messages.
+        size: number of positions.
+    """
+
+    def __init__(self, rows: Sequence[Messages]):
+        self.rows = rows
+        sizes = (len(message["content"].encode()) + 1 for messages in rows for message in messages)
+        flat = accumulate(sizes, initial=0)
+        self.starts = [[next(flat) for _ in messages] for messages in rows]
+        self.size = next(flat)
+
+
+@dataclass(frozen=True)
+class SideBatch:
+    """A batch as one tokenizer sees it, every row cut to its longest length."""
+
+    ids: np.ndarray
+    """int32 [tokens]"""
+    row: np.ndarray
+    """int64 [tokens], ascending"""
+    maskable: np.ndarray
+    """bool [tokens]: assistant contents and their end-of-turn tokens"""
+    contents: Intervals
+    """tokens as positions of `Conversations`; -1 for tokens that are not wholly and faithfully in one content"""
+    straddling: np.ndarray
+    """bool [tokens]: partly in a content"""
+    problems: list[str | None]
+    """for every row, why it has no tokens"""
+
+
+class _Row(NamedTuple):
+    """What the loop over rows finds out about one."""
+
+    ids: list[int]
+    runs: list[Run]
+    turns: list[tuple[int, int]]
+    """byte positions of the assistant contents in the text"""
+    size: int
+    """bytes of the text"""
+    spans: Spans | None
+    """None where the tokens respell the text"""
+
+
+_NO_ROW = _Row([], [], [], 0, None)
+
+
+class Side:
+    """A tokenizer with its byte table, its chat template and the longest length of a row."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, length: int):
+        self._template = ChatTemplate(tokenizer)
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._length = length
+        size = max(tokenizer.get_vocab().values()) + 1
+        try:
+            self._table: list[bytes] | None = token_bytes(tokenizer)
+        except ValueError:
+            self._table = None
+        table = self._table or [b""] * size
+        self._lengths = np.array([len(token) for token in table], np.int64)
+        self._added = np.isin(np.arange(size), list(tokenizer.added_tokens_decoder))
+        self._blank = np.array([token.isspace() for token in table]) & ~self._added
+
+    def encode(self, batch: Conversations) -> SideBatch:
+        """The batch as this tokenizer sees it; rows that its template refuses or rewrites have no tokens."""
+        texts = self._template.render(batch.rows)
+        encodings = self._backend.encode_batch_fast([text or "" for text in texts], add_special_tokens=False)
+        rows, problems = [], []
+        for messages, text, encoding in zip(batch.rows, texts, encodings, strict=True):
+            found = self._row(messages, text, encoding.ids) if text is not None else "refused_by_template"
+            rows.append(_NO_ROW if isinstance(found, str) else found)
+            problems.append(found if isinstance(found, str) else None)
+        return self._assemble(batch, rows, problems)
+
+    def _row(self, messages: Messages, text: str, ids: list[int]) -> _Row | str:
+        raw = text.encode()
+        runs = self._template.locate(messages, raw)
+        if runs is None:
+            return "rewritten_by_template"
+        spans = None
+        pieces = self._table and list(map(self._table.__getitem__, ids))
+        if pieces is None or b"".join(pieces) != raw:
+            spans = spans_from_offsets(pieces, text, self._backend.encode(text, add_special_tokens=False).offsets)
+        return _Row(ids, runs, _assistant_turns(messages, runs), len(raw), spans)
+
+    def _assemble(self, batch: Conversations, rows: list[_Row], problems: list[str | None]) -> SideBatch:
+        # Texts lie one behind the other, an unused position after each.
+        text_starts = np.fromiter(accumulate((row.size + 1 for row in rows), initial=0), np.int64)
+        counts = np.array([len(row.ids) for row in rows], np.int64)
+        ids = np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32, counts.sum())
+        spans = self._spans(ids, counts, text_starts, rows)
+
+        row = np.repeat(np.arange(len(rows)), counts)
+        kept = np.arange(len(ids)) - (np.cumsum(counts) - counts)[row] < self._length
+        ids, row, spans = ids[kept], row[kept], Spans(*(column[kept] for column in spans))
+        runs = [
+            (batch.starts[n][run.message] + run.start, text_starts[n] + run.text, run.length)
+            for n, found in enumerate(rows)
+            for run in found.runs
+        ]
+        turns = [(n, text_starts[n] + a, text_starts[n] + b) for n, found in enumerate(rows) for a, b in found.turns]
+        contents, straddling = _in_contents(spans, _table(runs))
+        maskable = self._maskable(ids, row, spans, _table(turns))
+        return SideBatch(ids, row, maskable, contents, straddling, problems)
+
+    def _spans(self, ids: np.ndarray, counts: np.ndarray, text_starts: np.ndarray, rows: list[_Row]) -> Spans:
+        """Spans in the line of all texts."""
+        lengths = self._lengths[ids]
+        total = np.append(0, np.cumsum(lengths))
+        first = np.cumsum(counts) - counts
+        begin = total[:-1] + np.repeat(text_starts[:-1] - total[first], counts)
+        spans = Spans(begin, begin + lengths, np.ones(len(ids), bool))
+        for n, row in enumerate(rows):
+            if row.spans is not None:
+                here = slice(first[n], first[n] + counts[n])
+                spans.begin[here] = row.spans.begin + text_starts[n]
+                spans.end[here] = row.spans.end + text_starts[n]
+                spans.faithful[here] = row.spans.faithful
+        return spans
+
+    def _maskable(self, ids: np.ndarray, row: np.ndarray, spans: Spans, turns: np.ndarray) -> np.ndarray:
+        turn_row, turn_begin, turn_end = turns.T
+        turn = np.searchsorted(turn_begin, spans.begin, side="right") - 1
+        maskable = (turn >= 0) & (spans.end <= np.append(turn_end, 0)[turn])
+        # The end of a turn is an added token, with the blanks that a template may put before it.
+        after = np.searchsorted(spans.end, turn_end, side="right")
+        for n, first in enumerate(after):
+            last = first
+            while last < len(ids) and row[last] == turn_row[n] and self._blank[ids[last]]:
+                last += 1
+            ends = last < len(ids) and row[last] == turn_row[n] and self._added[ids[last]]
+            if ends and spans.begin[first] >= turn_end[n]:
+                maskable[first : last + 1] = True
+        return maskable
+
+
+def _assistant_turns(messages: Messages, runs: list[Run]) -> list[tuple[int, int]]:
+    turns: dict[int, tuple[int, int]] = {}
+    for run in runs:
+        if messages[run.message]["role"] == "assistant":
+            begin, _ = turns.get(run.message, (run.text, 0))
+            turns[run.message] = begin, run.text + run.length
+    return list(turns.values())
+
+
+def _table(triples: list[tuple[int, int, int]]) -> np.ndarray:
+    return np.array(triples, np.int64).reshape(-1, 3)
+
+
+def _in_contents(spans: Spans, runs: np.ndarray) -> tuple[Intervals, np.ndarray]:
+    """Tokens in positions of the contents, and which straddle. Runs are (content, text, length), in order."""
+    if not len(runs):
+        return Intervals(np.full(len(spans.end), -1), np.full(len(spans.end), -1)), np.zeros(len(spans.end), bool)
+    content, text, length = runs.T
+    run = np.maximum(np.searchsorted(text, np.maximum(spans.begin, spans.end - 1), side="right") - 1, 0)
+    run_begin, run_end = text[run], (text + length)[run]
+    inside = (spans.begin >= run_begin) & (spans.end <= run_end)
+    touching = (spans.end > run_begin) & (spans.begin < run_end) & (spans.end > spans.begin)
+    shift = (content - text)[run]
+    placed = inside & spans.faithful
+    begin, end = (np.where(placed, column + shift, -1) for column in (spans.begin, spans.end))
+    return Intervals(begin, end), touching & ~inside

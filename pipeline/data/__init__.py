@@ -1,0 +1,21 @@
+"""Aligned rows, their order, and the micro-batches made of them."""
+
+from pipeline.data.aligned import AlignedRow, AlignedRows
+from pipeline.data.batch import Batch, BatchBuilder, Packed, Sample, Side, TeacherBatch, TeacherSide
+from pipeline.data.order import GlobalBatches, Visit, accumulation_steps, assign
+
+__all__ = [
+    "AlignedRow",
+    "AlignedRows",
+    "Batch",
+    "BatchBuilder",
+    "GlobalBatches",
+    "Packed",
+    "Sample",
+    "Side",
+    "TeacherBatch",
+    "TeacherSide",
+    "Visit",
+    "accumulation_steps",
+    "assign",
+]

@@ -1,0 +1,41 @@
+"""95% intervals of a score over problems."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Z95 = 1.959963984540054  # 97.5% quantile of the standard normal distribution
+
+
+def interval(scores: Sequence[float]) -> tuple[float, float]:
+    """95% interval of the mean: Wilson's for 0/1 scores, a bootstrap's for graded ones. Raises ValueError for none."""
+    if not len(scores):
+        raise ValueError("no scores, no interval")
+    if all(score in (0, 1) for score in scores):
+        return wilson(int(sum(scores)), len(scores))
+    return bootstrap(scores)
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927): sensible at 0, at 1 and for small n.
+
+    Raises ValueError for n < 1 or successes outside 0..n.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} of {n} is no proportion")
+    p, z2 = successes / n, Z95**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap(scores: Sequence[float], resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap of the mean (Efron 1979), problems drawn with replacement; the same every time."""
+    values = np.asarray(scores, dtype=np.float64)
+    # counts, not indices: a resample of n problems is one multinomial draw, and the means are one product
+    counts = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
+    low, high = np.quantile(counts @ values / len(values), [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,190 @@
+"""Loading of students, teachers and tokenizers, from a folder or the hub; strict, and with every mask explicit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.initialization import no_init_weights
+
+from pipeline.models.expert_parallel import resolve_expert_parallel_size, share_experts
+from pipeline.models.llada2_moe import check_mask
+from pipeline.models.weights import check_files, checkpoint_views, draw, fill, shapes
+from pipeline.recipe import BadInput
+
+Weights = Literal["pretrained", "random"]
+
+ARCHITECTURES = ("llada2_moe", "llama", "qwen2", "qwen3")
+CONFIG_FILES = ["config.json"]
+TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
+WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
+MASK_TOKEN = "<|mask|>"
+
+
+def fetch(path: str, patterns: Sequence[str]) -> Path:
+    """The folder itself, or the hub's files that match, as a local folder. Raises BadInput when there is neither."""
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        return Path(snapshot_download(path, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(f"{path}: no such folder, and the hub gives no model of that name ({reason})") from None
+
+
+def read_config(path: str) -> PreTrainedConfig:
+    """A model's configuration as one of ARCHITECTURES. Raises BadInput for others and for settings that do not fit."""
+    file = fetch(path, CONFIG_FILES) / "config.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no config.json; give the folder of a model") from None
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{file}: not JSON ({error})") from None
+    architecture = _architecture(raw)
+    if architecture not in ARCHITECTURES:
+        raise BadInput(f"{file}: model_type {raw.get('model_type')!r} is none of {', '.join(ARCHITECTURES)}")
+    unused = ("auto_map", "architectures", "model_type", "transformers_version")
+    try:
+        return AutoConfig.for_model(architecture, **{k: v for k, v in raw.items() if k not in unused})
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise BadInput(f"{file}: {' '.join(str(error).split())}") from None
+
+
+def _architecture(raw: dict) -> str:
+    """Other names of the same architectures: WeDLM is Qwen3 (with q/k norms) or Qwen2, `a2d-` marks BD3LM students."""
+    name = str(raw.get("model_type"))
+    if name == "wedlm":
+        return "qwen3" if raw.get("qk_norm", True) else "qwen2"
+    return name.removeprefix("a2d-").removesuffix("_veomni")
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of tokenizer.json, unchanged, with a chat template and a mask token.
+
+    Raises BadInput when one of the three is missing.
+    """
+    folder = fetch(path, TOKENIZER_FILES)
+    if not (folder / "tokenizer.json").is_file():
+        raise BadInput(f"{path}: no tokenizer.json; save the tokenizer as a fast one (`save_pretrained`)")
+    # The class that tokenizer_config.json names may rebuild normalizer and pre-tokenizer its own way.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    if tokenizer.mask_token is None and MASK_TOKEN in tokenizer.get_vocab():
+        tokenizer.mask_token = MASK_TOKEN
+    if tokenizer.mask_token is None:
+        raise BadInput(f"{path}: no mask token; add_special_tokens({{'mask_token': '{MASK_TOKEN}'}}) and save it")
+    if not tokenizer.chat_template:
+        raise BadInput(f"{path}: no chat template; add chat_template.jinja to the tokenizer")
+    return tokenizer
+
+
+def load_student(
+    path: str,
+    *,
+    dtype: torch.dtype,
+    weights: Weights = "pretrained",
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """A trainable model on the CPU: `model(input_ids, attention_mask=bool 4-D, position_ids=...)`.
+
+    `weights="random"` reads config.json only and draws from `seed`. Ids of special roles come from config.json, else
+    from the tokenizer (default: the model's own, if any). Raises BadInput naming every tensor that does not fit.
+    """
+    config, folder = _prepare(path, weights, tokenizer)
+    model = build(config, dtype=dtype, device="cpu")
+    _write_weights(model, folder, seed)
+    return model.train()
+
+
+def load_teacher(
+    path: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    expert_parallel_size: int = 1,
+    weights: Weights = "pretrained",
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """As `load_student`, frozen, in eval mode and on `device`; experts are shared out over ranks.
+
+    With an expert-parallel size above 1, loading and every forward are collective: all ranks of a group call them the
+    same number of times, whatever their tokens, and a rank reads only its experts from the files.
+    """
+    config, folder = _prepare(path, weights, tokenizer)
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    size = resolve_expert_parallel_size(
+        expert_parallel_size, experts=getattr(config, "num_experts", 1), world_size=ranks, local_world_size=ranks
+    )
+    if size == 1:
+        model, first_expert = build(config, dtype=dtype, device=device), 0
+    else:
+        model = build(config, dtype=dtype, device="meta")
+        first_expert = share_experts(model, size=size, device=device)
+    _write_weights(model, folder, seed, first_expert)
+    return model.requires_grad_(False).eval()
+
+
+def build(config: PreTrainedConfig, *, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
+    """The model with memory for its weights but no values in it; its buffers have theirs."""
+    with torch.device(device), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    model.tie_weights()
+    model.config.use_cache = False  # training would copy every key and value into a cache
+    model.get_input_embeddings().padding_idx = None  # a padding id may be an end token, which must keep its gradient
+    # Eager attention would add a boolean mask as +1, and no mask at all would mean a causal one.
+    model.model.register_forward_pre_hook(_require_mask, with_kwargs=True)
+    return model
+
+
+def _require_mask(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+    check_mask(args[1] if len(args) > 1 else kwargs.get("attention_mask"))
+
+
+def _prepare(
+    path: str, weights: Weights, tokenizer: PreTrainedTokenizerFast | None
+) -> tuple[PreTrainedConfig, Path | None]:
+    """All that can be refused before memory is taken; gives the config and the folder of its weights (random: none)."""
+    config = read_config(path)
+    _name_special_tokens(config, path, tokenizer)
+    if weights == "random":
+        return config, None
+    folder = fetch(path, CONFIG_FILES + WEIGHT_FILES)
+    expected = shapes(checkpoint_views(build(config, dtype=torch.float32, device="meta")))
+    check_files(folder, expected, tied=config.tie_word_embeddings)
+    return config, folder
+
+
+def _name_special_tokens(config: PreTrainedConfig, path: str, tokenizer: PreTrainedTokenizerFast | None) -> None:
+    """Sets mask_token_id, eos_token_id and pad_token_id where config.json is silent; None without a tokenizer."""
+    names = [f"{role}_token_id" for role in ("mask", "eos", "pad")]
+    silent = [name for name in names if getattr(config, name, None) is None]
+    if silent and tokenizer is None and (fetch(path, TOKENIZER_FILES) / "tokenizer.json").is_file():
+        tokenizer = load_tokenizer(path)
+    for name in silent:
+        setattr(config, name, getattr(tokenizer, name, None))
+    if config.pad_token_id is None:
+        config.pad_token_id = getattr(tokenizer, "eos_token_id", None)
+    if config.mask_token_id is not None and config.mask_token_id >= config.vocab_size:
+        raise BadInput(
+            f"{path}: mask token {config.mask_token_id} is outside its {config.vocab_size} embeddings; resize them and"
+            " save the model again"
+        )
+
+
+def _write_weights(model: PreTrainedModel, folder: Path | None, seed: int, first_expert: int = 0) -> None:
+    views = checkpoint_views(model, first_expert=first_expert)
+    if folder is None:
+        draw(views, seed=seed, std=model.config.initializer_range)
+    else:
+        tied = model.config.tie_word_embeddings
+        fill(folder, views, tied_head=model.get_input_embeddings().weight if tied else None)

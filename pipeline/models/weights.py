@@ -1,0 +1,139 @@
+"""Checkpoint files: strict loading, seeded drawing, and the names that LLaDA2's published files use.
+
+A model's weights are handled as views: checkpoint name -> the part of one of our tensors that holds it. Loading fills
+the views, drawing draws into them, exporting writes them: names are mapped once, and a rank touches its experts only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline.diffusion.noise import generator_for
+from pipeline.models.llada2_moe import LLaDA2MoeModelLM
+from pipeline.recipe import BadInput
+
+Shapes = dict[str, tuple[int, ...]]
+
+HEAD = "lm_head.weight"
+# Stacked expert tensors, ours and AutoEP's (w1, w2, w3) -> the projections that they hold, in order.
+PROJECTIONS = {
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "down_proj": ("down_proj",),
+    "w1": ("gate_proj",),
+    "w2": ("down_proj",),
+    "w3": ("up_proj",),
+}
+
+
+def checkpoint_views(
+    model: PreTrainedModel, state: Mapping[str, Tensor] | None = None, first_expert: int = 0
+) -> dict[str, Tensor]:
+    """The weights under their checkpoint names; a tied head is left out, as its embedding stands for it.
+
+    `state` holds other tensors under the model's names (a gathered state dict); default: the model's own, to write to.
+    `first_expert` is the number of this rank's first expert.
+    """
+    state = dict(model.state_dict() if state is None else state)
+    if model.config.tie_word_embeddings:
+        state.pop(HEAD, None)
+    return official_views(state, first_expert) if isinstance(model, LLaDA2MoeModelLM) else state
+
+
+def official_views(state: Mapping[str, Tensor], first_expert: int = 0) -> dict[str, Tensor]:
+    """LLaDA2's published names: one tensor a projection of an expert, and `expert_bias` for the selection bias."""
+    views = {}
+    for name, tensor in state.items():
+        layer, _, stacked = name.partition(".mlp.experts.")
+        if not stacked:
+            name = name.replace(".mlp.router.gate.", ".mlp.gate.")  # AutoEP's layer holds our gate in its router
+            views[name.replace(".gate.e_score_correction_bias", ".gate.expert_bias")] = tensor
+            continue
+        projections = PROJECTIONS[stacked]
+        for expert, weight in enumerate(tensor.unbind(), start=first_expert):
+            for projection, part in zip(projections, weight.chunk(len(projections)), strict=True):
+                views[f"{layer}.mlp.experts.{expert}.{projection}.weight"] = part
+    return views
+
+
+def shapes(views: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(view.shape) for name, view in views.items()}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint. Raises BadInput when there are none or one of them is missing."""
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    for name in names:
+        if not (folder / name).is_file():
+            raise BadInput(f"{folder}: no {name}; weights must be safetensors, one file or shards with their index")
+    return [folder / name for name in names]
+
+
+def check_files(folder: Path, expected: Shapes, *, tied: bool) -> None:
+    """Reads the headers only. Raises BadInput naming tensors that are missing, surplus or misshapen.
+
+    With a tied head, the files may hold the head as well.
+    """
+    found: Shapes = {}
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+        except SafetensorError as error:
+            raise BadInput(f"{file}: not a whole safetensors file ({error}); fetch it again") from None
+    if tied:
+        found.pop(HEAD, None)
+    misshapen = [n for n in sorted(found.keys() & expected.keys()) if found[n] != expected[n]]
+    if misshapen:
+        name = misshapen[0]
+        raise BadInput(
+            f"{folder}: {_listed(misshapen)} misshapen ({name} is {list(found[name])}, config.json means"
+            f" {list(expected[name])}); weights and config.json do not belong together"
+        )
+    for names, what in ((expected.keys() - found.keys(), "missing"), (found.keys() - expected.keys(), "surplus")):
+        if names:
+            raise BadInput(f"{folder}: {_listed(sorted(names))} {what}; weights and config.json do not belong together")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def fill(folder: Path, views: Mapping[str, Tensor], *, tied_head: Tensor | None = None) -> None:
+    """Copies each view's tensor from the files, already checked; others (experts of other ranks) are not read.
+
+    Raises BadInput when the files hold a head that differs from `tied_head`, the embedding it should be tied to.
+    """
+    head = None
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():
+                if name in views:
+                    views[name].copy_(tensors.get_tensor(name))
+                elif name == HEAD and tied_head is not None:
+                    head = tensors.get_tensor(name)
+    if head is not None and not torch.equal(head.to(tied_head), tied_head):
+        raise BadInput(f"{folder}: {HEAD} differs from the embedding; set tie_word_embeddings to false in config.json")
+
+
+def draw(views: Mapping[str, Tensor], *, seed: int, std: float) -> None:
+    """Random weights that depend on (seed, checkpoint name) alone, so every rank count and layout draws the same.
+
+    Matrices are normal, norms 1, biases 0.
+    """
+    for name, view in views.items():
+        if name.endswith("bias"):
+            view.zero_()
+        elif view.ndim == 1:
+            view.fill_(1)
+        else:
+            view.copy_(torch.randn(view.shape, generator=generator_for(seed, name)) * std)

@@ -1,0 +1,177 @@
+"""Figures of the report as inline SVG. Each takes numbers and returns markup; ink follows the page's text colour."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import torch
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from pipeline.objectives import tidal_lambda
+from pipeline.reporting.run import Record, Run
+
+INK = "#010203"  # stands for the page's text colour, which differs between light and dark
+COLOURS = {"teacher": "#8b6fd6", "undistilled": "#d9822b", "distilled": "#1f9e89"}
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#808080",
+    "grid.alpha": 0.25,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "lines.linewidth": 1.6,
+}
+
+
+def by_t(ts: Sequence[object]) -> list[tuple[float, ...]]:
+    """A colour for each t, from violet to orange: all of them readable on light and on dark."""
+    return [tuple(c) for c in matplotlib.colormaps["plasma"](np.linspace(0.4, 0.85, max(len(ts), 1)))]
+
+
+def scores(models: Mapping[str, Record]) -> Markup:
+    """Value and interval of each model, on one axis."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 0.5 + 0.5 * len(models)), layout="constrained")
+        axes = figure.subplots()
+        for row, (model, score) in enumerate(models.items()):
+            if score["low"] is not None:
+                axes.plot(
+                    [score["low"], score["high"]],
+                    [row, row],
+                    color=COLOURS[model],
+                    linewidth=6,
+                    alpha=0.35,
+                    solid_capstyle="butt",
+                )
+            axes.plot([score["value"]], [row], "o", color=COLOURS[model], markersize=8)
+            axes.annotate(
+                f"{score['value']:.3f}", (score["value"], row), (0, 7), textcoords="offset points", ha="center"
+            )
+        axes.set_yticks(range(len(models)), list(models))
+        axes.set(
+            ylim=(len(models) - 0.5, -0.7),
+            xlim=(-0.02, 1.02),
+            xlabel=next(iter(models.values())).get("metric", "score"),
+        )
+        return svg(figure, "scores")
+
+
+def losses(runs: Mapping[str, Run]) -> Markup:
+    """Training loss and each of its terms over steps, one panel a term."""
+    terms = ["loss", "cross_entropy", *dict.fromkeys(name for run in runs.values() for name in run.teachers)]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.4 * len(terms), 2.8), layout="constrained")
+        for axes, term in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms, strict=True):
+            for label, run in runs.items():
+                steps, values = series(run.training, term)
+                axes.plot(steps, values, color=COLOURS[label], alpha=0.3, linewidth=0.8)
+                axes.plot(steps, smooth(values), color=COLOURS[label], label=label)
+            axes.set(
+                xlabel="step",
+                title=term.replace("_", "-") if term in ("loss", "cross_entropy") else f"distillation: {term}",
+            )
+        figure.axes[0].legend()
+        return svg(figure, "losses")
+
+
+def validation(runs: Mapping[str, Run]) -> Markup:
+    """Validation cross-entropy over steps, one line a value of t, one panel a run."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.2 * len(runs) + 0.6, 3), layout="constrained")
+        panels = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
+        for axes, (label, run) in zip(panels, runs.items(), strict=True):
+            ts = list(run.validation[0]["by_t"])
+            steps = [line["step"] for line in run.validation]
+            for t, colour in zip(ts, by_t(ts), strict=True):
+                axes.plot(
+                    steps, [line["by_t"][t] for line in run.validation], ".-", color=colour, label=f"t = {float(t):g}"
+                )
+            axes.set(xlabel="step", title=label, yscale="log")
+        figure.axes[0].set_ylabel("validation loss")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center")
+        return svg(figure, "validation")
+
+
+def probe(ts: Sequence[float], teachers: Mapping[str, Record]) -> Markup:
+    """Log-probability of the truth and accuracy over t, with one view and with two; a row a teacher."""
+    views = {"one_view": ("one view", "o-", "#d9822b"), "two_views": ("two views (CompDemo)", "s-", "#8b6fd6")}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 2.8 * len(teachers)), layout="constrained")
+        rows = figure.subplots(len(teachers), 2, squeeze=False)
+        for (left, right), (name, values) in zip(rows, teachers.items(), strict=True):
+            for view, (label, marker, colour) in views.items():
+                left.plot(ts, values[view], marker, color=colour, label=label)
+                right.plot(ts, values[f"accuracy_{view}"], marker, color=colour, label=label)
+            left.axhline(values["uniform"], color=INK, linestyle=":", linewidth=1, label="uniform guess")
+            left.set(xlabel="t", title=f"{name}: mean log-probability of the true token")
+            right.set(xlabel="t", title=f"{name}: true token ranked first", ylim=(-0.03, 1.03))
+            left.legend()
+        return svg(figure, "probe")
+
+
+def tidal(init: float, maximum: float, axes: str, schedule: str) -> Markup:
+    """lambda over training progress p and diffusion time t."""
+    t = torch.linspace(0, 1, 41)
+    progress = np.linspace(0, 1, 41)
+    values = [tidal_lambda(p, t, init=init, maximum=maximum, axes=axes, schedule=schedule).numpy() for p in progress]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+        panel = figure.subplots()
+        filled = panel.contourf(
+            progress, t.numpy(), np.stack(values, axis=1), levels=np.linspace(0, 1, 11), cmap="viridis"
+        )
+        figure.colorbar(filled, label="lambda")
+        panel.set(xlabel="training progress p", ylabel="diffusion time t")
+        return svg(figure, "tidal")
+
+
+def throughput(runs: Mapping[str, Run]) -> Markup:
+    """Tokens a second over steps."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 2.4), layout="constrained")
+        axes = figure.subplots()
+        for label, run in runs.items():
+            axes.plot(*series(run.training, "tokens_per_second"), color=COLOURS[label], label=label)
+        axes.set(xlabel="step", ylabel="tokens / s", ylim=(0, 1.15 * axes.get_ylim()[1]))
+        axes.legend()
+        return svg(figure, "throughput")
+
+
+def series(lines: Sequence[Record], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of the lines that hold a value."""
+    held = [line for line in lines if line.get(name) is not None]
+    return [line["step"] for line in held], [line[name] for line in held]
+
+
+def smooth(values: Sequence[float]) -> np.ndarray:
+    """Centred running mean over about a twentieth of the run, shorter windows at the ends."""
+    half = len(values) // 40
+    return np.array([np.mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
+
+
+def svg(figure: Figure, name: str) -> Markup:
+    """Inline SVG that scales with the page: no metadata, no namespace addresses, ids of its own."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    markup = text.getvalue()
+    markup = markup[markup.index("<svg") :]
+    markup = re.sub(r"<metadata>.*?</metadata>", "", markup, flags=re.DOTALL)
+    markup = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", markup)
+    return Markup(markup.replace(INK, "currentColor"))

@@ -1,0 +1,1 @@
+"""The training step, its loop, checkpoints, and the run's distribution."""

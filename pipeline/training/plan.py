@@ -1,0 +1,151 @@
+"""What is known of a run before any model is loaded: every check that the user's input can fail, and the run directory."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from pipeline.alignment.manifest import check_manifest, load_manifest, verify_shards
+from pipeline.models import read_config
+from pipeline.models.expert_parallel import resolve_expert_parallel_size
+from pipeline.recipe import BadInput, Recipe, dump
+from pipeline.run_directory import complete_checkpoints, rank, read_json
+from pipeline.training import checkpoint
+from pipeline.training.engine import read_engine_config, student_dtype, zero_stage
+from pipeline.training.terms import family
+from pipeline.training.topology import Topology, launched
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that has passed every check that needs no model."""
+
+    recipe: Recipe
+    engine_config: dict[str, Any]
+    manifest: dict[str, Any]
+    topology: Topology
+    expert_parallel_size: dict[str, int]
+    """Of each teacher; 1 for a dense one."""
+
+    @property
+    def shared_vocab(self) -> list[int]:
+        """Id prefix that the student shares with each teacher, 0 = none."""
+        return [self.manifest["teachers"][t.name]["shared_vocab"] for t in self.recipe.teachers]
+
+
+def prepare(recipe: Recipe, engine_config: Path) -> Plan:
+    """Checks recipe, engine settings, aligned dataset, models' configs and ranks against one another.
+
+    Raises BadInput with one line for whatever does not fit.
+    """
+    config, topology = read_engine_config(engine_config), launched()
+    _check_length("data.student_length", recipe.data.student_length, recipe.student.path)
+    sizes = {}
+    for teacher in recipe.teachers:
+        model = _check_length(f"teacher {teacher.name}: length", teacher.length, teacher.path)
+        sizes[teacher.name] = resolve_expert_parallel_size(
+            teacher.expert_parallel_size,
+            experts=getattr(model, "num_experts", 1),
+            world_size=topology.world_size,
+            local_world_size=topology.local_world_size,
+        )
+    manifest = load_manifest(Path(recipe.data.aligned))
+    check_manifest(manifest, recipe)
+    plan = Plan(recipe, config, manifest, topology, sizes)
+    for teacher, shared in zip(recipe.teachers, plan.shared_vocab, strict=True):
+        family(recipe.objective, teacher, shared)
+    if rank() == 0:  # reads every byte: once is enough
+        verify_shards(Path(recipe.data.aligned), manifest)
+        checkpoint.verify(Path(recipe.run_dir))
+    return plan
+
+
+def _check_length(what: str, length: int, path: str) -> Any:
+    config = read_config(path)
+    if length > config.max_position_embeddings:
+        raise BadInput(f"{what} {length} is beyond the {config.max_position_embeddings} positions of {path}: lower it")
+    return config
+
+
+def announce(plan: Plan, warnings: Sequence[str]) -> None:
+    """Prints the resolved recipe and the topology (rank 0)."""
+    if rank() != 0:
+        return
+    print(dump(plan.recipe), end="")
+    print(f"# ranks: {plan.topology.world_size} ({plan.topology.local_world_size} on this node)")
+    print(f"# expert parallelism: {plan.expert_parallel_size or 'no teacher'}")
+    print(f"# student: ZeRO stage {zero_stage(plan.engine_config)}, {student_dtype(plan.engine_config)}")
+    for warning in warnings:
+        print(f"WARNING {warning}")
+    sys.stdout.flush()
+
+
+def finished(recipe: Recipe) -> bool:
+    """Whether this very run is done already."""
+    status = read_json(Path(recipe.run_dir) / "status" / "distill.json") or {}
+    return status.get("state") == "done" and bool(complete_checkpoints(Path(recipe.run_dir)))
+
+
+def claim(recipe: Recipe) -> Any:
+    """Takes the run directory for this process, until the returned handle is closed (rank 0 alone holds the lock).
+
+    Raises BadInput when another process holds it, or when it belongs to a recipe that would train otherwise.
+    """
+    run_dir = Path(recipe.run_dir)
+    kept = run_dir / "recipe.yaml"
+    if kept.is_file():
+        differing = _differences(yaml.safe_load(kept.read_text()), yaml.safe_load(dump(recipe)))
+        if differing:
+            raise BadInput(
+                f"{run_dir} belongs to another recipe (it differs in {', '.join(differing)}): "
+                "choose another --run_dir or delete it"
+            )
+    if rank() != 0:
+        return None
+    run_dir.mkdir(parents=True, exist_ok=True)
+    handle = (run_dir / ".lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise BadInput(f"{run_dir} is in use by another process: wait for it or choose another --run_dir") from None
+    return handle
+
+
+# sections that do not change what is trained
+_FREE = ("checkpoint", "evaluation", "logging", "run_dir")
+
+
+def _differences(kept: Any, wanted: Any, prefix: str = "") -> list[str]:
+    """Dotted names of the fields that differ and that change what is trained."""
+    if not isinstance(kept, dict) or not isinstance(wanted, dict):
+        return [] if kept == wanted else [prefix]
+    names = [name for name in {**kept, **wanted} if prefix or name not in _FREE]
+    return [d for n in names for d in _differences(kept.get(n), wanted.get(n), f"{prefix}.{n}" if prefix else n)]
+
+
+def environment(plan: Plan, accumulation: int) -> dict[str, Any]:
+    """What environment.json says of where a run ran."""
+    packages = ("torch", "deepspeed", "transformers", "datasets")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    on_gpu = torch.cuda.is_available()
+    return {
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
+        "commit": commit.stdout.strip() or None,
+        "command": sys.argv,
+        "world_size": plan.topology.world_size,
+        "accumulation": accumulation,
+        "expert_parallel_size": plan.expert_parallel_size,
+        "zero_stage": zero_stage(plan.engine_config),
+        "engine": plan.engine_config,
+    }

@@ -1,0 +1,167 @@
+"""A distillation run, from its plan to its last checkpoint: models, terms, data and loop put together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.data import AlignedRows, BatchBuilder, GlobalBatches, Side, TeacherSide, accumulation_steps
+from pipeline.models import load_student, load_teacher, load_tokenizer
+from pipeline.models.llada2_moe import LLaDA2MoeModelLM
+from pipeline.objectives import cross_entropy_weight
+from pipeline.recipe import Recipe, Teacher, compdemo_enabled, dump
+from pipeline.run_directory import rank, write_json, write_text
+from pipeline.training import checkpoint
+from pipeline.training.engine import build_engine, student_dtype
+from pipeline.training.loop import Trainer
+from pipeline.training.metrics import Metrics
+from pipeline.training.plan import Plan, environment
+from pipeline.training.step import StudentWithLoss
+from pipeline.training.terms import build_term
+from pipeline.training.topology import Topology, start
+from pipeline.training.validation import probe, validation_loss
+
+_CROSS_ENTROPY = {"schedule": cross_entropy_weight, "uniform": torch.ones_like}
+
+
+def train(plan: Plan, timeout_minutes: float) -> int:
+    """Trains to the last step and returns its number. Raises StoppedEarly after a signal."""
+    recipe, run_dir = plan.recipe, Path(plan.recipe.run_dir)
+    trainer = assemble(plan, start(timeout_minutes))
+    first = checkpoint.resume(trainer.engine, run_dir)
+    if rank() == 0:
+        write_text(run_dir / "recipe.yaml", dump(recipe))
+        write_json(run_dir / "environment.json", environment(plan, trainer.accumulation))
+    if first == 0:
+        _probe_teachers(plan, trainer)
+    metrics = Metrics(
+        run_dir / "metrics.jsonl",
+        ["cross_entropy", *(t.name for t in recipe.teachers)],
+        first=first,
+        steps=trainer.steps,
+        device=trainer.topology.device,
+    )
+    tokenizer = load_tokenizer(recipe.student.tokenizer)
+    provenance = {"recipe": asdict(recipe), "manifest_key": plan.manifest["key"]}
+    trainer.run(
+        first,
+        metrics,
+        validate=partial(_validate, plan, trainer, metrics),
+        save=partial(checkpoint.save, trainer.engine, tokenizer, run_dir, recipe.checkpoint.keep, provenance),
+    )
+    return trainer.steps
+
+
+def assemble(plan: Plan, topology: Topology) -> Trainer:
+    """Loads student and teachers, binds the recipe's terms, and wraps the student in its engine."""
+    recipe = plan.recipe
+    model = load_student(
+        recipe.student.path,
+        dtype=student_dtype(plan.engine_config),
+        weights=recipe.student.weights,
+        tokenizer=load_tokenizer(recipe.student.tokenizer),
+        seed=recipe.data.seed,
+    )
+    teachers = [_load_teacher(plan, teacher, topology) for teacher in recipe.teachers]
+    terms = [
+        build_term(recipe.objective, teacher, shared, loaded.get_output_embeddings().weight)
+        for teacher, shared, loaded in zip(recipe.teachers, plan.shared_vocab, teachers, strict=True)
+    ]
+    rows = _rows(plan, "train", recipe.teachers)
+    ratio = recipe.objective.compdemo.ratio if compdemo_enabled(recipe) else None
+    builder = _builder(plan, model.config, [t.config for t in teachers], ratio)
+    costs = builder.tokens(rows.student_lengths, rows.teacher_lengths)
+    batches = GlobalBatches(len(rows), recipe.optim.global_batch, recipe.data.seed)
+    accumulation = accumulation_steps(costs, batches.batch, topology.world_size, recipe.optim.micro_tokens)
+    module = StudentWithLoss(model, terms, _CROSS_ENTROPY[recipe.objective.cross_entropy])
+    return Trainer(
+        recipe,
+        topology,
+        engine=build_engine(module, plan.engine_config, recipe.optim, accumulation),
+        teachers=list(zip(terms, teachers, strict=True)),
+        rows=rows,
+        batches=batches,
+        builder=builder,
+        weights=torch.tensor([recipe.objective.cross_entropy_weight, *(t.weight for t in recipe.teachers)]),
+        steps=recipe.optim.steps or batches.steps(recipe.optim.epochs),
+        accumulation=accumulation,
+        after_step=_router_balance(model, recipe),
+    )
+
+
+def _load_teacher(plan: Plan, teacher: Teacher, topology: Topology) -> nn.Module:
+    return load_teacher(
+        teacher.path,
+        dtype=getattr(torch, teacher.dtype),
+        device=topology.device,
+        expert_parallel_size=plan.expert_parallel_size[teacher.name],
+        weights=teacher.weights,
+        tokenizer=load_tokenizer(teacher.tokenizer),
+        seed=plan.recipe.data.seed,
+    )
+
+
+def _router_balance(model: nn.Module, recipe: Recipe) -> Callable[[], None]:
+    """What follows every optimizer step: a trained MoE's experts are balanced, other students need nothing."""
+    if isinstance(model, LLaDA2MoeModelLM):
+        return partial(model.update_selection_bias, recipe.optim.selection_bias_rate)
+    return lambda: None
+
+
+def _rows(plan: Plan, split: str, teachers: Sequence[Teacher]) -> AlignedRows:
+    return AlignedRows(Path(plan.recipe.data.aligned), plan.manifest, split, [t.name for t in teachers])
+
+
+def _builder(plan: Plan, student: Any, teachers: Sequence[Any], compdemo_ratio: float | None) -> BatchBuilder:
+    """How models are fed: the configs of the student and of the teachers that take part (all of them, or none)."""
+    recipe, block = plan.recipe, plan.recipe.student.block_size
+    sides = [
+        TeacherSide(config.mask_token_id, teacher.input, block, shared)
+        for config, teacher, shared in zip(teachers, recipe.teachers, plan.shared_vocab, strict=False)
+    ]
+    return BatchBuilder(
+        Side(student.mask_token_id, recipe.student.input, block),
+        sides,
+        compdemo_ratio=compdemo_ratio,
+        mask_unit=recipe.objective.mask_unit,
+        eos_tail=student.eos_token_id if recipe.student.eos_tail else None,
+    )
+
+
+def _validate(plan: Plan, trainer: Trainer, metrics: Metrics, step: int) -> None:
+    rows = _rows(plan, "validation", [])
+    if len(rows):
+        builder = _builder(plan, trainer.engine.module.model.config, [], None)
+        by_t = validation_loss(trainer.engine, rows, builder, trainer.topology, plan.recipe.optim.micro_tokens)
+        metrics.validation(step, by_t)
+
+
+def _probe_teachers(plan: Plan, trainer: Trainer) -> None:
+    """Says what the teachers know before anything is trained on it, and writes teacher_probe.json."""
+    recipe = plan.recipe
+    rows = _rows(plan, "validation", recipe.teachers)
+    if not recipe.teachers or not len(rows):
+        return
+    models = [model for _, model in trainer.teachers]
+    build = partial(_builder, plan, trainer.engine.module.model.config, [m.config for m in models])
+    views = {"one_view": build(None), "two_views": build(recipe.objective.compdemo.ratio)}
+    named = [(t.name, m) for t, m in zip(recipe.teachers, models, strict=True)]
+    known = probe(named, rows, views, trainer.topology, recipe.optim.micro_tokens)
+    if rank() != 0:
+        return
+    write_json(Path(recipe.run_dir) / "teacher_probe.json", known)
+    for name, facts in known["teachers"].items():
+        print(f"teacher {name} on held-out rows: nats a token (and accuracy) by t; guessing gives {facts['uniform']:.2f}")
+        for view in views:
+            pairs = zip(known["t"], facts[view], facts[f"accuracy_{view}"], strict=True)
+            print(f"  {view:9}  " + "  ".join(f"t={t}: {nats:.2f} ({right:.0%})" for t, nats, right in pairs))
+        if max(facts["one_view"]) < facts["uniform"]:
+            print(f"WARNING teacher {name} is worse than guessing: check its tokenizer, template, weights and input mask")
+    sys.stdout.flush()

@@ -1,0 +1,56 @@
+"""The ranks of a run."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Topology:
+    """This process among the ranks."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    """Ranks on this node."""
+    device: torch.device
+
+
+def launched() -> Topology:
+    """The topology that the launcher's environment names, before any process group exists (no launcher: one rank)."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world)))
+    return Topology(int(os.environ.get("RANK", 0)), world, local, torch.device("cpu"))
+
+
+def start(timeout_minutes: float) -> Topology:
+    """Joins the process group (gloo on CPU, nccl on GPU) and picks this rank's device.
+
+    On CPU, the cores are shared out between the ranks of a node, unless OMP_NUM_THREADS says otherwise.
+    """
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    here, accelerator = launched(), get_accelerator()
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", "29500")
+    cpu = accelerator.device_name() == "cpu"
+    if cpu and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // here.local_world_size))
+    if not cpu:
+        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+    deepspeed.init_distributed(
+        dist_backend=accelerator.communication_backend_name() if not cpu else "gloo",
+        timeout=timedelta(minutes=timeout_minutes),
+        verbose=False,
+    )
+    return Topology(dist.get_rank(), dist.get_world_size(), here.local_world_size, torch.device(accelerator.current_device_name()))

@@ -1,0 +1,173 @@
+"""Micro-batches: exact savings, isolated documents, the same content for any number of ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from pipeline.data import AlignedRow, BatchBuilder, GlobalBatches, Sample, Side, TeacherSide, accumulation_steps, assign
+from pipeline.data.aligned import AlignedTeacher
+from pipeline.data.layout import lay_out, pack
+from pipeline.diffusion import block_diffusion_mask
+from pipeline.recipe import BadInput
+from pipeline.training.terms import hidden_states
+
+MASK = 1
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, attn_implementation="sdpa",
+    )  # fmt: skip
+    return Qwen3ForCausalLM(config).eval().double()
+
+
+def example(length: int, masked: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(2, 60, (length,), generator=torch.Generator().manual_seed(length))
+    mask = torch.zeros(length, dtype=torch.bool)
+    mask[masked] = True
+    return ids, mask
+
+
+@pytest.mark.parametrize("masked", [[0], [5, 6], [1, 11], [10, 12], list(range(13))])
+def test_dropped_blocks_change_nothing(model, masked):
+    """The trimmed input gives every masked token the hidden state that the whole [xt, x0] gives it."""
+    ids, mask = example(13, masked)
+    packed, places = pack([lay_out(ids, mask, Side(MASK, "block", 4))])
+    ours = hidden_states(model, packed, places)
+
+    whole = torch.cat([torch.where(mask, MASK, ids), ids])[None]
+    positions = torch.arange(13).repeat(2)[None]
+    full = model.model(
+        input_ids=whole, attention_mask=block_diffusion_mask(13, 4)[None, None], position_ids=positions
+    ).last_hidden_state[0, :13]
+    assert packed.ids.numel() <= whole.numel()
+    assert_close(ours, full[mask], rtol=1e-10, atol=1e-10)
+
+
+def test_dropping_is_worth_it():
+    ids, mask = example(64, [5])
+    packed, _ = pack([lay_out(ids, mask, Side(MASK, "block", 8))])
+    assert packed.ids.numel() == 8  # one noisy block, and no clean block before it
+    ids, mask = example(64, [60])
+    packed, _ = pack([lay_out(ids, mask, Side(MASK, "block", 8))])
+    assert packed.ids.numel() == 8 + 56
+
+
+@pytest.mark.parametrize("layout", ["block", "full"])
+def test_documents_are_isolated(model, layout):
+    """Packed together, each document's hidden states are those that it has alone."""
+    side = Side(MASK, layout, 4)
+    documents = [lay_out(*example(n, m), side) for n, m in [(13, [2, 9]), (6, [5]), (9, []), (7, [0, 6]), (21, [20])]]
+    packed, places = pack(documents)
+    together = hidden_states(model, packed, places)
+    alone = [hidden_states(model, *pack([d])) for d in documents]
+    assert_close(together, torch.cat(alone), rtol=1e-10, atol=1e-10)
+    assert (packed.document >= 0).sum() / packed.ids.numel() > 0.6
+
+
+def test_nothing_masked_is_one_row_of_padding(model):
+    packed, places = pack([])
+    assert packed.ids.shape == (1, 1) and places.numel() == 0
+    assert hidden_states(model, packed, torch.tensor([0])).isfinite().all()
+
+
+def row(seed: int = 0) -> AlignedRow:
+    """Student: 3 prompt tokens, chunks {3}, {4, 5}, {6}, end of turn. Teacher: chunks {2, 3}, {4}, {5}."""
+    g = torch.Generator().manual_seed(seed)
+    teacher = AlignedTeacher(
+        torch.randint(2, 60, (7,), generator=g), torch.tensor([-1, -1, 0, 0, 1, 2, -1]), torch.tensor([-1, -1, -1, 0, 1, 1, 2, -1])
+    )
+    return AlignedRow(torch.randint(2, 60, (8,), generator=g), torch.arange(8) >= 3, (teacher,))
+
+
+def builder(compdemo: float | None = None, shared: int = 0) -> BatchBuilder:
+    return BatchBuilder(Side(MASK, "block", 4), [TeacherSide(MASK, "full", 4, shared)], compdemo_ratio=compdemo)
+
+
+def test_teacher_hides_exactly_the_masked_chunks():
+    batch = builder()([Sample(row(), (0, i)) for i in range(30)])
+    teacher = batch.teachers[0]
+    assert_close(batch.student.ids.view(-1)[batch.predict], torch.full_like(batch.predict, MASK))
+    assert_close(teacher.input.ids.view(-1)[teacher.predict], torch.full_like(teacher.predict, MASK))
+    assert (teacher.input.ids == MASK).sum() == teacher.predict.numel()
+    chunks = teacher.chunk_t.shape[0]
+    sides = [torch.bincount(x, minlength=chunks)[:chunks] for x in (teacher.chunk, teacher.student_chunk)]
+    assert set(zip(*(s.tolist() for s in sides), strict=True)) == {(2, 1), (1, 2), (1, 1)}  # teacher, student tokens
+
+
+def test_compdemo_views_predict_complementary_halves():
+    samples = [Sample(row(i), (0, i)) for i in range(30)]
+    one, two = builder()(samples), builder(0.5)(samples)
+    a, b = one.teachers[0], two.teachers[0]
+    assert torch.equal(one.predict, two.predict)  # the student sees the same
+    assert sorted(zip(a.chunk.tolist(), a.targets.tolist(), strict=True)) == sorted(
+        zip(b.chunk.tolist(), b.targets.tolist(), strict=True)
+    )
+    assert b.input.ids.eq(MASK).sum() == a.input.ids.eq(MASK).sum()  # every chunk is hidden in one of its two views
+
+
+def test_pairs_are_equal_single_tokens():
+    base = row()
+    teacher = base.teachers[0]
+    ids = teacher.ids.clone()
+    ids[5] = base.ids[6]  # chunk 2: one token on both sides, the same id
+    same = AlignedRow(base.ids, base.maskable, (AlignedTeacher(ids, teacher.chunks, teacher.student_chunks),))
+    batch = builder(shared=60)([Sample(same, (0,))], t=1.0)
+    pair = batch.teachers[0].pair
+    assert (pair >= 0).tolist() == [False, False, False, True, False]
+    assert batch.teachers[0].targets[pair[3]] == base.ids[6]
+    assert not (builder(shared=int(base.ids[6]))([Sample(same, (0,))], t=1.0).teachers[0].pair >= 0).any()
+
+
+def test_eos_tail_fills_the_block():
+    make = BatchBuilder(Side(MASK, "block", 4), eos_tail=9)
+    short = AlignedRow(row().ids[:6], row().maskable[:6], ())
+    batch = make([Sample(short, (0,))], t=1.0)
+    assert batch.maskable == 5 and batch.targets[-2:].tolist() == [9, 9]
+
+
+@given(st.lists(st.integers(1, 100), max_size=40), st.integers(1, 8))
+def test_assign_is_a_partition_within_its_bound(costs, parts):
+    groups = assign(costs, parts)
+    assert len(groups) == parts
+    assert sorted(i for g in groups for i in g) == list(range(len(costs)))
+    bound = sum(costs) / parts + max(costs, default=0)
+    assert all(sum(costs[i] for i in g) <= bound for g in groups)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=50), st.integers(1, 12), st.integers(1, 4))
+def test_micro_batches_keep_the_budget(costs, batch, ranks):
+    costs = np.array(costs)
+    each = accumulation_steps(costs, batch, ranks, budget=100)
+    batches = GlobalBatches(len(costs), batch, seed=0)
+    for step in range(5):
+        own = [int(costs[v.row]) for v in batches[step]]
+        assert all(sum(own[i] for i in g) <= 100 for g in assign(own, ranks * each))
+
+
+def test_a_budget_below_the_longest_row_is_refused():
+    with pytest.raises(BadInput, match="micro_tokens 50 cannot hold the longest row, 60"):
+        accumulation_steps(np.array([10, 60]), 2, 1, 50)
+
+
+def test_every_epoch_visits_every_row_once():
+    batches = GlobalBatches(10, 4, seed=3)
+    visits = [v for step in range(5) for v in batches[step]]
+    assert sorted((v.epoch, v.row) for v in visits) == [(e, r) for e in range(2) for r in range(10)]
+    assert [v.row for v in visits[:10]] != [v.row for v in visits[10:]]
+    assert batches[2] == GlobalBatches(10, 4, seed=3)[2]
+
+
+def test_moving_a_batch_keeps_its_structure():
+    batch = builder()([Sample(row(), (0,))], t=1.0)
+    moved = batch.to("meta")
+    assert moved.teachers[0].input.ids.device.type == "meta" and moved.maskable == batch.maskable

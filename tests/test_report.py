@@ -1,0 +1,305 @@
+"""The report stage on made run directories: complete, nearly empty, and wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from pipeline.alignment import align_chunks, token_bytes
+from pipeline.models import load_tokenizer
+from pipeline.reporting import chunks
+from pipeline.reporting.figures import smooth
+from pipeline.reporting.page import number, render
+from pipeline.reporting.run import read_run
+from pipeline.reporting.summary import interval, scores, summary
+
+ROOT = Path(__file__).resolve().parents[1]
+TS = [0.1, 0.3, 0.5, 0.7, 0.9]
+SCORES = {"teacher": (0.97, 0.95, 0.99), "undistilled": (0.83, 0.80, 0.86), "distilled": (0.96, 0.94, 0.975)}
+SECTIONS = [
+    "Scores: arithmetic", "Training losses", "Validation loss by t", "What the teacher knows", "TIDAL lambda",
+    "Alignment", "Sample chunks", "Throughput", "Sample generations", "Recipe", "Environment",
+]  # fmt: skip
+
+
+def write(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def recipe(folder: Path, teachers: list[dict]) -> dict:
+    return {
+        "name": folder.name,
+        "student": {"path": "demo/student", "tokenizer": str(ROOT / "demo/student")},
+        "data": {"aligned": str(folder.parent / "aligned")},
+        "teachers": teachers,
+        "objective": {
+            "strategy": "tide_cross",
+            "tidal": {"axes": "both", "schedule": "cosine", "init": 0.1, "maximum": 0.9},
+        },
+        "evaluation": {"tasks": ["arithmetic"]},
+    }
+
+
+def write_run(folder: Path, model: str, floor: float, teacher: str | None) -> None:
+    """Metrics, status, environment and one evaluation."""
+    teachers = [{"name": teacher, "path": "demo/teacher", "tokenizer": str(ROOT / "demo/teacher")}] if teacher else []
+    write(folder / "recipe.yaml", yaml.safe_dump(recipe(folder, teachers)))
+    lines = []
+    for step in range(10, 401, 10):
+        entropy = floor + 2.5 * math.exp(-step / 90) + 0.05 * math.sin(step)
+        term = {teacher: 0.4 + entropy / 3} if teacher else {}
+        loss = entropy + sum(term.values())
+        pace = {"tokens": 40_000, "seconds": 5.0, "tokens_per_second": 8000 + 300 * math.sin(step / 7)}
+        lines.append({"kind": "train", "step": step, "loss": loss, "cross_entropy": entropy, **term, **pace})
+        if step % 100 == 0:
+            by_t = {str(t): entropy * (0.2 + t) for t in TS}
+            lines.append({"kind": "validation", "step": step, "loss": entropy, "by_t": by_t})
+    write(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write(
+        folder / "status" / "distill.json",
+        {"state": "done", "step": 400, "exit_code": 0, "message": "", "seconds": 200.5},
+    )
+    write(folder / "status" / "report.json", {"state": "done", "seconds": 1.0})
+    facts = {
+        "torch": "2.13.0",
+        "world_size": 2,
+        "zero_stage": 3,
+        "expert_parallel_size": {teacher: 2} if teacher else {},
+    }
+    write(folder / "environment.json", facts)
+    write_scores(folder, "step-00000400", model)
+
+
+def write_scores(folder: Path, label: str, model: str) -> None:
+    value, low, high = SCORES[model]
+    score = {
+        "task": "arithmetic",
+        "metric": "exact_match",
+        "value": value,
+        "n": 500,
+        "low": low,
+        "high": high,
+        "preset": "demo",
+    }
+    write(folder / "evaluation" / label / "arithmetic.json", score)
+    samples = [
+        {
+            "prompt": f"What is {a} plus 5?",
+            "response": f"The sum is {a + 5 + a % 3 // 2}.",
+            "target": str(a + 5),
+            "correct": a % 3 < 2,
+        }
+        for a in range(10, 30)
+    ]
+    lines = "".join(json.dumps(sample) + "\n" for sample in samples)
+    write(folder / "evaluation" / label / "arithmetic.samples.jsonl", lines)
+
+
+def write_aligned(folder: Path, text: str) -> None:
+    """One aligned row and a manifest."""
+    student, teacher = load_tokenizer(ROOT / "demo/student"), load_tokenizer(ROOT / "demo/teacher")
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for tokenizer in (student, teacher)]
+    spelled = [[token_bytes(tokenizer)[i] for i in row] for tokenizer, row in zip((student, teacher), ids, strict=True)]
+    student_chunks, teacher_chunks = align_chunks(*spelled)
+    row = {
+        "input_ids": ids[0], "maskable": [True] * len(ids[0]), "llada2_input_ids": ids[1],
+        "llada2_chunk_ids": list(teacher_chunks), "llada2_student_chunk_ids": list(student_chunks),
+    }  # fmt: skip
+    table = pa.Table.from_pylist([row])
+    folder.mkdir(parents=True)
+    with pa.OSFile(str(folder / "shard-00000.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    statistics = {"chunks_per_row": 9.5, "one_to_one_share": 0.78}
+    rows = {"train": {"read": 2001, "kept": 2000, "dropped": {"no_assistant_content": 1}}}
+    shards = [{"file": "shard-00000.arrow", "split": "train", "rows": 1, "sha256": "0"}]
+    manifest = {"rows": rows, "tokens": {"student": 90_000}, "statistics": {"llada2": statistics}, "shards": shards}
+    write(folder / "manifest.json", manifest)
+
+
+@pytest.fixture
+def run_dirs(tmp_path: Path) -> tuple[Path, Path]:
+    run, baseline = tmp_path / "demo", tmp_path / "demo-undistilled"
+    write_run(run, "distilled", 0.1, "llada2")
+    write_scores(run, "teacher", "teacher")
+    write_scores(run, "step-00000200", "undistilled")  # an older step, which the report must not take
+    write_run(baseline, "undistilled", 0.4, None)
+    write_aligned(tmp_path / "aligned", "There are 61 apples in all.")
+    known = [-0.05, -0.1, -0.2, -0.4, -0.8]
+    views = {"one_view": known, "two_views": [x / 2 for x in known], "uniform": -6.0}
+    accuracy = {
+        "accuracy_one_view": [math.exp(x) for x in known],
+        "accuracy_two_views": [math.exp(x / 2) for x in known],
+    }
+    write(run / "teacher_probe.json", {"t": TS, "teachers": {"llada2": views | accuracy}})
+    return run, baseline
+
+
+def report(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "pipeline/report.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def minimal_recipe(folder: Path, run_dir: Path) -> Path:
+    path = folder / "minimal.yaml"
+    write(
+        path,
+        yaml.safe_dump(
+            {"name": "x", "run_dir": str(run_dir), "student": {"path": "demo/student"}, "optim": {"steps": 1}}
+        ),
+    )
+    return path
+
+
+class Page(HTMLParser):
+    """Headings, text, and everything that a browser would fetch."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.headings, self.fetched, self.text, self._tag = [], [], [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self._tag = tag
+        self.fetched += [
+            v for k, v in attrs if k in ("src", "href", "xlink:href", "srcset") and not v.startswith(("#", "data:"))
+        ]
+        self.fetched += [tag] if tag in ("script", "link", "iframe", "object") else []
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self._tag == "h2" and data.strip():
+            self.headings.append(data)
+
+
+def test_the_whole_report(run_dirs, tmp_path):
+    """The script form, on two complete runs."""
+    run, baseline = run_dirs
+    done = report("--recipe", minimal_recipe(tmp_path, run), "--baseline", baseline)
+    assert done.returncode == 0, done.stderr
+    assert str(run / "report.html") in done.stdout and "0.960" in done.stdout and "0.830" in done.stdout
+    html = (run / "report.html").read_text()
+    page = Page(html)
+    assert page.headings == SECTIONS
+    assert page.fetched == [] and not re.search(r"https?://|url\((?!#)|@import", html)
+    assert html.count("<svg") == 6
+    text = " ".join(page.text)
+    assert (
+        "0.940 to 0.975" in text
+        and "llada2: one to one share" in text
+        and "no assistant content" in text
+        and "What is 11 plus 5?" in text
+    )
+    assert "No " not in text, "a complete run has nothing missing"
+    assert json.loads((run / "status" / "report.json").read_text())["state"] == "done"
+
+    result = json.loads((run / "summary.json").read_text())
+    assert set(result) == {"scores", "world_size", "expert_parallel_size", "zero_stage", "strategy", "seconds"}
+    assert {model: (s["value"], s["low"], s["high"]) for model, s in result["scores"].items()} == SCORES
+    assert all(s["n"] == 500 for s in result["scores"].values())
+    assert (result["world_size"], result["expert_parallel_size"], result["zero_stage"]) == (2, 2, 3)
+    assert result["strategy"] == "tide_cross"
+    assert result["seconds"] == {"distill": 200.5, "undistilled_distill": 200.5}
+
+
+def test_an_empty_run_directory(tmp_path):
+    """Every section is there and says what is missing."""
+    run = tmp_path / "fresh"
+    run.mkdir()
+    done = report("--recipe", minimal_recipe(tmp_path, run))
+    assert done.returncode == 0, done.stderr
+    page = Page((run / "report.html").read_text())
+    assert page.headings == ["Scores", *SECTIONS[1:]]
+    assert " ".join(page.text).count("has not run") >= 4
+    assert json.loads((run / "summary.json").read_text()) == {"scores": {}, "strategy": "bd3lm", "seconds": {}}
+
+
+def test_parts_stand_alone(run_dirs):
+    """Without baseline, probe and aligned dataset the rest is still drawn."""
+    run, _ = run_dirs
+    (run / "teacher_probe.json").unlink()
+    (run.parent / "aligned" / "manifest.json").unlink()
+    state = read_run(run)
+    html = render(state, None, scores(state, None, "teacher"))
+    assert "No teacher_probe.json" in html and "No manifest.json" in html and "No sample alignment" in html
+    assert "No score of: undistilled" in html and html.count("<svg") == 5
+
+
+def test_several_teachers_and_tasks(run_dirs):
+    run, baseline = (read_run(folder) for folder in run_dirs)
+    run.environment["expert_parallel_size"] = {"llada2": 2, "other": 4}
+    run.evaluations["step-00000400"]["zebra"] = {**run.evaluations["step-00000400"]["arithmetic"], "value": 0.5}
+    assert list(scores(run, baseline, "teacher")) == ["arithmetic", "zebra"], "the recipe's tasks come first"
+    result = summary(run, baseline, "teacher")
+    assert (
+        result["expert_parallel_size"] == {"llada2": 2, "other": 4} and result["scores"]["distilled"]["value"] == 0.96
+    )
+    assert "teacher" not in summary(run, baseline, "nobody")["scores"]
+
+
+def test_graded_scores_without_an_interval(run_dirs):
+    run, _ = run_dirs
+    score = {"task": "similarity", "metric": "chrf", "value": 0.4, "n": 2, "low": None, "high": None}
+    write(run / "evaluation/step-00000400/similarity.json", score)
+    sample = {"prompt": "p", "response": "r", "target": "t", "correct": None, "chrf": 0.25}
+    write(run / "evaluation/step-00000400/similarity.samples.jsonl", json.dumps(sample) + "\n")
+    state = read_run(run)
+    assert "chrf 0.25" in render(state, None, scores(state, None, "teacher"))
+
+
+def test_a_repeated_step_counts_once(run_dirs):
+    """A resumed run writes some steps again: the later line holds."""
+    run, _ = run_dirs
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "train", "step": 10, "loss": 7.0}) + "\n")
+    state = read_run(run)
+    assert [line["step"] for line in state.training] == list(range(10, 401, 10)) and state.training[0]["loss"] == 7.0
+
+
+def test_chunks_are_drawn_with_visible_bytes():
+    table = [b"in", b" all", b"\n", b"\xf0\x9f", b"", b"\x98\x80"]
+    assert chunks.by_chunk([0, 1, 2, 3], [0, 0, -1, 1], table) == {0: ["in", "␣all"], 1: ["\\xf0\\x9f"]}
+    drawn = chunks.pair(chunks.by_chunk([1, 2], [0, 1], table), chunks.by_chunk([1, 2], [0, 1], table))
+    assert drawn == [chunks.Chunk(["␣all"], ["␣all"]), chunks.Chunk(["⏎"], ["⏎"])]
+
+
+def test_text_of_a_run_cannot_become_markup(run_dirs):
+    run, _ = run_dirs
+    bad = {"prompt": "<script>x</script>", "response": "<b>", "target": "&", "correct": False}
+    write(run / "evaluation/step-00000400/arithmetic.samples.jsonl", json.dumps(bad) + "\n")
+    state = read_run(run)
+    html = render(state, None, scores(state, None, "teacher"))
+    assert "<script>" not in html and "&lt;script&gt;" in html
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--run_dir", "runs/nowhere"], "runs/nowhere"),
+        (["--baseline", "runs/nowhere"], "runs/nowhere"),
+        (["--colour", "x"], "colour"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, flags, message):
+    run = tmp_path / "fresh"
+    run.mkdir()
+    done = report("--recipe", minimal_recipe(tmp_path, run), *flags)
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert list(run.iterdir()) == []
+
+
+def test_small_helpers():
+    assert [interval({"low": a, "high": b}) for a, b in ((0.1, 0.25), (None, None))] == ["0.100 to 0.250", ""]
+    assert [number(x) for x in (12345, 0.123456, 12345.6, "a", True)] == ["12,345", "0.1235", "12,346", "a", "True"]
+    assert smooth([1.0, 2.0]).tolist() == [1.0, 2.0]
+    flat = smooth([0.0, 2.0] * 100)
+    assert abs(flat[50:150] - 1).max() < 0.2

@@ -1,0 +1,271 @@
+"""The sampler against golden vectors of the published one, and against a plain decoder without cache or batches."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from pipeline.diffusion.sampler import GenerateConfig, decode, generate, transfer_counts
+from pipeline.models.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModelLM
+
+DATA = Path(__file__).parent / "data" / "sampler"
+PAD, MASK, NEVER = 0, 1, 10_000  # NEVER: an end token outside the vocabulary
+
+
+def golden_model(name: str) -> tuple[Qwen3ForCausalLM, list[dict]]:
+    golden = json.loads((DATA / f"{name}.json").read_text())
+    config = Qwen3Config(**{k: v for k, v in golden["config"].items() if k != "model_type"}, mask_token_id=MASK)
+    model = Qwen3ForCausalLM(config).eval()
+    tensors = load_file(DATA / f"{name}.safetensors")
+    model.load_state_dict({k[3:]: v for k, v in tensors.items() if k.startswith("sd.")}, strict=True)
+    model.config.pad_token_id = PAD
+    return model, golden["cases"]
+
+
+def golden_config(case: dict) -> GenerateConfig:
+    settings = case["config"]
+    new, size, steps = settings["max_new_tokens"], settings["block_size"], settings["steps"]
+    if "steps_per_block" in settings:
+        steps = settings["steps_per_block"] * math.ceil(new / size)
+    return GenerateConfig(max_new_tokens=new, block_size=size, steps=steps)
+
+
+def until(tokens: list[int], end: int) -> list[int]:
+    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+
+
+GOLDEN = [(name, i) for name, n in (("sampler", 10), ("sampler_mask_left", 2)) for i in range(n)]
+
+
+@pytest.mark.parametrize(("name", "index"), GOLDEN)
+def test_equals_the_published_sampler(name: str, index: int) -> None:
+    model, cases = golden_model(name)
+    case, config = cases[index], golden_config(cases[index])
+    model.config.eos_token_id = case["eos_token_id"]
+    area = math.ceil(max(map(len, case["prompts"])) / config.block_size) * config.block_size
+    responses = generate(model, case["prompts"], config)
+    assert all(MASK not in response and PAD not in response for response in responses)
+    if not case["mask_left_in_output"]:
+        assert responses == [until(row[area:], case["eos_token_id"]) for row in case["sequences"]]
+    else:  # the published sampler commits masks; everything else must still be decoded
+        assert [len(response) for response in responses] == [config.max_new_tokens] * len(responses)
+
+
+@pytest.mark.parametrize("index", range(10))
+def test_takes_as_many_forwards_as_steps(index: int) -> None:
+    """No forward of its own fills the cache: the published sampler needs one more a block."""
+    model, cases = golden_model("sampler")
+    case = cases[index]
+    model.config.eos_token_id = case["eos_token_id"]
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    generate(model, case["prompts"], golden_config(case))
+    assert len(calls) <= case["n_diffusion_steps"]
+    if case["eos_mode"] is None:
+        assert len(calls) == case["n_diffusion_steps"]
+
+
+SCHEDULE = [c for c in json.loads((DATA / "transfer_schedule.json").read_text()) if c["scheduler"] == "linear"]
+
+
+@pytest.mark.parametrize("case", SCHEDULE, ids=lambda c: f"{c['block_len']}-{c['steps']}")
+def test_transfer_schedule(case: dict) -> None:
+    assert transfer_counts(case["block_len"], case["steps"]) == case["counts"]
+
+
+def plain_decoder(model, prompt: list[int], config: GenerateConfig) -> list[int]:
+    """One prompt, whole sequence at every step, no cache: literally left-padded in reference mode."""
+    size, new = config.block_size, config.max_new_tokens
+    shift = -len(prompt) % size if config.blocks == "reference" else 0
+    ids = torch.tensor([PAD] * shift + prompt + [MASK] * new)
+    real = torch.arange(len(ids)) >= shift
+    masked = torch.arange(len(ids)) >= shift + len(prompt)
+    block = torch.arange(len(ids)) // size
+    positions = (real.cumsum(0) - 1).clamp(min=0)
+    end = model.config.eos_token_id
+    while masked.any():
+        now = int(block[masked].min())
+        inside = masked & (block == now)
+        left = int(inside.sum())
+        blocks = math.ceil(new / size)
+        steps = math.ceil(config.steps / blocks) if shift or config.blocks == "reference" else config.steps * left / new
+        for count in transfer_counts(left, math.ceil(steps)) if config.threshold is None else [1] * left:
+            inside = masked & (block == now)
+            if not inside.any():
+                break
+            seen = int((block <= now).sum())
+            allow = (block[None, :seen] <= block[:seen, None]) & real[None, :seen] | torch.eye(seen, dtype=torch.bool)
+            with torch.no_grad():
+                logits = model(
+                    input_ids=ids[None, :seen], attention_mask=allow[None, None], position_ids=positions[None, :seen]
+                ).logits[0]
+            logits = logits[inside[:seen]]
+            probability = logits.softmax(-1)
+            logits[:, [PAD, MASK]] = -math.inf
+            tokens = logits.argmax(-1)
+            confidence = probability.gather(1, tokens[:, None])[:, 0]
+            chosen = confidence.topk(count).indices
+            if config.threshold is not None:
+                chosen = torch.cat([chosen, (confidence >= config.threshold).nonzero()[:, 0]]).unique()
+            where = inside.nonzero()[:, 0][chosen]
+            ids[where], masked[where] = tokens[chosen], False
+    return until(ids[shift + len(prompt) :].tolist(), end)
+
+
+class WithoutCache(torch.nn.Module):
+    """A model that takes ids, mask and positions and nothing else."""
+
+    def __init__(self, model: Qwen3ForCausalLM) -> None:
+        super().__init__()
+        self.inner, self.config = model, model.config
+
+    def forward(self, input_ids, attention_mask, position_ids):
+        return self.inner(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+
+
+PROMPTS = [
+    [5, 30, 40, 19, 48, 7],
+    [27],
+    [43, 70, 48, 9, 33, 12, 8, 21, 66, 3],
+    [32, 4, 68, MASK, 40, PAD, 35, 40],  # ids of special roles inside a prompt are text
+    [66, 58, 25, 61, 47, 43, 78, 50, 61, 11, 23],
+]
+CONFIGS = [
+    GenerateConfig(max_new_tokens=14, block_size=4, steps=14, blocks="training"),
+    GenerateConfig(max_new_tokens=14, block_size=4, steps=7, blocks="training"),
+    GenerateConfig(max_new_tokens=14, block_size=4, steps=9),
+    GenerateConfig(max_new_tokens=13, block_size=32, steps=13, blocks="training"),
+    GenerateConfig(max_new_tokens=12, block_size=4, steps=12, threshold=0.3),
+    GenerateConfig(max_new_tokens=12, block_size=4, steps=12, threshold=0.3, blocks="training"),
+    GenerateConfig(max_new_tokens=5, block_size=1, steps=5),
+]
+
+
+@pytest.mark.parametrize("end", [NEVER, 62])
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_batched_and_cached_equals_plain(config: GenerateConfig, end: int) -> None:
+    model, _ = golden_model("sampler")
+    model.config.eos_token_id = end
+    expected = [plain_decoder(model, prompt, config) for prompt in PROMPTS]
+    assert generate(model, PROMPTS, config) == expected
+    assert [generate(model, [prompt], config)[0] for prompt in PROMPTS] == expected
+    assert generate(WithoutCache(model), PROMPTS, config) == expected
+    if end == 62:
+        assert len({len(response) for response in expected}) > 1, "the case must let rows leave at different times"
+
+
+def test_llada2_decodes_with_a_cache_too() -> None:
+    torch.manual_seed(3)
+    config = LLaDA2MoeConfig(
+        vocab_size=80, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, num_experts=8, num_experts_per_tok=2, n_group=4, topk_group=2,
+        moe_intermediate_size=16, pad_token_id=PAD, eos_token_id=62, mask_token_id=MASK, initializer_range=0.3,
+    )  # fmt: skip
+    model = LLaDA2MoeModelLM(config).eval()
+    for decoding in CONFIGS:
+        expected = [plain_decoder(model, prompt, decoding) for prompt in PROMPTS]
+        assert generate(model, PROMPTS, decoding) == expected
+    assert len({token for row in expected for token in row}) > 3, "the weights must give the case some variety"
+
+
+def test_unreachable_threshold_is_one_token_a_forward() -> None:
+    model, _ = golden_model("sampler")
+    model.config.eos_token_id = NEVER
+    for blocks in ("reference", "training"):
+        settings = {"max_new_tokens": 12, "block_size": 4, "steps": 12, "blocks": blocks}
+        sequential = generate(model, PROMPTS, GenerateConfig(**settings))
+        assert generate(model, PROMPTS, GenerateConfig(**settings, threshold=1.5)) == sequential
+
+
+def test_forwards_leave_waiting_out() -> None:
+    """One token a forward: every row takes as many forwards as tokens, though rows wait for others in the batch."""
+    model, _ = golden_model("sampler")
+    model.config.eos_token_id = NEVER
+    config = GenerateConfig(max_new_tokens=14, block_size=4, steps=14, blocks="training")
+    assert decode(model, PROMPTS, config)[1] == [14] * len(PROMPTS)
+
+
+def test_low_threshold_is_one_forward_a_block() -> None:
+    model, _ = golden_model("sampler")
+    model.config.eos_token_id = NEVER
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    generate(model, PROMPTS, GenerateConfig(max_new_tokens=12, block_size=4, steps=12, threshold=1e-9))
+    assert len(calls) == 3
+
+
+def test_sampling_depends_on_seed_and_prompt_only() -> None:
+    model, _ = golden_model("sampler")
+    model.config.eos_token_id = 62
+    for blocks in ("reference", "training"):
+        config = GenerateConfig(max_new_tokens=12, block_size=4, steps=12, temperature=1.0, blocks=blocks)
+        together = generate(model, PROMPTS, config)
+        assert generate(model, PROMPTS[::-1], config) == together[::-1]
+        assert [generate(model, [prompt], config)[0] for prompt in PROMPTS] == together
+        other = GenerateConfig(max_new_tokens=12, block_size=4, steps=12, temperature=1.0, blocks=blocks, seed=1)
+        assert generate(model, PROMPTS, other) != together
+        assert not any({MASK, PAD} & set(response) for response in together)
+
+
+def test_sampling_follows_the_temperature() -> None:
+    """One token after a fixed prompt: frequencies over seeds against softmax(logits / 0.7)."""
+    model, _ = golden_model("sampler")
+    model.config.eos_token_id = NEVER
+    draws = 2000
+    logits = model(
+        input_ids=torch.tensor([[5, MASK]]),
+        attention_mask=torch.tensor([[[[True, False], [True, True]]]]),
+        position_ids=torch.tensor([[0, 1]]),
+    ).logits[0, 1]
+    logits[[MASK, PAD]] = -math.inf
+    expected = (logits / 0.7).softmax(-1)
+    counts = torch.zeros_like(expected)
+    for seed in range(draws):
+        config = GenerateConfig(max_new_tokens=1, block_size=1, steps=1, temperature=0.7, seed=seed)
+        counts[generate(model, [[5]], config)[0][0]] += 1
+    assert (counts / draws - expected).abs().max() < 4 * math.sqrt(0.25 / draws)
+
+
+def test_several_end_tokens_and_an_end_token_that_pads() -> None:
+    model, _ = golden_model("sampler")
+    config = GenerateConfig(max_new_tokens=16, block_size=4, steps=16)
+    model.config.eos_token_id, model.config.pad_token_id = NEVER, None
+    free = generate(model, PROMPTS, config)
+    model.config.eos_token_id, model.config.pad_token_id = [41, 62], 62
+    assert generate(model, PROMPTS, config) == [
+        row[: next((i for i, token in enumerate(row) if token in (41, 62)), len(row)) + 1] for row in free
+    ]
+    model.config.eos_token_id = 41
+    assert not any(62 in row for row in generate(model, PROMPTS, config))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"max_new_tokens": 0}, {"block_size": 0}, {"steps": 0}, {"temperature": -1.0}, {"threshold": 0.0}, {"blocks": ""}],
+    ids=lambda change: next(iter(change)),
+)
+def test_settings_that_cannot_decode(change: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        GenerateConfig(**{"max_new_tokens": 4, "block_size": 4, "steps": 4, **change})
+
+
+def test_a_model_without_mask_token() -> None:
+    model, _ = golden_model("sampler")
+    model.config.mask_token_id = None
+    with pytest.raises(ValueError, match="mask_token_id"):
+        generate(model, [[3]], GenerateConfig(max_new_tokens=4, block_size=4, steps=4))
+
+
+def test_no_prompts_and_an_empty_prompt() -> None:
+    model, _ = golden_model("sampler")
+    model.config.eos_token_id = NEVER
+    config = GenerateConfig(max_new_tokens=6, block_size=4, steps=6)
+    assert generate(model, [], config) == []
+    empty, other = generate(model, [[], [5, 9]], config)  # its masks are alike, so their order is a tie: lengths only
+    assert (len(empty), other) == (6, generate(model, [[5, 9]], config)[0])

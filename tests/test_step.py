@@ -1,0 +1,175 @@
+"""The whole training step around fixed logits: the published implementation's losses and gradients."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from pipeline.data import AlignedRow, BatchBuilder, Sample, Side, TeacherSide
+from pipeline.data.aligned import AlignedTeacher
+from pipeline.objectives import cross_entropy_weight
+from pipeline.recipe import BadInput, CompDemo, Objective, Teacher, Tidal
+from pipeline.training.step import StudentWithLoss, counts, learning_rate
+from pipeline.training.terms import build_term
+from tests import golden
+
+STRATEGIES = {
+    "alm": "calm", "reverse_alm": "reverse_calm", "alm_taid": "calm_tidal", "reverse_alm_taid": "reverse_calm_tidal",
+    "kl_aligned": "kl", "reverse_kl_aligned": "reverse_kl", "taid_aligned": "tidal",
+}  # fmt: skip
+
+
+class FixedLogits(nn.Module):
+    """A model whose "hidden states" are given logits and whose head is the identity.
+
+    `logits` [documents, L, V]: a token at position i of document d has logits[d, i]. `document` [R, C] as in Packed.
+    """
+
+    def __init__(self, logits: torch.Tensor, document: torch.Tensor):
+        super().__init__()
+        self.logits, self.document = logits, document
+        self.head = nn.Linear(logits.shape[-1], logits.shape[-1], bias=False)
+        self.head.weight = nn.Parameter(torch.eye(logits.shape[-1]))
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.head
+
+    def model(self, input_ids, attention_mask, position_ids):
+        return SimpleNamespace(last_hidden_state=self.logits[self.document, position_ids])
+
+
+def chunk_ids(alignment: torch.Tensor) -> torch.Tensor:
+    """bool [L, n] -> int [L], -1 = in no chunk."""
+    return torch.where(alignment.any(1), alignment.int().argmax(1), -1)
+
+
+@pytest.fixture
+def uniforms(monkeypatch):
+    """Makes every draw of noise return what is queued: t, then the tokens, then CompDemo's split."""
+    queue: list[torch.Tensor] = []
+    monkeypatch.setattr("pipeline.diffusion.noise.torch.rand", lambda *a, **k: queue.pop(0))
+    return queue
+
+
+def run(case, rows, draws, student_logits, teacher_views, uniforms, *, teacher_input, shared, weight):
+    """Each sample as a micro-batch of its own: denominators are the batch's, so sums and gradients must not notice."""
+    compdemo = case["use_complementary_demo"]
+    # the vectors pair tokens up to the whole vocabulary (25) and compare their distributions below `shared`
+    objective = Objective(
+        strategy=STRATEGIES[case["distill_mode"]], temperature=case.get("alm_temperature", case.get("kl_temperature")),
+        compdemo=CompDemo(enabled=compdemo), tidal=Tidal(axes=case["taid_axis_mode"], midrange=case["taid_timestep_weight"] == "midrange"),
+    )  # fmt: skip
+    build = BatchBuilder(
+        Side(case["student_mask_id"], "block", case["block_size"]),
+        [TeacherSide(case["teacher_mask_id"], teacher_input, case["block_size"], shared_vocab=25 if shared else 0)],
+        compdemo_ratio=case["demo_ratio"] if compdemo else None,
+    )
+    batches = []
+    for row, (u_t, u, split) in zip(rows, draws, strict=True):
+        uniforms += [u_t, u, *([split] if compdemo else [])]
+        batches.append(build([Sample(row, (0,))]))
+    head = torch.eye(teacher_views[0].shape[-1])
+    term = build_term(objective, Teacher("teacher", ""), shared, head)
+    totals = sum(counts(b, [term]) for b in batches)
+    logits = student_logits.clone().requires_grad_()
+    ce, distillation = 0.0, 0.0
+    for i, batch in enumerate(batches):
+        student = StudentWithLoss(FixedLogits(logits[i : i + 1], batch.student.document), [term], cross_entropy_weight)
+        views = torch.stack([view[i] for view in teacher_views])
+        teacher = FixedLogits(views, batch.teachers[0].input.document)
+        observed = [term.observe(teacher, batch.teachers[0])]
+        sums = student(batch, observed, case["global_step"] / case["max_steps"])
+        ce, distillation = ce + sums[0] / totals[0].item(), distillation + sums[1] / max(1, totals[1].item())
+    loss = ce + weight * distillation
+    (gradient,) = torch.autograd.grad(loss, logits)
+    return loss, ce, distillation, gradient, batches
+
+
+ALM, ALM_TENSORS = golden.load("alm_step")
+
+
+@pytest.mark.parametrize("case", ALM, ids=lambda c: c["key"])
+def test_cross_tokenizer_step_equals_the_published_one(case, uniforms):
+    x = ALM_TENSORS
+    real = x["teacher_attention_mask"].bool()
+    rows = [
+        AlignedRow(
+            x["input_ids"][i],
+            x["labels"][i] != -100,
+            (
+                AlignedTeacher(
+                    x["teacher_input_ids"][i][real[i]],
+                    chunk_ids(x["alignment_teacher"][i][real[i]]),
+                    chunk_ids(x["alignment_student"][i]),
+                ),
+            ),
+        )
+        for i in range(2)
+    ]
+    # the published code draws the split for every chunk column, ours for the chunks that exist (+ one for "none")
+    sizes = [int(chunk_ids(x["alignment_student"][i]).max()) + 1 for i in range(2)]
+    splits = [torch.cat([x["u_split"][i, : sizes[i]], torch.ones(1)]) for i in range(2)]
+    draws = [(x["u_t"][i], x["u"][i], splits[i]) for i in range(2)]
+    views = [x["teacher_logits_pass1"], x["teacher_logits_pass2"]]  # pass 1 hides B, pass 2 hides A
+    loss, ce, distillation, gradient, batches = run(
+        case, rows, draws, x["student_logits"], views, uniforms, teacher_input="full", shared=0, weight=case["alm_weight"]
+    )
+    for i, batch in enumerate(batches):
+        masked = torch.zeros_like(rows[i].maskable)
+        masked[batch.student.positions.view(-1)[batch.predict]] = True
+        assert torch.equal(masked, x["masked_mask"][i])
+    assert_close(loss.detach(), torch.tensor(case["loss_ref"]), rtol=2e-6, atol=2e-7)
+    assert_close(ce.detach(), torch.tensor(case["log"]["ce_loss"]), rtol=2e-6, atol=2e-7)
+    assert_close(gradient, x[f"{case['key']}.grad_ref"], rtol=1e-4, atol=1e-7)
+
+
+ALIGNED, ALIGNED_TENSORS = golden.load("aligned_step")
+ALIGNED = [c for c in ALIGNED if c["distill_mode"] in STRATEGIES]  # the order of the two halves only permutes them
+
+
+@pytest.mark.parametrize("case", ALIGNED, ids=lambda c: c["key"])
+def test_shared_tokenizer_step_equals_the_published_one(case, uniforms):
+    x = ALIGNED_TENSORS
+    rows, draws = [], []
+    for i in range(2):
+        pairs = x["n_aligned"][i]
+        at_student, at_teacher = x["align_student"][i][:pairs], x["align_teacher"][i][:pairs]
+        real = x["teacher_attention_mask"][i].bool()
+        student_chunks, teacher_chunks = torch.full((12,), -1), torch.full((20,), -1)
+        student_chunks[at_student] = teacher_chunks[at_teacher] = torch.arange(int(pairs))
+        ids = x["teacher_input_ids"][i].clone()
+        ids[at_teacher] = x["input_ids"][i][at_student]  # drawn at random there; ours pairs equal tokens only
+        teacher = AlignedTeacher(ids[real], teacher_chunks[real], student_chunks)
+        rows.append(AlignedRow(x["input_ids"][i], x["labels"][i] != -100, (teacher,)))
+        draws.append((x["u_t"][i], x["u"][i], torch.cat([x["u_split"][i][at_student], torch.ones(1)])))
+    weight = case["taid_weight"] if case["distill_mode"].startswith("taid") else case["kl_weight"]
+    views = [x["teacher_logits_pass1"], x["teacher_logits_pass2"]]
+    loss, ce, _, gradient, _ = run(
+        case, rows, draws, x["student_logits"], views, uniforms, teacher_input="block", shared=case["shared_vocab_size"], weight=weight
+    )
+    assert_close(ce.detach(), torch.tensor(case["log"]["ce_loss"]), rtol=2e-6, atol=2e-7)
+    assert_close(loss.detach(), torch.tensor(case["loss_ref"]), rtol=1e-5, atol=1e-6)
+    if case["grad_saved"]:
+        assert_close(gradient, x[f"{case['key']}.grad_ref"], rtol=1e-4, atol=1e-6)
+
+
+def test_strategies_follow_the_tokenizers():
+    head = torch.eye(3)
+    teacher = Teacher("t", "")
+    assert build_term(Objective("tide_cross"), teacher, 0, head).loss.keywords["direction"] == "reverse"
+    assert type(build_term(Objective("tide_cross"), teacher, 3, head)).__name__ == "TokenTerm"
+    shared = build_term(Objective("tide_shared"), teacher, 0, head)
+    assert type(shared).__name__ == "ChunkTerm" and shared.mix is not None
+    with pytest.raises(BadInput, match="kl needs a shared tokenizer, and teacher t"):
+        build_term(Objective("kl"), teacher, 0, head)
+
+
+def test_learning_rate_by_hand():
+    rate = [learning_rate(s, 10, peak=1.0, warmup=0.2, final=0.1) for s in range(10)]
+    assert rate[:2] == [0.5, 1.0] and rate[2] == 1.0
+    assert rate[6] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert rate == sorted(rate[:2]) + sorted(rate[2:], reverse=True) and rate[9] > 0.1
