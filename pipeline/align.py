@@ -94,11 +94,13 @@ def align(recipe: Recipe, ranks: Ranks, processes: int, shard_rows: int) -> tupl
 
 def prepare(recipe: Recipe, shard_rows: int) -> Job:
     """Checks all inputs and plans the shards: none if the folder holds a complete dataset that fits the recipe."""
+    data = [*recipe.data.sources, *filter(None, [recipe.data.validation])]
     if not recipe.data.sources:
         raise BadInput("the recipe names no data: set data.sources")
+    if any(source.weight <= 0 for source in recipe.data.sources):
+        raise BadInput("data.sources: every weight must be above 0")
     tokenizers = {teacher.name: _tokenizer(teacher.tokenizer) for teacher in recipe.teachers}
     student = _tokenizer(recipe.student.tokenizer)
-    data = [*recipe.data.sources, *filter(None, [recipe.data.validation])]
     rows = {place(asdict(source)): open_rows(source.path, source.split) for source in data}
     manifest = describe(recipe, {name: _content(found) for name, found in rows.items()})
     for name, tokenizer in tokenizers.items():
@@ -124,12 +126,13 @@ def build_all(job: Job, shards: Sequence[Shard], processes: int, show: bool) -> 
 
 def finish(job: Job, built: Sequence[tuple[dict[str, Any], bool]]) -> tuple[dict[str, Any], str]:
     """Removes what an earlier dataset left and writes the manifest, the mark of completion."""
-    records = sorted((record for record, _ in built), key=lambda record: (record["split"], record["file"]))
+    order = {shard.file: number for number, shard in enumerate(job.shards)}
+    records = sorted((record for record, _ in built), key=lambda record: order[record["file"]])
     summary = summarise(records, job.manifest["teachers"])
     for split, rows in summary["rows"].items():
         if not rows["kept"]:
             reasons = ", ".join(f"{n} {reason}" for reason, n in rows["dropped"].items())
-            raise BadInput(f"no {split} row is left of {rows['read']}: {reasons or 'a weight of 0 takes none'}")
+            raise BadInput(f"no {split} row is left of {rows['read']}: {reasons}")
     stale = sharding.remove_stale(job.folder, job.shards)
     listed = ("file", "split", "rows", "sha256")
     shards = [{name: record[name] for name in listed} for record in records]

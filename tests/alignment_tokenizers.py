@@ -1,4 +1,8 @@
-"""Tiny real tokenizers of the kinds that students and teachers have, trained on a few lines of many scripts."""
+"""Tiny real tokenizers of the kinds that students and teachers have, trained on a few lines of many scripts.
+
+tests/data/alignment holds rows and chunks computed with PKU-YuanGroup/TIDE da47bac, and the entries of the vocabularies
+of Qwen3 (Apache-2.0) and Llama 3.1 (Llama 3.1 Community License) that those rows need.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +57,9 @@ def dress(backend: Tokenizer, template: str, end_of_turn: str, **roles: str) -> 
     return fast
 
 
-def byte_level(template: str = CHATML, end_of_turn: str = "<|im_end|>", *, nfc: bool = False) -> PreTrainedTokenizerFast:
+def byte_level(
+    template: str = CHATML, end_of_turn: str = "<|im_end|>", *, nfc: bool = False
+) -> PreTrainedTokenizerFast:
     """Byte-level BPE, as Qwen3 and Llama 3."""
     backend = Tokenizer.from_str(_byte_level())
     backend.normalizer = normalizers.NFC() if nfc else None
@@ -67,7 +73,9 @@ def _byte_level() -> str:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=480, initial_alphabet=alphabet, show_progress=False))
+    backend.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=480, initial_alphabet=alphabet, show_progress=False)
+    )
     return backend.to_str()
 
 
@@ -106,7 +114,15 @@ def metaspace(
 
 def llama_bpe(template: str = HEADERS, end_of_turn: str = "<|eot_id|>") -> PreTrainedTokenizerFast:
     """SentencePiece BPE as Llama 2 has it: a normalizer writes the spaces and adds one in front of every section."""
-    vocabulary = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abdehilmnorstuw.,", "▁t", "▁th", "▁the", "he"]
+    vocabulary = [
+        "<unk>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        *"▁abdehilmnorstuw.,",
+        "▁t",
+        "▁th",
+        "▁the",
+        "he",
+    ]
     merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e"), ("h", "e")]
     ids = {token: index for index, token in enumerate(vocabulary)}
     backend = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))

@@ -109,7 +109,8 @@ PUBLISHED = json.loads((DATA / "finest_qwen3_llama3.json").read_text())
 @pytest.mark.parametrize("row", PUBLISHED["rows"], ids=lambda row: row["name"])
 def test_published_chunks_of_qwen3_and_llama3(row):
     student, teacher = (
-        [bytes.fromhex(PUBLISHED[f"{side}_bytes"][str(index)]) for index in row[side]] for side in ("student", "teacher")
+        [bytes.fromhex(PUBLISHED[f"{side}_bytes"][str(index)]) for index in row[side]]
+        for side in ("student", "teacher")
     )
     assert spans(*align_chunks(student, teacher)) == row["finest"]
 
@@ -168,6 +169,13 @@ def test_token_bytes_of_sentencepiece_pieces(tmp_path):
         assert table[ids["<0x0A>"]] == b"\n" and table[ids["<0xE6>"]] == b"\xe6"
         assert table[ids["▁"]] == b" "
         assert table[ids["<unk>"]] == b"<unk>"
+
+
+def test_token_bytes_without_a_decoder():
+    for tokenizer in (byte_level(), metaspace()):
+        expected = token_bytes(tokenizer)
+        tokenizer.backend_tokenizer.decoder = None
+        assert token_bytes(tokenizer) == expected
 
 
 def test_unknown_vocabularies_are_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -55,11 +56,13 @@ def chunk_texts(side: Side, ids: np.ndarray, chunks: np.ndarray) -> list[bytes]:
 
 @cache
 def published_tokenizers():
-    return excerpt("qwen3", CHATML, "<|im_end|>"), excerpt("llama3", HEADERS, "<|eot_id|>", bos_token="<|begin_of_text|>")
+    return excerpt("qwen3", CHATML, "<|im_end|>"), excerpt(
+        "llama3", HEADERS, "<|eot_id|>", bos_token="<|begin_of_text|>"
+    )
 
 
 PUBLISHED = json.loads((DATA / "chat_qwen3_llama3.json").read_text())
-BETTER = {  # response tokens and chunks that can learn; the published implementation loses them or aligns them with nothing
+BETTER = {  # response tokens and chunks that can learn, where the published implementation loses them or aligns nothing
     "teacher_capped": (156, 84),
     "echo_answer": (1, 1),
     "answer_equals_question": (1, 1),
@@ -107,7 +110,18 @@ TEMPLATES = {
     "the date": "{{- 'Today: ' + strftime_now('%d %b %Y') + strftime_now('%Y-%m-%d') + '\n' }}" + VERBATIM,
     "starts with blanks": "\n \n" + VERBATIM,
 }
-CONTENTS = ["assistant", "user", "A", "yes", "\n\n  text \n", " x", "<|im_end|>", "[b]", "naïve 日本\r\n\r\nx", "x" * 50]
+CONTENTS = [
+    "assistant",
+    "user",
+    "A",
+    "yes",
+    "\n\n  text \n",
+    " x",
+    "<|im_end|>",
+    "[b]",
+    "naïve 日本\r\n\r\nx",
+    "x" * 50,
+]
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
@@ -123,7 +137,7 @@ def test_contents_are_found_wherever_else_they_occur(template, content):
             shown = raw[run.text : run.text + run.length]
             assert content.encode()[run.start :].startswith(shown)
             assert shown.strip() == content.strip().encode()
-        assert all(a.text + a.length <= b.text for a, b in zip(runs, runs[1:], strict=False))
+        assert all(a.text + a.length <= b.text for a, b in pairwise(runs))
 
 
 def test_the_date_does_not_change():
@@ -276,7 +290,12 @@ def test_unknown_vocabularies_align_by_offsets():
     side, teacher = Side(byte_level(), 200), Side(words(), 200)
     got = align_one(side, teacher, chat("What is 12 plus 34?", "The sum is 46."))
     spelled = chunk_texts(side, got["input_ids"], got["t_student_chunk_ids"])
-    assert spelled == [b"What", b"?", b"The", b"."]  # WordPiece leaves out the spaces that the student's words begin with
+    assert spelled == [
+        b"What",
+        b"?",
+        b"The",
+        b".",
+    ]  # WordPiece leaves out the spaces that the student's words begin with
     assert len(spelled) == got["t_chunk_ids"].max() + 1
 
 

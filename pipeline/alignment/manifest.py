@@ -109,12 +109,12 @@ def check_manifest(manifest: Mapping[str, Any], recipe: Recipe) -> None:
     data = [*manifest["sources"], *filter(None, [manifest["validation"]])]
     wanted = identity(describe(recipe, {place(source): source["content"] for source in data}))
     held = covered(identity(manifest), wanted)
-    changes = [f"{name} is {there}, the recipe says {here}" for name, there, here in _differences(held, wanted)]
-    changes += [f"the size of {source['path']} has changed" for source in data if _was_resized(source)]
+    changes = [f"{name} (aligned: {there}, recipe: {here})" for name, there, here in _differences(held, wanted)]
+    changes += [f"the size of {source['path']}" for source in data if _was_resized(source)]
     if changes:
         raise BadInput(
-            f"the aligned dataset in {recipe.data.aligned} does not fit: {'; '.join(changes)} "
-            f"(key {json_sha256(held)[:12]} there, {json_sha256(wanted)[:12]} wanted): run `{align_command()}`"
+            f"the aligned dataset in {recipe.data.aligned} has key {json_sha256(held)[:12]}, the recipe "
+            f"{json_sha256(wanted)[:12]}; they differ in {'; '.join(changes)}: run `{align_command()}`"
         )
 
 
@@ -137,9 +137,9 @@ def _differences(held: Any, wanted: Any, name: str = "") -> list[tuple[str, Any,
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "there"
-    return "missing" if value is None else str(value)[:12] if len(str(value)) == 64 else str(value)  # 64: a digest
+    if value is None or isinstance(value, Mapping):
+        return "no" if value is None else "yes"
+    return str(value)[:12] if len(str(value)) == 64 else str(value)  # a digest
 
 
 def verify_shards(folder: Path | str, manifest: Mapping[str, Any], rank: int = 0, world_size: int = 1) -> None:

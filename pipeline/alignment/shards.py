@@ -23,7 +23,7 @@ from pipeline.alignment.sides import Side
 from pipeline.data.sources import Rows, read_messages, repeats
 from pipeline.run_directory import read_json, write_json
 
-BATCH_ROWS, BATCH_BYTES = 256, 4_000_000
+BATCH_ROWS, BATCH_CHARACTERS = 256, 1_000_000
 """Rows that are rendered and tokenized together, and written as one record batch: as many as both limits allow."""
 
 
@@ -99,9 +99,10 @@ def build(
 
 
 def remove_stale(folder: Path, shards: Iterable[Shard]) -> int:
-    """Deletes shards and records that are none of these; returns the number of shards."""
+    """Deletes shards and records that are none of these, and what killed runs left; returns the number of shards."""
     keep = {name for shard in shards for name in (shard.file, _record(folder, shard).name)}
-    stale = [p for kind in ("shard", "validation") for p in folder.glob(f"{kind}-*.*") if p.name not in keep]
+    kinds = ("shard", "validation", ".shard", ".validation")  # with a dot: temporary
+    stale = [path for kind in kinds for path in folder.glob(f"{kind}-*.*") if path.name not in keep]
     for path in stale:
         path.unlink()
     return sum(path.suffix == ".arrow" for path in stale)
@@ -142,7 +143,7 @@ def _portions(shard: Shard, rows: Rows) -> Iterator[tuple[np.ndarray, np.ndarray
         conversations = read_messages(rows, start, stop)
         used = np.flatnonzero(times)
         sizes = [sum(len(message["content"]) for message in conversations[i]) for i in used]
-        portion = np.cumsum(sizes) // BATCH_BYTES
+        portion = np.cumsum(sizes) // BATCH_CHARACTERS
         for n in np.unique(portion):
             chosen = used[portion == n]
             yield start + chosen, times[chosen], [conversations[i] for i in chosen]

@@ -39,13 +39,13 @@ def _spell_sentencepiece(token: str) -> bytes:
     return bytes([int(byte[1], 16)]) if byte else token.replace(_SPACE, " ").encode()
 
 
-def _decoders(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """Types of the steps that turn tokens into text."""
+def _steps(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Types of the steps that cut text and that put it together again."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:  # a tokenizer that runs SentencePiece itself
         return {"ByteFallback"} if hasattr(tokenizer, "sp_model") else set()
-    decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder else {}
-    return {step["type"] for step in decoder.get("decoders", [decoder]) if step}
+    parts = [json.loads(part.__getstate__()) for part in (backend.decoder, backend.pre_tokenizer) if part]
+    return {step["type"] for part in parts for step in part.get("decoders", part.get("pretokenizers", [part]))}
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
@@ -53,10 +53,10 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
 
     Raises ValueError for a vocabulary that is neither byte-level nor SentencePiece.
     """
-    decoders = _decoders(tokenizer)
-    if "ByteLevel" in decoders:
+    steps = _steps(tokenizer)
+    if "ByteLevel" in steps:
         spell = _spell_byte_level
-    elif decoders & {"ByteFallback", "Metaspace"}:
+    elif steps & {"ByteFallback", "Metaspace"}:
         spell = _spell_sentencepiece
     else:
         raise ValueError(f"{tokenizer.name_or_path}: neither a byte-level nor a SentencePiece vocabulary")

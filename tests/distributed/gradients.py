@@ -1,20 +1,25 @@
-"""Gradients, losses and updated weights of the first optimizer steps, written by rank 0: launched by test_training.py.
+"""Losses, gradients and updated weights of the first optimizer steps of several recipes; launched by test_training.py.
 
-    LAUNCHER tests/distributed/gradients.py OUT --deepspeed CONFIG --recipe X [--section.field value ...]
+    LAUNCHER tests/distributed/gradients.py FOLDER CASES     CASES: JSON, {name: [command-line words of distill]}
+
+Rank 0 writes FOLDER/NAME.safetensors.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
+from deepspeed.utils import safe_get_full_grad
 from safetensors.torch import save_file
 
 from pipeline.recipe import parse, parser
 from pipeline.training.checkpoint import gather_weights
+from pipeline.training.loop import Trainer
 from pipeline.training.metrics import Metrics
 from pipeline.training.plan import prepare
 from pipeline.training.run import assemble
@@ -24,36 +29,56 @@ STEPS = 2
 
 
 def main() -> None:
-    out = Path(sys.argv.pop(1))
-    p = parser(__doc__)
-    p.add_argument("--deepspeed")
-    p.add_argument("--local_rank", type=int, default=0)
-    recipe, flags = parse(p)
-    plan = prepare(recipe, Path(flags.deepspeed))
-    trainer = assemble(plan, start(timeout_minutes=5))
+    *_, folder, cases = sys.argv  # the launcher puts --local_rank before them
+    topology = start(timeout_minutes=5)
+    for name, argv in json.loads(cases).items():
+        p = parser(__doc__)
+        p.add_argument("--deepspeed")
+        recipe, flags = parse(p, argv)
+        trainer = assemble(prepare(recipe, Path(flags.deepspeed)), topology)
+        found = plain_gradients(trainer) if topology.world_size == 1 else {}
+        found |= run(trainer, Path(folder) / f"{name}.jsonl")
+        if topology.rank == 0:
+            save_file(found, Path(folder) / f"{name}.safetensors")
 
-    from deepspeed.utils import safe_get_full_grad
 
+def run(trainer: Trainer, log: Path) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
+    parameters = dict(trainer.engine.module.model.named_parameters())
     engine_step = trainer.engine.step
 
     def step_and_record() -> None:
         if trainer.engine.is_gradient_accumulation_boundary():
-            for name, parameter in trainer.engine.module.model.named_parameters():
-                found[f"{step}.gradient.{name}"] = safe_get_full_grad(parameter).clone().contiguous()
+            found.update({f"gradient.{step}.{n}": safe_get_full_grad(p).clone() for n, p in parameters.items()})
         engine_step()
 
     trainer.engine.step = step_and_record
-    names = ["cross_entropy", *(t.name for t in recipe.teachers)]
-    metrics = Metrics(out.with_suffix(".jsonl"), names, first=0, steps=STEPS, device=trainer.topology.device)
-    for step in range(STEPS):  # noqa: B007
+    names = ["cross_entropy", *(term.name for term, _ in trainer.teachers)]
+    metrics = Metrics(log, names, first=0, steps=STEPS, device=trainer.topology.device)
+    for step in range(STEPS):
         trainer.train_step(step, trainer.micro_batches(step), metrics, [False, False])
         line = metrics.write(step + 1, weights=trainer.weights.tolist())
-        found |= {f"{step}.loss.{name}": torch.tensor(line[name], dtype=torch.float64) for name in names}
-    weights = gather_weights(trainer.engine.module.model)
-    if trainer.topology.rank == 0:
-        tied = {id(p): n for n, p in weights.items()}
-        save_file(found | {f"weight.{n}": weights[n] for n in tied.values()}, out)
+        found |= {f"loss.{step}.{n}": torch.tensor(line[n], dtype=torch.float64) for n in names}
+    return found | {f"weight.{n}": w.clone() for n, w in gather_weights(trainer.engine.module.model).items()}
+
+
+def plain_gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """The first step's gradients by autograd alone: one micro-batch of the whole global batch, no engine.
+
+    Empty under ZeRO-3, where the module's parameters are not whole.
+    """
+    if trainer.engine.zero_optimization_stage() == 3:
+        return {}
+    module, whole = trainer.engine.module, trainer.accumulation
+    trainer.accumulation = 1
+    (batch,) = trainer.micro_batches(0)
+    trainer.accumulation = whole
+    counts = [batch.maskable, *(t.count(b) for (t, _), b in zip(trainer.teachers, batch.teachers, strict=True))]
+    observed = [t.observe(m, b) for (t, m), b in zip(trainer.teachers, batch.teachers, strict=True)]
+    means = module(batch, observed, 0.0) / torch.tensor(counts).clamp(min=1)
+    parameters = dict(module.model.named_parameters())
+    gradients = torch.autograd.grad((means * trainer.weights).sum(), list(parameters.values()))
+    return {f"plain.{n}": g for n, g in zip(parameters, gradients, strict=True)}
 
 
 if __name__ == "__main__":

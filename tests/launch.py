@@ -1,0 +1,36 @@
+"""Real launches, as a user types them, from the repository root."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    **{k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"))},
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "PATH": f"{BIN}:{os.environ['PATH']}",
+}
+
+
+def run(*words: object, code: int | None = 0, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
+    """Runs a command and checks its exit code (None: any)."""
+    done = subprocess.run(
+        [str(w) for w in words], cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=timeout
+    )
+    assert code is None or done.returncode == code, f"exit {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+def deepspeed(ranks: int, *words: object, port: int = 29611, **kwargs) -> subprocess.CompletedProcess:
+    """`deepspeed --num_gpus RANKS ...`"""
+    return run(BIN / "deepspeed", "--num_gpus", ranks, "--master_port", port, *words, **kwargs)
+
+
+def python(*words: object, **kwargs) -> subprocess.CompletedProcess:
+    """`python ...`"""
+    return run(sys.executable, *words, **kwargs)
