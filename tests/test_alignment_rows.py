@@ -81,7 +81,9 @@ def test_published_rows(row):
         for tokenizer, length in zip(published_tokenizers(), ("max_length", "max_teacher_length"), strict=True)
     )
     got = align_one(student, teacher, row["messages"])
-    assert got["input_ids"].tolist() == row["map_fn_input_ids"][: row["max_length"]]
+    ids, published = got["input_ids"].tolist(), row["map_fn_input_ids"][: row["max_length"]]
+    after_the_end = published[len(ids) :]  # the template's line break, which ours leaves out: see the test below
+    assert ids == published[: len(ids)] and after_the_end in ([], [198])
     assert got["t_input_ids"].tolist() == row["map_fn_teacher_input_ids"][: row["max_teacher_length"]]
     chunks = got["t_student_chunk_ids"]
     learning = got["maskable"] & (chunks >= 0)
@@ -297,6 +299,15 @@ def test_unknown_vocabularies_align_by_offsets():
         b".",
     ]  # WordPiece leaves out the spaces that the student's words begin with
     assert len(spelled) == got["t_chunk_ids"].max() + 1
+
+
+def test_rows_end_with_the_last_end_of_turn():
+    """What follows it in the template, or in a last question, would show in xt how long the answer is."""
+    side = Side(byte_level(), 200)
+    for extra in ([], ["another question, never answered"]):
+        got = align_one(side, side, chat("question", "answer", *extra))
+        assert got["maskable"][-1] and got["input_ids"][-1] == got["t_input_ids"][-1]
+        assert chunk_texts(side, got["input_ids"], got["t_student_chunk_ids"])[-1].endswith(b"r")
 
 
 # Any conversation, any length

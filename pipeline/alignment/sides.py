@@ -38,7 +38,7 @@ class Conversations:
 
 @dataclass(frozen=True)
 class SideBatch:
-    """A batch as one tokenizer sees it, every row cut to its longest length."""
+    """A batch as one tokenizer sees it; every row ends with its last maskable token, or is cut at the longest length."""
 
     ids: np.ndarray
     """int32 [tokens]"""
@@ -129,7 +129,12 @@ class Side:
         turns = [(n, text_starts[n] + a, text_starts[n] + b) for n, found in enumerate(rows) for a, b in found.turns]
         contents, straddling = _in_contents(spans, _table(runs))
         maskable = self._maskable(ids, row, spans, _table(turns))
-        return SideBatch(ids, row, maskable, contents, straddling, problems)
+        # What a template prints after the last answer is never generated, and in xt it would show where the answer ends.
+        last = np.full(len(rows), -1)
+        np.maximum.at(last, row[maskable], np.flatnonzero(maskable))
+        kept = np.arange(len(ids)) <= last[row]
+        contents = Intervals(contents.begin[kept], contents.end[kept])
+        return SideBatch(ids[kept], row[kept], maskable[kept], contents, straddling[kept], problems)
 
     def _spans(self, ids: np.ndarray, counts: np.ndarray, text_starts: np.ndarray, rows: list[_Row]) -> Spans:
         """Spans in the line of all texts."""
