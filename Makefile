@@ -33,13 +33,14 @@ demo-teacher: $(VENV)/.installed
 	python demo/make_data.py
 	python pipeline/align.py --recipe demo_teacher
 	$(DISTILL) --recipe demo_teacher
-	python demo/install_teacher.py runs/demo-teacher
+	python pipeline/evaluate.py --recipe demo_teacher
+	cp runs/demo-teacher/checkpoints/step-*/export/model.safetensors demo/teacher/
 
 test: $(VENV)/.installed-tests
 	python -m pytest -m "not slow"
 
-test-all: $(VENV)/.installed-tests
-	python -m pytest
+test-all: test
+	python -m pytest -m slow
 
 # Real tokenizers and real text, at toy model size: see pipeline/recipes/code.yaml.
 code-data: $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""Arithmetic word problems: two-digit additions told in eight ways, as chat rows.
+"""Arithmetic word problems: two-digit additions told in four ways, as chat rows.
 
 The operand pairs are split once, by a fixed permutation of the unordered pairs {a, b}: no pair of the validation or
 test split, in either order, ever occurs in training. Every function is a pure function of its arguments.
@@ -17,10 +17,6 @@ OPERANDS = range(10, 100)
 HELD_OUT = {"validation": 256, "test": 500}
 SPLIT_SEED = 2026
 
-PEOPLE = {  # name: pronoun
-    "Mia": "she", "Anna": "she", "Zoe": "she", "Nora": "she", "Lily": "she", "Emma": "she",
-    "Tom": "he", "Ben": "he", "Omar": "he", "Leo": "he", "Jack": "he", "Paul": "he",
-}  # fmt: skip
 THINGS = ["apples", "marbles", "stamps", "books", "cards", "shells", "pencils", "coins"]
 
 
@@ -33,38 +29,10 @@ class Wording:
 
 
 WORDINGS = [
-    Wording(
-        "{name} has {a} {things} and buys {b} more. How many {things} does {pronoun} have now?",
-        "{Pronoun} has {total} {things}.",
-    ),
-    Wording(
-        "There are {a} {things} in one box and {b} in another. How many {things} are there in all?",
-        "There are {total} {things} in all.",
-    ),
-    Wording(
-        "{name} read {a} pages on Monday and {b} pages on Tuesday. How many pages is that?",
-        "That is {total} pages.",
-    ),
-    Wording(
-        "{name} found {a} {things} and {friend} found {b}. How many did they find together?",
-        "Together they found {total}.",
-    ),
-    Wording(
-        "A bus carries {a} people, then {b} more get on. How many people are on the bus?",
-        "The bus carries {total} people.",
-    ),
-    Wording(
-        "{name} had {a} {things} and got {b} from {friend}. How many {things} is that now?",
-        "Now it is {total} {things}.",
-    ),
-    Wording(
-        "A shop sold {a} {things} in the morning and {b} in the afternoon. What is the total?",
-        "The total is {total} {things}.",
-    ),
-    Wording(
-        "What is {a} plus {b}?",
-        "The sum is {total}.",
-    ),
+    Wording("What is {a} plus {b}?", "The sum is {total}."),
+    Wording("Put {a} and {b} {things} together. How many is that?", "That is {total} {things}."),
+    Wording("Count {a} and {b} {things}. What is the total?", "The total is {total} {things}."),
+    Wording("Take {a} and {b} more {things}. How many are there?", "There are {total} {things} now."),
 ]
 
 
@@ -106,13 +74,8 @@ def wrong_number(number: int, rng: random.Random) -> int:
 def _row(pair: Pair, rng: random.Random, *, is_wrong: bool) -> dict[str, Any]:
     a, b = rng.sample(pair, 2)
     wording = rng.choice(WORDINGS)
-    name, friend = rng.sample(sorted(PEOPLE), 2)
-    pronoun = PEOPLE[name]
     total = wrong_number(a + b, rng) if is_wrong else a + b
-    words = {
-        "a": a, "b": b, "total": total, "name": name, "friend": friend,
-        "pronoun": pronoun, "Pronoun": pronoun.capitalize(), "things": rng.choice(THINGS),
-    }  # fmt: skip
+    words = {"a": a, "b": b, "total": total, "things": rng.choice(THINGS)}
     messages = [
         {"role": "user", "content": wording.question.format(**words)},
         {"role": "assistant", "content": wording.answer.format(**words)},

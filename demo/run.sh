@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The demo: everything between a fresh checkout and runs/demo/report.html. Called by `make demo`, which sets the environment.
-# Usage: demo/run.sh [RANKS] [extra options for both trainings, such as --optim.steps 20]
+# Usage: demo/run.sh [RANKS] [options of every stage, such as --optim.steps 20]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ranks=${1:-2}
@@ -10,15 +10,15 @@ say() { printf '\n== %s (%d s so far)\n' "$*" $((SECONDS - started)); }
 train() { deepspeed --num_gpus "$ranks" pipeline/distill.py --deepspeed ds_configs/zero3.json "$@"; }
 
 say "align: tie the tokens of both tokenizers by the bytes they spell"
-python pipeline/align.py
+python pipeline/align.py "$@"
 say "undistilled: the student alone, on data of which 30% is wrong"
 train --name demo-undistilled --data.aligned runs/aligned/demo --teachers '[]' "$@"
 say "distilled: the same student, data, steps and seed beside the MoE teacher"
 train "$@"
 say "evaluate: exact match on held-out problems"
-python pipeline/evaluate.py --model demo/teacher --label teacher
-python pipeline/evaluate.py --name demo-undistilled
-python pipeline/evaluate.py
+python pipeline/evaluate.py --model demo/teacher --label teacher "$@"
+python pipeline/evaluate.py --name demo-undistilled "$@"
+python pipeline/evaluate.py "$@"
 say "report"
-python pipeline/report.py --baseline runs/demo-undistilled
+python pipeline/report.py --baseline runs/demo-undistilled "$@"
 say "done"

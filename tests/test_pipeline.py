@@ -1,0 +1,114 @@
+"""The whole pipeline through the demo's own script, in a clean checkout: a few steps in `make test`, in full when slow."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import launch
+
+pytestmark = pytest.mark.launch
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """The files that git knows (or would), and nothing that a run has left behind."""
+    folder = tmp_path_factory.mktemp("checkout")
+    listed = launch.run("git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.split("\n")
+    for name in filter(None, listed):
+        if (launch.ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(launch.ROOT / name, folder / name)
+    return folder
+
+
+def demo(checkout: Path, *words: str, timeout: float) -> dict:
+    """demo/run.sh there; returns the summary."""
+    done = subprocess.run(
+        ["bash", "demo/run.sh", "2", *words], cwd=checkout, env=launch.ENVIRONMENT, capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return json.loads((checkout / "runs/demo/summary.json").read_text()) | {"output": done.stdout}
+
+
+SHORT = ("--optim.steps", "6", "--logging.every_steps", "2", "--evaluation.limit", "12", "--data.validation.rows", "32")
+
+
+def test_a_few_steps_of_everything(checkout):
+    summary = demo(checkout, *SHORT, timeout=500)
+    assert summary["world_size"] == 2 and summary["expert_parallel_size"] == 2 and summary["zero_stage"] == 3
+    assert summary["strategy"] == "tide_cross"
+    assert set(summary["scores"]) == {"teacher", "undistilled", "distilled"}
+    for score in summary["scores"].values():
+        assert score["n"] == 12 and score["low"] <= score["value"] <= score["high"]
+    assert {"align", "distill", "evaluate"} <= set(summary["seconds"])
+    run = checkout / "runs/demo"
+    for name in ("recipe.yaml", "environment.json", "teacher_probe.json", "report.html", "status/distill.json"):
+        assert (run / name).is_file(), name
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in lines if r["kind"] == "train"] == [2, 4, 6]
+    assert all(r["loss"] == pytest.approx(r["cross_entropy"] + r["llada2"]) for r in lines if r["kind"] == "train")
+    assert "runs/demo/report.html" in summary["output"].replace("\n", "")
+
+
+def test_baseline_and_distilled_student_start_alike(checkout):
+    """Equal data, seed and initial weights: the first line's cross-entropy differs by what two steps have changed."""
+    first = [
+        json.loads((checkout / run / "metrics.jsonl").read_text().splitlines()[0]) for run in ("runs/demo", "runs/demo-undistilled")
+    ]
+    assert first[0]["cross_entropy"] == pytest.approx(first[1]["cross_entropy"], rel=0.05)
+
+
+def test_a_finished_run_is_left_alone(checkout):
+    before = (checkout / "runs/demo/status/distill.json").read_text()
+    words = [w for w in SHORT if "evaluation" not in w and w != "12"]
+    done = subprocess.run(
+        [launch.BIN / "python", "pipeline/distill.py", *words], cwd=checkout, env=launch.ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "is done" in done.stdout
+    assert (checkout / "runs/demo/status/distill.json").read_text() == before
+
+
+def distill(checkout: Path, name: str) -> subprocess.Popen:
+    words = ["--name", name, "--data.aligned", "runs/aligned/demo", "--teachers", "[]", "--optim.steps", "40"]
+    words += ["--logging.every_steps", "1", "--checkpoint.every_steps", "0", "--data.validation.rows", "32"]
+    return subprocess.Popen(
+        [launch.BIN / "python", "pipeline/distill.py", *words], cwd=checkout, env=launch.ENVIRONMENT | {"MASTER_PORT": "29655"}
+    )
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(checkout):
+    """SIGTERM saves at a step's boundary and exits with 75; the resumed run ends with the uninterrupted run's weights."""
+    assert distill(checkout, "whole").wait(timeout=200) == 0
+    stopped = distill(checkout, "stopped")
+    metrics = checkout / "runs/stopped/metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not metrics.is_file() or metrics.read_text().count("\n") < 5:
+        assert stopped.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(stopped.pid, signal.SIGTERM)
+    assert stopped.wait(timeout=100) == 75
+    status = json.loads((checkout / "runs/stopped/status/distill.json").read_text())
+    assert status["state"] == "stopped" and status["exit_code"] == 75
+    assert distill(checkout, "stopped").wait(timeout=200) == 0
+    whole, resumed = (load_file(next(checkout.glob(f"runs/{n}/checkpoints/step-00000040/export/*.safetensors"))) for n in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_the_demo_distils(checkout):
+    """The real demo: the teacher is competent, and the distilled student is above the undistilled one, intervals apart."""
+    shutil.rmtree(checkout / "runs", ignore_errors=True)
+    summary = demo(checkout, timeout=900)
+    scores = summary["scores"]
+    assert scores["teacher"]["value"] >= 0.9
+    assert scores["distilled"]["low"] > scores["undistilled"]["high"], scores
