@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from demo.problems import chat_rows
 
 HERE = Path(__file__).parent
-TEACHER_PIECES, STUDENT_TOKENS = 335, 348  # small enough that both cut words, in different places
+TEACHER_PIECES, STUDENT_TOKENS = 324, 324  # small enough that both cut words, in different places
 MAX_LENGTH = 512
 PAD, MASK = "<|endoftext|>", "<|mask|>"
 

@@ -29,10 +29,10 @@ class Wording:
 
 
 WORDINGS = [
-    Wording("What is {a} plus {b}?", "The sum is {total}."),
-    Wording("Put {a} and {b} {things} together. How many is that?", "That is {total} {things}."),
-    Wording("Count {a} and {b} {things}. What is the total?", "The total is {total} {things}."),
-    Wording("Take {a} and {b} more {things}. How many are there?", "There are {total} {things} now."),
+    Wording("What do you get from {a} plus {b}?", "{total} is the sum."),
+    Wording("How many {things} are {a} plus {b}?", "{total} {things} in all."),
+    Wording("Put {things} together: {a} plus {b}?", "{total} {things} together."),
+    Wording("Two boxes of {things} hold {a} plus {b}?", "{total} {things} in both boxes."),
 ]
 
 

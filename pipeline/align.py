@@ -15,6 +15,7 @@ if not __package__:  # run as a script: the root, not pipeline/, belongs on the 
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -88,7 +89,12 @@ def align(recipe: Recipe, ranks: Ranks, processes: int, shard_rows: int) -> tupl
     if not job.shards:
         manifest = read_json(job.folder / "manifest.json")
         return manifest, f"reused {len(manifest['shards'])} shards, built 0"
-    built = ranks.gather(lambda: build_all(job, job.shards[ranks.rank :: ranks.size], processes, ranks.rank == 0))
+    try:
+        built = ranks.gather(lambda: build_all(job, job.shards[ranks.rank :: ranks.size], processes, ranks.rank == 0))
+    except BadInput:
+        with suppress(OSError):  # finished shards stay for the next run
+            job.folder.rmdir()
+        raise
     return ranks.share(lambda: finish(job, [outcome for part in built for outcome in part]))
 
 

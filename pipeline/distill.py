@@ -12,6 +12,8 @@ from pathlib import Path
 if not __package__:  # run as a script: the repository root, not pipeline/, belongs on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from jsonargparse.typing import PositiveFloat  # noqa: E402
+
 from pipeline.recipe import advice, parse, parser  # noqa: E402
 from pipeline.run_directory import exit_code, record_status  # noqa: E402
 
@@ -21,7 +23,7 @@ def main() -> None:
     p = parser(__doc__)
     p.add_argument("--deepspeed", default="ds_configs/zero3.json", help="DeepSpeed engine settings of the student")
     p.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the topology, and stop")
-    p.add_argument("--timeout_minutes", type=float, default=30.0, help="longest wait for another rank")
+    p.add_argument("--timeout-minutes", type=PositiveFloat, default=30.0, help="longest wait for another rank")
     p.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by launchers; the environment counts")
     recipe, flags = parse(p)
 

@@ -55,8 +55,8 @@ def checkpoint(recipe: Recipe, step: str) -> tuple[str, str]:
     found = {place.name: str(place / "export") for place in complete_checkpoints(Path(recipe.run_dir))}
     if not found:
         raise BadInput(
-            f"no complete checkpoint in {recipe.run_dir}/checkpoints: run `deepspeed pipeline/distill.py "
-            f"--recipe {recipe.name}` first"
+            f"no complete checkpoint in {recipe.run_dir}/checkpoints: run `deepspeed pipeline/distill.py` with the same "
+            "recipe first"
         )
     name = max(found) if step == "latest" else step_name(int(step)) if step.isdigit() else step
     if name not in found:

@@ -1,13 +1,15 @@
 """Recipes: the typed configuration of a run.
 
 A recipe is a YAML file of the dataclasses below. jsonargparse types it, explains it (``--help``), refuses unknown keys
-and takes overrides (``--optim.lr 1e-4``; ``--teachers.length 512`` sets a field of the last teacher; ``--teachers '[]'``
-empties the list). Settings of the DeepSpeed engine live in ds_configs/ and nowhere here; learning rate, batch, steps and
-clipping live here and nowhere there.
+and takes overrides: ``--optim.lr 1e-4``; ``--teachers.length 512`` sets a field of the last teacher; ``--teachers
+'[]'`` empties the list; fields that a list of as many items as the recipe has does not name stay as they were. Settings
+of the DeepSpeed engine live in ds_configs/ and nowhere here; learning rate, batch, steps and clipping live here and
+nowhere there.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,7 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help shows the text under each field
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT = "demo"
@@ -273,11 +277,18 @@ def parse(p: ArgumentParser, argv: Sequence[str] | None = None):
     try:
         namespace = p.parse_args(["--recipe", str(recipe_file), *rest])
         recipe = p.instantiate(namespace)
-    except (ArgumentError, yaml.YAMLError) as error:
-        raise BadInput(f"recipe {recipe_file}: {' '.join(str(error).split())}") from None
+    except (ArgumentError, yaml.YAMLError, UnicodeDecodeError) as error:
+        where = f"recipe {recipe_file} and its overrides; --help explains every field"
+        raise BadInput(f"{_plain(error)} ({where})") from None
     resolved = Recipe(**{name: getattr(recipe, name) for name in Recipe.__dataclass_fields__})
     check(resolved)
     return resolved, namespace
+
+
+def _plain(error: Exception) -> str:
+    """The message on one line, with `int` for "<class 'int'>" and `Literal` for "typing.Literal"."""
+    words = " ".join(str(error).split())
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.(\w+)", r"\1\2", words)
 
 
 def _take_recipe(argv: list[str]) -> tuple[Path, list[str]]:
@@ -301,26 +312,50 @@ def _take_recipe(argv: list[str]) -> tuple[Path, list[str]]:
 def check(recipe: Recipe) -> None:
     """Refuses what no machine could run. Raises BadInput with all problems in one line."""
     o, optim, names = recipe.objective, recipe.optim, [t.name for t in recipe.teachers]
-    positive = {
-        "student.block_size": recipe.student.block_size,
-        "data.student_length": recipe.data.student_length,
-        "optim.lr": optim.lr,
-        "optim.global_batch": optim.global_batch,
-        "optim.micro_tokens": optim.micro_tokens,
-        "objective.temperature": o.temperature,
-        "logging.every_steps": recipe.logging.every_steps,
-        "checkpoint.keep": recipe.checkpoint.keep,
-        **{f"teachers.{t.name}.length": t.length for t in recipe.teachers},
-    }
-    shares = {
-        "optim.warmup": optim.warmup,
-        "optim.final": optim.final,
-        "objective.compdemo.ratio": o.compdemo.ratio,
-        "objective.tidal.init": o.tidal.init,
-        "objective.tidal.maximum": o.tidal.maximum,
-    }
-    problems = [f"{name} is {value}, must be above 0" for name, value in positive.items() if value <= 0]
-    problems += [f"{name} is {value}, must be between 0 and 1" for name, value in shares.items() if not 0 <= value <= 1]
+    ranges = [
+        ("above 0", lambda x: x > 0, {
+            "student.block_size": recipe.student.block_size,
+            "data.student_length": recipe.data.student_length,
+            "data.validation.rows": recipe.data.validation and recipe.data.validation.rows,
+            "optim.lr": optim.lr,
+            "optim.steps": optim.steps,
+            "optim.epochs": optim.epochs,
+            "optim.global_batch": optim.global_batch,
+            "optim.micro_tokens": optim.micro_tokens,
+            "objective.temperature": o.temperature,
+            "logging.every_steps": recipe.logging.every_steps,
+            "checkpoint.keep": recipe.checkpoint.keep,
+            **{f"teachers.{t.name}.length": t.length for t in recipe.teachers},
+        }),
+        ("0 or more", lambda x: x >= 0, {
+            "data.seed": recipe.data.seed,
+            "objective.cross_entropy_weight": o.cross_entropy_weight,
+            "optim.clip": optim.clip,
+            "optim.weight_decay": optim.weight_decay,
+            "optim.selection_bias_rate": optim.selection_bias_rate,
+            "checkpoint.every_steps": recipe.checkpoint.every_steps,
+            "checkpoint.every_minutes": recipe.checkpoint.every_minutes,
+            "logging.validate_every": recipe.logging.validate_every,
+            **{f"teachers.{t.name}.weight": t.weight for t in recipe.teachers},
+        }),
+        ("between 0 and 1", lambda x: 0 <= x <= 1, {
+            "optim.warmup": optim.warmup,
+            "optim.final": optim.final,
+            "objective.compdemo.ratio": o.compdemo.ratio,
+            "objective.tidal.init": o.tidal.init,
+            "objective.tidal.maximum": o.tidal.maximum,
+        }),
+        ("at least 0 and below 1", lambda x: 0 <= x < 1, {f"optim.betas[{i}]": x for i, x in enumerate(optim.betas)}),
+        ("at least 0 and below 0.5", lambda x: 0 <= x < 0.5, {"objective.teacher_floor": o.teacher_floor}),
+    ]  # fmt: skip
+    problems = [
+        f"{name} is {value}, must be {words}"
+        for words, fits, values in ranges
+        for name, value in values.items()
+        if value is not None and not fits(value)
+    ]
+    if not recipe.name:
+        problems.append("name is empty: it names the run directory")
     if recipe.student.block_size > recipe.data.student_length:
         problems.append(
             f"student.block_size {recipe.student.block_size} is above data.student_length {recipe.data.student_length}"
@@ -329,9 +364,11 @@ def check(recipe: Recipe) -> None:
         problems.append("give optim.steps or optim.epochs (one of the two)")
     if len(set(names)) < len(names):
         problems.append(f"teachers need different names, not {names}")
-    problems += [f"teacher name {n!r}: letters, digits and _ only" for n in names if not n.isidentifier()]
+    problems += [f"teacher name {n!r}: letters, digits and _, no digit in front" for n in names if not n.isidentifier()]
     if recipe.student.eos_tail and recipe.student.input == "full":
         problems.append("student.eos_tail fills blocks: it needs student.input block")
+    if not any([o.cross_entropy_weight, *(t.weight for t in recipe.teachers)]):
+        problems.append("no loss has a weight: set objective.cross_entropy_weight, or a teacher's weight")
     if problems:
         raise BadInput("; ".join(problems))
 

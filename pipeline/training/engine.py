@@ -1,4 +1,4 @@
-"""The student's DeepSpeed engine: ds_configs/ hold engine settings, the recipe holds everything that changes the result."""
+"""The student's DeepSpeed engine: ds_configs/ hold engine settings, the recipe all that changes the result."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from pipeline.recipe import BadInput, Optim
@@ -22,17 +23,65 @@ _RECIPE_OWNS = {
 
 
 def read_engine_config(path: Path) -> dict[str, Any]:
-    """Engine settings from ds_configs/. Raises BadInput for a missing file, broken JSON, or a setting of the recipe's."""
+    """Engine settings from ds_configs/.
+
+    Raises BadInput for a missing file, broken JSON, a setting of the recipe's, and what DeepSpeed refuses or ignores.
+    """
     try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
         raise BadInput(f"no DeepSpeed config {path}: ds_configs/ holds the shipped ones") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # UnicodeDecodeError too
         raise BadInput(f"{path}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise BadInput(f"{path}: not a JSON object of DeepSpeed settings")
     for key in config:
         if key in _RECIPE_OWNS:
-            raise BadInput(f"{path} sets {key}: remove it there and set {_RECIPE_OWNS[key]} in the recipe, its only home")
+            raise BadInput(
+                f"{path} sets {key}: remove it there and set {_RECIPE_OWNS[key]} in the recipe, its only home"
+            )
+    _check_settings(path, config)
     return config
+
+
+class _Noted(dict):
+    """A dict that notes, for itself and its shallow copies, which keys were asked for."""
+
+    def __init__(self, values: dict[str, Any]):
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(key)
+        return super().__contains__(key)
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def _check_settings(path: Path, config: dict[str, Any]) -> None:
+    """DeepSpeed checks the sections, but takes unknown ones, and "auto" for absent, without a word."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    if not isinstance(config.get("zero_optimization", {}), dict):
+        raise BadInput(f'{path}: zero_optimization must be an object, as {{"stage": 3}}')
+    if '"auto"' in json.dumps(config):
+        raise BadInput(f'{path} sets "auto", which nothing here fills in: give a value or remove it')
+    noted = _Noted(_whole(config, Optim(), accumulation=1))
+    try:
+        DeepSpeedConfig(noted)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise BadInput(f"{path}: {error.title}: {'; '.join(faults)}") from None
+    except Exception as error:  # of any class: DeepSpeed asserts, and trips over wrong types
+        raise BadInput(f"{path}: DeepSpeed refuses it: {' '.join(str(error).split())}") from None
+    if unknown := sorted(noted.keys() - noted.asked):
+        raise BadInput(f"{path}: DeepSpeed knows no {', '.join(unknown)}: correct the name or remove it")
 
 
 def zero_stage(config: dict[str, Any]) -> int:
@@ -51,12 +100,17 @@ def build_engine(module: nn.Module, config: dict[str, Any], optim: Optim, accumu
 
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay)
-    whole = {
+    settings = _whole(config, optim, accumulation)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, model_parameters=parameters, config=settings)
+    return engine
+
+
+def _whole(config: dict[str, Any], optim: Optim, accumulation: int) -> dict[str, Any]:
+    """The engine's settings and what the recipe owns of them."""
+    return {
         **config,
         "train_micro_batch_size_per_gpu": 1,  # micro-batches are ours (packed by tokens): DeepSpeed only counts them
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": optim.clip,
         "zero_allow_untested_optimizer": True,
     }
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, model_parameters=parameters, config=whole)
-    return engine

@@ -1,4 +1,4 @@
-"""What is known of a run before any model is loaded: every check that the user's input can fail, and the run directory."""
+"""What is known of a run before any model is loaded: every check that user input can fail, and the run directory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import yaml
 from pipeline.alignment.manifest import check_manifest, load_manifest, verify_shards
 from pipeline.models import read_config
 from pipeline.models.expert_parallel import resolve_expert_parallel_size
-from pipeline.recipe import BadInput, Recipe, dump
+from pipeline.models.weights import weight_files
+from pipeline.recipe import BadInput, Recipe, Student, Teacher, dump
 from pipeline.run_directory import complete_checkpoints, rank, read_json
 from pipeline.training import checkpoint
 from pipeline.training.engine import read_engine_config, student_dtype, zero_stage
@@ -49,10 +50,10 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
     Raises BadInput with one line for whatever does not fit.
     """
     config, topology = read_engine_config(engine_config), launched()
-    _check_length("data.student_length", recipe.data.student_length, recipe.student.path)
+    _check_model("data.student_length", recipe.data.student_length, recipe.student)
     sizes = {}
     for teacher in recipe.teachers:
-        model = _check_length(f"teacher {teacher.name}: length", teacher.length, teacher.path)
+        model = _check_model(f"teacher {teacher.name}: length", teacher.length, teacher)
         sizes[teacher.name] = resolve_expert_parallel_size(
             teacher.expert_parallel_size,
             experts=getattr(model, "num_experts", 1),
@@ -70,10 +71,15 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
     return plan
 
 
-def _check_length(what: str, length: int, path: str) -> Any:
-    config = read_config(path)
+def _check_model(what: str, length: int, model: Student | Teacher) -> Any:
+    """The model's config. Weights on the hub are not fetched for this."""
+    config = read_config(model.path)
     if length > config.max_position_embeddings:
-        raise BadInput(f"{what} {length} is beyond the {config.max_position_embeddings} positions of {path}: lower it")
+        raise BadInput(
+            f"{what} {length} is beyond the {config.max_position_embeddings} positions of {model.path}: lower it"
+        )
+    if model.weights == "pretrained" and Path(model.path).is_dir():
+        weight_files(Path(model.path))
     return config
 
 
@@ -112,12 +118,14 @@ def claim(recipe: Recipe) -> Any:
             )
     if rank() != 0:
         return None
-    run_dir.mkdir(parents=True, exist_ok=True)
-    handle = (run_dir / ".lock").open("w")
     try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        handle = (run_dir / ".lock").open("w")
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         raise BadInput(f"{run_dir} is in use by another process: wait for it or choose another --run_dir") from None
+    except OSError as error:
+        raise BadInput(f"cannot write to {run_dir} ({error.strerror}): choose another --run_dir") from None
     return handle
 
 

@@ -1,0 +1,303 @@
+"""Bad input to the stages: one line that names the thing and the remedy, exit code 2, nothing left, no model loaded.
+
+Recipes and engine settings by themselves: test_recipe.py; single rows and manifests: test_alignment_stage.py.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import align, distill, evaluate
+from pipeline.evaluation import run as tasks
+from pipeline.recipe import Recipe, dump, parse, parser
+from pipeline.run_directory import exit_code
+from tests.alignment_tokenizers import byte_level, metaspace
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = [
+    {"messages": [{"role": "user", "content": f"{n} plus 12?"}, {"role": "assistant", "content": f"{n + 12}."}]}
+    for n in range(6)
+]
+MODEL = {
+    "vocab_size": 512,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 16}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A recipe, two models of random weights, chat rows and their aligned dataset."""
+    folder = tmp_path_factory.mktemp("place")
+    sides = {
+        "student": (byte_level(), {"model_type": "qwen3"}),
+        "teacher": (metaspace(), {"model_type": "llada2_moe", **EXPERTS}),
+    }
+    for name, (tokenizer, config) in sides.items():
+        tokenizer.save_pretrained(folder / name)
+        (folder / name / "config.json").write_text(json.dumps(MODEL | config))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    recipe = {
+        "name": "test",
+        "data": {
+            "sources": [{"path": str(folder / "rows.jsonl"), "name": "sums"}],
+            "aligned": str(folder / "aligned"),
+            "student_length": 100,
+        },
+        "student": {"path": str(folder / "student"), "weights": "random", "block_size": 8},
+        "teachers": [{"name": "llada2", "path": str(folder / "teacher"), "weights": "random", "length": 120}],
+        "optim": {"steps": 1},
+        "evaluation": {"tasks": ["demo_arithmetic"], "preset": "smoke"},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "sys.argv", ["align", "--recipe", str(folder / "recipe.yaml"), "--processes", "1", "--run_dir", str(folder)]
+        )
+        assert exit_code("align", align.main) == 0
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def run(place, tmp_path, monkeypatch, capsys):
+    """Runs a stage in this process, with tmp_path/run as run directory; gives exit code, output and errors."""
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")  # align sets it
+    monkeypatch.setattr("pipeline.models.loading.build", lambda *_, **__: pytest.fail("a model is loaded"))
+
+    def run(stage, *words: object) -> tuple[int, str, str]:
+        common = ["--recipe", place / "recipe.yaml", "--run_dir", tmp_path / "run", *words]
+        monkeypatch.setattr("sys.argv", [stage.__name__, *map(str, common)])
+        code = exit_code(stage.__name__.rpartition(".")[2], stage.main)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(run, place, tmp_path):
+    """Runs a stage that must refuse its input and leave no trace; gives its one line."""
+
+    def refused(stage, *words: object) -> str:
+        before = files(tmp_path), files(place)
+        code, _, error = run(stage, *words)
+        assert code == 2, error
+        assert error.count("\n") == 1 and error.startswith(f"{stage.__name__.rpartition('.')[2]}: "), error
+        assert (files(tmp_path), files(place)) == before
+        return error
+
+    return refused
+
+
+# align
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no file {}: give a JSONL or Parquet file"),
+        ("", "{} is empty"),
+        ('{"text": "x"}', "{}: row 0 (line 1): no `messages`"),
+        (
+            '{"messages": [{"role": "user", "content": 3}]}',
+            "{}: row 0 (line 1), message 0: content is int, not a string",
+        ),
+        ('{"messages": [', "{}: row 0 (line 1): not JSON"),
+    ],
+)
+def test_bad_data_leave_no_dataset(refused, tmp_path, text, message):
+    file = tmp_path / "bad.jsonl"
+    if text is not None:
+        file.write_text(text)
+    error = refused(align, "--data.sources.path", file, "--data.aligned", tmp_path / "aligned", "--processes", "1")
+    assert message.format(file) in error
+
+
+# distill
+
+FULL_DISTRIBUTIONS = ("kl", "reverse_kl", "tidal", "reverse_tidal")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data.aligned", "nowhere"], "no aligned dataset in nowhere: run `python pipeline/align.py --recipe "),
+        (["--data.student_length", "99"], "student.length (aligned: 100, recipe: 99): run `python pipeline/align.py"),
+        (["--teachers.length", "64"], "teachers.llada2.length (aligned: 120, recipe: 64): run `python "),
+        (["--student.tokenizer", "{place}/teacher"], "student.tokenizer (aligned: "),
+        (["--teachers.name", "other"], "teachers.other (aligned: no, recipe: yes)"),
+        (["--data.student_length", "129"], "data.student_length 129 is beyond the 128 positions of {place}/student"),
+        (["--teachers.length", "129"], "teacher llada2: length 129 is beyond the 128 positions of {place}/teacher"),
+        (["--student.block_size", "101"], "student.block_size 101 is above data.student_length 100"),
+        (["--teachers.expert_parallel_size", "2"], "size 2 must divide the ranks (1) and the experts (8)"),
+        (["--student.path", "{place}/nowhere"], "{place}/nowhere: no such folder"),
+        (["--student.path", "{place}"], "{place}: no config.json"),
+        (["--student.weights", "pretrained"], "{place}/student: no model.safetensors; weights must be safetensors"),
+        (["--teachers.weights", "pretrained"], "{place}/teacher: no model.safetensors; weights must be safetensors"),
+        *((["--objective.strategy", name], f"strategy {name} needs a shared tokenizer") for name in FULL_DISTRIBUTIONS),
+        (["--deepspeed", "nowhere.json"], "no DeepSpeed config nowhere.json: ds_configs/ holds the shipped ones"),
+        (["--timeout-minutes", "0"], '"timeout_minutes": Not of type PositiveFloat'),
+        (["--teachers.lr", "1"], "'lr' is not accepted"),
+    ],
+)  # fmt: skip
+def test_distill_refuses_what_does_not_fit(refused, place, monkeypatch, words, message):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert message.format(place=place) in refused(distill, *(word.format(place=place) for word in words))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "size", "message"),
+    [
+        (3, 2, "must divide the ranks (3)"),
+        (3, 3, "and the experts (8)"),
+        (16, 16, "auto would take 8"),
+        (2, 0, "auto would take 2"),
+    ],
+)
+def test_expert_parallel_size_divides_ranks_and_experts(refused, monkeypatch, ranks, size, message):
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    error = refused(distill, "--teachers.expert_parallel_size", size)
+    assert f"expert_parallel_size {size} must divide" in error and message in error
+
+
+def test_distill_refuses_a_damaged_dataset(refused, place, tmp_path):
+    aligned = shutil.copytree(place / "aligned", tmp_path / "aligned")
+    shard = aligned / "shard-00000.arrow"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    assert "missing or damaged shard-00000.arrow: run `python pipeline/align.py" in refused(
+        distill, "--data.aligned", aligned
+    )
+    shard.unlink()
+    assert "missing or damaged shard-00000.arrow" in refused(distill, "--data.aligned", aligned)
+    (aligned / "manifest.json").write_text("{")
+    assert "manifest.json: not JSON" in refused(distill, "--data.aligned", aligned)
+
+
+def test_one_rank_speaks_for_all(run, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(distill, "--teachers.length", "129") == (2, "", "")
+
+
+def resolved(place: Path, tmp_path: Path) -> Recipe:
+    return parse(parser(""), ["--recipe", str(place / "recipe.yaml"), "--run_dir", str(tmp_path / "run")])[0]
+
+
+def test_dry_run_prints_recipe_and_topology_and_writes_nothing(run, place, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    before = files(tmp_path), files(place)
+    code, output, error = run(distill, "--dry-run", "--teachers.weight", "3")
+    assert (code, error) == (0, "")
+    printed, topology = output.split("# ranks: ")
+    wanted = resolved(place, tmp_path)
+    wanted.teachers[0].weight = 3.0
+    assert printed.endswith(dump(wanted))
+    assert topology.splitlines() == [
+        "4 (2 on this node)",
+        "# expert parallelism: {'llada2': 2}",
+        "# student: ZeRO stage 3, torch.float32",
+    ]
+    assert (files(tmp_path), files(place)) == before
+
+
+def test_tidal_with_a_reverse_objective_warns_and_goes_on(run):
+    for strategy, warned in {"reverse_calm_tidal": True, "calm_tidal": False, "tide_cross": False}.items():
+        code, output, _ = run(distill, "--dry-run", "--objective.strategy", strategy)
+        assert code == 0
+        assert (f"WARNING objective.strategy {strategy}: TIDAL with a reverse objective" in output) == warned
+    assert (
+        "WARNING" not in run(distill, "--dry-run", "--objective.strategy", "reverse_calm_tidal", "--teachers", "[]")[1]
+    )
+
+
+# The run directory
+
+
+@pytest.fixture
+def finished(run, place, tmp_path) -> Path:
+    """The run directory of a finished run."""
+    folder, recipe = tmp_path / "run", resolved(place, tmp_path)
+    checkpoint = folder / "checkpoints/step-00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "COMPLETE").write_text('{"step": 1, "world_size": 1, "files": {}}')
+    (folder / "status").mkdir()
+    (folder / "status/distill.json").write_text('{"state": "done"}')
+    (folder / "recipe.yaml").write_text(dump(recipe))
+    (folder / ".lock").touch()
+    return folder
+
+
+FREE = ["--checkpoint.keep", "9", "--evaluation.limit", "3", "--evaluation.tasks", "[]", "--logging.every_steps", "1"]
+
+
+@pytest.mark.parametrize("words", [[], FREE], ids=["same", "other sections that change no training"])
+def test_a_finished_run_says_so(run, finished, words):
+    before = files(finished)
+    code, output, error = run(distill, *words)
+    assert (code, error) == (0, "") and f"{finished} is done: delete it or choose another --run_dir" in output
+    assert files(finished) == before
+
+
+def test_a_run_directory_of_another_recipe_is_refused(refused, finished):
+    error = refused(distill, "--optim.lr", "0.1", "--teachers", "[]", "--name", "other", "--logging.every_steps", "1")
+    assert (
+        f"{finished} belongs to another recipe (it differs in name, teachers, optim.lr): choose another --run_dir"
+        in error
+    )
+
+
+def test_a_run_directory_in_use_is_refused(refused, finished):
+    with (finished / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert f"{finished} is in use by another process: wait for it or choose another --run_dir" in refused(distill)
+
+
+def test_a_run_directory_that_cannot_be_made_is_refused(refused, tmp_path):
+    (tmp_path / "run").touch()
+    assert f"cannot write to {tmp_path}/run (File exists): choose another --run_dir" in refused(distill)
+
+
+def test_a_damaged_checkpoint_is_refused(refused, finished):
+    checkpoint = finished / "checkpoints/step-00000001"
+    (checkpoint / "COMPLETE").write_text('{"step": 1, "world_size": 1, "files": {"state/x": {}}}')
+    assert f"{checkpoint}/state/x is damaged or missing: remove {checkpoint} to resume" in refused(distill)
+
+
+# evaluate
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no complete checkpoint in {run}/checkpoints: run `deepspeed pipeline/distill.py` with the same recipe"),
+        (["--model", "{place}/student", "--evaluation.preset", "best"], "preset 'best' is unknown: one of paper, fast"),
+        (["--model", "{place}/student", "--evaluation.tasks", "[]"], "evaluation.tasks is empty: name a task"),
+        (["--model", "{place}/student", "--evaluation.tasks", "[sums]"], "unknown sums; here are demo_arithmetic"),
+        (["--model", "{place}"], "{place}: no config.json"),
+    ],
+)  # fmt: skip
+def test_evaluate_refuses_what_is_not_there(refused, place, tmp_path, monkeypatch, words, message):
+    ours = partial(tasks.TaskManager, include_defaults=False)  # the harness's own take seconds to list
+    monkeypatch.setattr(tasks, "TaskManager", ours)
+    found = refused(evaluate, *(word.format(place=place) for word in words))
+    assert message.format(place=place, run=tmp_path / "run") in found

@@ -1,0 +1,262 @@
+"""Recipes and engine settings: typed, explained, overridable; what cannot run is refused by name."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import shlex
+import typing
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from pipeline import align, distill, evaluate, recipe, report
+from pipeline.evaluation.presets import PRESETS
+from pipeline.recipe import RECIPES, BadInput, Recipe, advice, compdemo_enabled, dump, parse, parser
+from pipeline.training.engine import _RECIPE_OWNS, read_engine_config, student_dtype, zero_stage
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+ENGINES = sorted((ROOT / "ds_configs").glob("*.json"))
+LEAST = "name: least\nstudent: {path: s}\noptim: {steps: 1}\n"
+
+
+made = cache(parser)  # a tenth of a second
+
+
+def read(*words: object) -> Recipe:
+    return parse(made(""), [str(word) for word in words])[0]
+
+
+def refused(*words: object) -> str:
+    """The message, of one line."""
+    with pytest.raises(BadInput) as error:
+        read(*words)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str) -> Path:
+        (tmp_path / "recipe.yaml").write_text(text)
+        return tmp_path / "recipe.yaml"
+
+    return write
+
+
+# Reading
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_are_read_and_written_back(name, write):
+    found = read("--recipe", name)
+    assert read("--recipe", RECIPES / f"{name}.yaml") == found
+    assert read("--recipe", write(dump(found))) == found
+    assert found.evaluation.preset in PRESETS
+    assert found.run_dir == f"runs/{found.name}" and found.data.aligned == f"runs/aligned/{found.name}"
+
+
+@pytest.mark.parametrize(
+    "text", ["yes", "null", "1.5", "~", " x", "a: b", "[x]", "#c", "'q'", "a\nb", "日本", "2024-01-01"]
+)
+def test_any_text_survives_the_dump(write, text):
+    found = read("--recipe", write(LEAST))
+    found.name = found.student.path = text
+    assert read("--recipe", write(dump(found))) == found
+
+
+@pytest.mark.parametrize(
+    "words", [["{r}", "{o}"], ["{o}", "{r}"], ["{o}", "--recipe={f}"], ["--recipe", "demo", "{o}", "{r}"]]
+)
+def test_overrides_win_wherever_the_recipe_is_typed(words, write):
+    file = write(LEAST + "teachers: [{name: a, path: p, length: 7}, {name: b, path: q, tokenizer: t, length: 8}]\n")
+    spelled = {
+        "{r}": ["--recipe", file],
+        "{o}": ["--optim.steps", "5", "--teachers.length=9"],
+        "--recipe={f}": [f"--recipe={file}"],
+    }
+    found = read(*(w for word in words for w in spelled.get(word, [word])))
+    assert (found.name, found.optim.steps) == ("least", 5)
+    assert [(t.path, t.tokenizer, t.length) for t in found.teachers] == [("p", "p", 7), ("q", "t", 9)]
+
+
+def test_lists_and_options_can_be_emptied_and_replaced(write):
+    file = write(LEAST + "teachers: [{name: a, path: p}]\ndata: {validation: {path: v}}\n")
+    found = read("--recipe", file, "--teachers", "[]", "--data.validation", "null")
+    assert (found.teachers, found.data.validation) == ([], None)
+    two = read("--recipe", file, "--teachers", "[{name: x, path: y, length: 5}, {name: z, path: w}]").teachers
+    assert [(t.name, t.tokenizer, t.length) for t in two] == [("x", "y", 5), ("z", "w", 1024)]
+
+
+BAD_FILES = {
+    "name: [": "parsing",
+    "- 1\n": "Unexpected config",
+    "": "Unexpected config",
+    "\xff": "can't decode",
+    "name: x\n": "required: student.path",
+    LEAST + "optin: {lr: 1}\n": "optin",
+    LEAST + "data: {sead: 1}\n": "'sead'",
+    LEAST + "teachers: [{name: a, path: b, lenght: 3}]\n": "'lenght'",
+    LEAST + "teachers: [{name: a}]\n": "required: path",
+    LEAST + "teachers: {name: a}\n": '"teachers": Expected a list',
+    LEAST + "data: {seed: x}\n": '"data.seed": Expected a int. Got value: x',
+    LEAST.replace("least", "3"): '"name": Expected a str',
+}
+
+
+@pytest.mark.parametrize("text", BAD_FILES)
+def test_bad_files_name_the_file_and_the_fault(tmp_path, text):
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(text.encode("latin-1"))
+    message = refused("--recipe", file)
+    assert BAD_FILES[text] in message and f"(recipe {file} and its overrides; --help explains" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--recipe nowhere", "no recipe 'nowhere': give a YAML file or one of code, demo"),
+        ("--recipe", "no recipe ''"),
+        ("--optim.lrr 1", "unrecognized arguments: --optim.lrr"),
+        ("--opt.lr 1", "unrecognized arguments"),
+        ("word", "unrecognized arguments: word"),
+        ("--optim.lr fast", '"optim.lr": Expected a float. Got value: fast'),
+        ("--optim.lr nan", "nan"),
+        ("--optim.steps 1.5", '"optim.steps"'),
+        ("--optim.betas [1]", '"optim.betas": Expected a tuple with 2 elements'),
+        ("--student.eos_tail maybe", '"student.eos_tail": Expected a bool'),
+        ("--data.validation.rows x", '"rows": Expected a int'),
+        ("--objective.strategy magic", "Expected a Literal['tide_cross', 'tide_shared', 'calm'"),
+        ("--teachers.dtype float16", "Literal['float32', 'bfloat16']. Got value: float16"),
+        ("--teachers.expert_parallel_size some", '"expert_parallel_size"'),
+        ("--name=", "name is empty"),
+        ("--student.block_size 0", "student.block_size is 0, must be above 0"),
+        ("--student.block_size 9 --data.student_length 8", "student.block_size 9 is above data.student_length 8"),
+        ("--optim.global_batch 0 --optim.lr 0", "optim.lr is 0.0, must be above 0; optim.global_batch is 0"),
+        ("--optim.steps 0", "optim.steps is 0, must be above 0"),
+        ("--optim.steps 1 --optim.epochs 1", "give optim.steps or optim.epochs"),
+        ("--optim.steps null", "give optim.steps or optim.epochs"),
+        ("--optim.warmup 1.1", "optim.warmup is 1.1, must be between 0 and 1"),
+        ("--optim.betas [0.9,1]", "optim.betas[1] is 1.0, must be at least 0 and below 1"),
+        ("--optim.weight_decay -1", "optim.weight_decay is -1.0, must be 0 or more"),
+        ("--data.seed -1", "data.seed is -1, must be 0 or more"),
+        ("--data.validation.rows 0", "data.validation.rows is 0, must be above 0"),
+        ("--objective.temperature 0", "objective.temperature is 0.0, must be above 0"),
+        ("--objective.teacher_floor 0.5", "objective.teacher_floor is 0.5, must be at least 0 and below 0.5"),
+        ("--objective.cross_entropy_weight 0 --teachers []", "no loss has a weight"),
+        ("--teachers.length 0", "teachers.llada2.length is 0, must be above 0"),
+        ("--teachers+ '[{name: llada2, path: x}]'", "teachers need different names, not ['llada2', 'llada2']"),
+        ("--teachers.name a-b", "teacher name 'a-b': letters, digits and _"),
+        ("--student.eos_tail true --student.input full", "student.eos_tail fills blocks: it needs student.input block"),
+    ],
+)  # fmt: skip
+def test_bad_overrides_name_the_field_and_the_fault(words, message):
+    assert message in refused(*shlex.split(words))
+
+
+@pytest.mark.parametrize("strategy", typing.get_args(recipe.Strategy))
+def test_tidal_with_a_reverse_objective_is_advised_against_by_name(strategy):
+    found = read("--objective.strategy", strategy)
+    told = (
+        [f"objective.strategy {strategy}: TIDAL with a reverse objective"]
+        if "reverse" in strategy and "tidal" in strategy
+        else []
+    )
+    assert [line.split(" is advised")[0] for line in advice(found)] == told
+    assert compdemo_enabled(found) == (strategy == "tide_shared")
+    assert compdemo_enabled(read("--objective.strategy", strategy, "--objective.compdemo.enabled", "true"))
+
+
+# Help
+
+
+def explanations() -> dict[str, dict[str, str]]:
+    """{class: {field: the text under it}} of recipe.py."""
+    found = {}
+    for node in ast.parse(inspect.getsource(recipe)).body:
+        if isinstance(node, ast.ClassDef):
+            pairs = [(a, b) for a, b in pairwise(node.body) if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr)]
+            found[node.name] = {field.target.id: " ".join(text.value.value.split()) for field, text in pairs}
+    return found
+
+
+def shown(capsys, monkeypatch, stage, *words: str) -> str:
+    monkeypatch.setenv("COLUMNS", "2000")  # no line is broken
+    monkeypatch.setattr("sys.argv", ["stage", *words])
+    with pytest.raises(SystemExit) as end:
+        stage.main()
+    assert end.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("stage", [align, distill, evaluate, report], ids=lambda stage: stage.__name__)
+def test_help_explains_every_field(stage, capsys, monkeypatch):
+    whole = shown(capsys, monkeypatch, stage, "--help")
+    texts, hints = explanations(), {}
+    for cls in (getattr(recipe, name) for name in texts if dataclasses.is_dataclass(getattr(recipe, name))):
+        hints[cls] = typing.get_type_hints(cls)
+    listed = {
+        recipe.Teacher: "--teachers.help",
+        recipe.Source: "--data.sources.help",
+        recipe.Validation: "--data.validation.help",
+    }
+    for cls, types in hints.items():
+        text = shown(capsys, monkeypatch, stage, listed[cls]) if cls in listed else whole
+        assert listed.get(cls, "") in whole
+        for name, kind in types.items():
+            if dataclasses.is_dataclass(kind):
+                assert f"{kind.__doc__.splitlines()[0].rstrip('.')}:" in whole
+            else:
+                assert texts[cls.__name__][name] in text, f"{cls.__name__}.{name}"
+
+
+# Engine settings
+
+
+@pytest.mark.parametrize("path", ENGINES, ids=lambda path: path.stem)
+def test_shipped_engine_settings_are_deepspeed_s(path):
+    config = read_engine_config(path)
+    assert zero_stage(config) == (0 if path.stem == "zero0" else 3)
+    assert (str(student_dtype(config)) == "torch.bfloat16") == (path.stem in ("zero3_bf16", "zero3_offload"))
+
+
+def test_there_are_engine_settings_for_cpu_and_gpu():
+    assert {"zero0", "zero3", "zero3_bf16", "zero3_offload"} <= {path.stem for path in ENGINES}
+
+
+BAD_ENGINES = {
+    "{": "not JSON",
+    "[]": "not a JSON object",
+    '{"zero_optimization": true}': "zero_optimization must be an object",
+    '{"zero_optimization": {"stage": 4}}': "stage: Input should be 0, 1, 2, 3",
+    '{"zero_optimization": {"stage": 3, "overlap": true}}': "DeepSpeedZeroConfig: overlap: Extra inputs",
+    '{"zero_optimization.stage": 3}': "DeepSpeed knows no zero_optimization.stage",
+    '{"zero_optimisation": {}}': "DeepSpeed knows no zero_optimisation",
+    '{"bf16": {"enabled": "auto"}}': 'sets "auto"',
+    '{"bf16": true}': "DeepSpeed refuses it",
+    '{"bf16": {"enabled": true}, "fp16": {"enabled": true}}': "DeepSpeed refuses it: bfloat16 and fp16",
+    **{
+        json.dumps({key: 1}): f"sets {key}: remove it there and set {home} in the recipe"
+        for key, home in _RECIPE_OWNS.items()
+    },
+}
+
+
+@pytest.mark.parametrize("text", BAD_ENGINES)
+def test_bad_engine_settings_name_the_file_and_the_fault(tmp_path, text):
+    file = tmp_path / "engine.json"
+    file.write_text(text)
+    with pytest.raises(BadInput) as error:
+        read_engine_config(file)
+    assert str(file) in str(error.value) and BAD_ENGINES[text] in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["missing.json", "."])
+def test_missing_engine_settings(tmp_path, name):
+    with pytest.raises(BadInput, match=r"no DeepSpeed config .*: ds_configs/ holds the shipped ones"):
+        read_engine_config(tmp_path / name)

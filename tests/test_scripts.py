@@ -1,0 +1,31 @@
+"""Every stage starts as a script and as a module, from the repository root, without a network."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import launch
+
+# The first thing that Python imports: forbids connections and tells what of sys.path would hide other packages.
+GUARD = """
+import atexit, sys
+def hook(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise RuntimeError(f"{event} {arguments}")
+sys.addaudithook(hook)
+atexit.register(lambda: print("HIDING", [p for p in sys.path if p.rstrip("/").endswith("pipeline")], file=sys.stderr))
+"""
+
+
+@pytest.mark.parametrize("stage", ["align", "distill", "evaluate", "report"])
+def test_both_forms_show_their_help(stage, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(GUARD)
+    for form in ([f"pipeline/{stage}.py"], ["-m", f"pipeline.{stage}"]):
+        done = launch.python(*form, "--help", PYTHONPATH=str(tmp_path), COLUMNS="200")
+        assert done.stdout.startswith("usage: ") and "Peak learning rate." in done.stdout
+        assert done.stderr == "HIDING []\n"
+
+
+def test_a_script_that_fails_says_so_in_one_line():
+    done = launch.python("pipeline/distill.py", "--optim.lr", "0", code=2)
+    assert (done.stdout, done.stderr) == ("", "distill: optim.lr is 0.0, must be above 0\n")
