@@ -7,7 +7,8 @@ ranks=${1:-2}
 shift || true
 started=$SECONDS
 say() { printf '\n== %s (%d s so far)\n' "$*" $((SECONDS - started)); }
-train() { deepspeed --num_gpus "$ranks" pipeline/distill.py --deepspeed ds_configs/zero3.json "$@"; }
+port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+train() { deepspeed --num_gpus "$ranks" --master_port "$port" pipeline/distill.py --deepspeed ds_configs/zero3.json "$@"; }
 
 say "align: tie the tokens of both tokenizers by the bytes they spell"
 python pipeline/align.py "$@"

@@ -15,7 +15,7 @@ if not __package__:  # run as a script: the repository root, not pipeline/, belo
 from jsonargparse.typing import PositiveFloat  # noqa: E402
 
 from pipeline.recipe import advice, parse, parser  # noqa: E402
-from pipeline.run_directory import exit_code, record_status  # noqa: E402
+from pipeline.run_directory import exit_code, rank, record_status  # noqa: E402
 
 
 def main() -> None:
@@ -35,7 +35,8 @@ def main() -> None:
         return
     with claim(recipe) or nullcontext():
         if finished(recipe):
-            print(f"{recipe.run_dir} is done: delete it or choose another --run_dir to train again")
+            if rank() == 0:
+                print(f"{recipe.run_dir} is done: delete it or choose another --run_dir to train again")
             return
         from pipeline.training.run import train  # DeepSpeed: more seconds
 

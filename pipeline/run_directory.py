@@ -20,7 +20,11 @@ DONE, BAD_INPUT, STOPPED_EARLY = 0, 2, 75
 
 
 class StoppedEarly(Exception):
-    """The stage was asked to stop, saved a checkpoint and can go on later; exit code 75."""
+    """The stage was asked to stop, saved a checkpoint at `step` and can go on later; exit code 75."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 def rank() -> int:
@@ -92,7 +96,7 @@ def record_status(run_dir: Path, stage: str) -> Iterator[dict[str, Any]]:
     try:
         yield details
     except StoppedEarly as stop:
-        details["message"] = str(stop)
+        details |= {"message": str(stop), "step": stop.step}
         write("stopped", STOPPED_EARLY)
         raise
     except BaseException as error:

@@ -29,7 +29,7 @@ MODEL = {
     "vocab_size": 512,
     "hidden_size": 16,
     "intermediate_size": 16,
-    "num_hidden_layers": 1,
+    "num_hidden_layers": 2,  # dense, then experts
     "num_attention_heads": 1,
     "num_key_value_heads": 1,
     "head_dim": 16,
@@ -81,7 +81,8 @@ def run(place, tmp_path, monkeypatch, capsys):
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RANK", "0")  # align sets it
-    monkeypatch.setattr("pipeline.models.loading.build", lambda *_, **__: pytest.fail("a model is loaded"))
+    for name in ("models.loading.build", "training.run.train"):
+        monkeypatch.setattr(f"pipeline.{name}", lambda *_, _name=name, **__: pytest.fail(f"{_name} is called"))
 
     def run(stage, *words: object) -> tuple[int, str, str]:
         common = ["--recipe", place / "recipe.yaml", "--run_dir", tmp_path / "run", *words]
@@ -192,10 +193,11 @@ def test_distill_refuses_a_damaged_dataset(refused, place, tmp_path):
     assert "manifest.json: not JSON" in refused(distill, "--data.aligned", aligned)
 
 
-def test_one_rank_speaks_for_all(run, monkeypatch):
+def test_one_rank_speaks_for_all(run, finished, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(distill, "--teachers.length", "129") == (2, "", "")
+    assert run(distill) == (0, "", "")
 
 
 def resolved(place: Path, tmp_path: Path) -> Recipe:

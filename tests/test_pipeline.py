@@ -19,18 +19,6 @@ from tests import launch
 pytestmark = pytest.mark.launch
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Path:
-    """The files that git knows (or would), and nothing that a run has left behind."""
-    folder = tmp_path_factory.mktemp("checkout")
-    listed = launch.run("git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.split("\n")
-    for name in filter(None, listed):
-        if (launch.ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(launch.ROOT / name, folder / name)
-    return folder
-
-
 def demo(checkout: Path, *words: str, timeout: float) -> dict:
     """demo/run.sh there; returns the summary."""
     done = subprocess.run(
@@ -40,11 +28,8 @@ def demo(checkout: Path, *words: str, timeout: float) -> dict:
     return json.loads((checkout / "runs/demo/summary.json").read_text()) | {"output": done.stdout}
 
 
-SHORT = ("--optim.steps", "6", "--logging.every_steps", "2", "--evaluation.limit", "12", "--data.validation.rows", "32")
-
-
 def test_a_few_steps_of_everything(checkout):
-    summary = demo(checkout, *SHORT, timeout=500)
+    summary = demo(checkout, *launch.SHORT, timeout=500)
     assert summary["world_size"] == 2 and summary["expert_parallel_size"] == 2 and summary["zero_stage"] == 3
     assert summary["strategy"] == "tide_cross"
     assert set(summary["scores"]) == {"teacher", "undistilled", "distilled"}
@@ -70,7 +55,7 @@ def test_baseline_and_distilled_student_start_alike(checkout):
 
 def test_a_finished_run_is_left_alone(checkout):
     before = (checkout / "runs/demo/status/distill.json").read_text()
-    words = [w for w in SHORT if "evaluation" not in w and w != "12"]
+    words = [w for w in launch.SHORT if "evaluation" not in w and w != "12"]
     done = subprocess.run(
         [launch.BIN / "python", "pipeline/distill.py", *words], cwd=checkout, env=launch.ENVIRONMENT, capture_output=True, text=True
     )
@@ -98,7 +83,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(checkout):
     os.kill(stopped.pid, signal.SIGTERM)
     assert stopped.wait(timeout=100) == 75
     status = json.loads((checkout / "runs/stopped/status/distill.json").read_text())
-    assert status["state"] == "stopped" and status["exit_code"] == 75
+    assert status["state"] == "stopped" and status["exit_code"] == 75 and status["step"] >= 5
     assert distill(checkout, "stopped").wait(timeout=200) == 0
     whole, resumed = (load_file(next(checkout.glob(f"runs/{n}/checkpoints/step-00000040/export/*.safetensors"))) for n in ("whole", "stopped"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -64,23 +64,23 @@ def resume(engine, run_dir: Path) -> int:
     found = complete_checkpoints(run_dir)
     if not found:
         return 0
-    marker = read_json(found[-1] / "COMPLETE")
-    if marker["world_size"] != dist.get_world_size():
-        raise BadInput(
-            f"{found[-1]} was written by {marker['world_size']} ranks and this run has {dist.get_world_size()}: resume with "
-            f"{marker['world_size']}, or start another run from its export/ (student.path)"
-        )
+    step = read_json(found[-1] / "COMPLETE")["step"]
     _, client = engine.load_checkpoint(str(found[-1]), tag="state")
-    if client is None or client["step"] != marker["step"]:
+    if client is None or client["step"] != step:
         raise BadInput(f"{found[-1]} could not be loaded: remove it to resume from the one before")
-    return marker["step"]
+    return step
 
 
-def verify(run_dir: Path) -> None:
-    """Compares the newest complete checkpoint with the sizes and checksums that its COMPLETE names."""
+def verify(run_dir: Path, world_size: int) -> None:
+    """Checks the newest complete checkpoint: ranks as many as now, files as COMPLETE names them (size and SHA-256)."""
     for place in complete_checkpoints(run_dir)[-1:]:
-        written, found = read_json(place / "COMPLETE")["files"], _inventory(place)
-        for name, facts in written.items():
+        marker, found = read_json(place / "COMPLETE"), _inventory(place)
+        if marker["world_size"] != world_size:
+            raise BadInput(
+                f"{place} was written by {marker['world_size']} ranks and this run has {world_size}: resume with "
+                f"{marker['world_size']}, or start another run from its export/ (student.path)"
+            )
+        for name, facts in marker["files"].items():
             if found.get(name) != facts:
                 raise BadInput(f"{place / name} is damaged or missing: remove {place} to resume from the checkpoint before")
 

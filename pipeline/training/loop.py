@@ -60,7 +60,7 @@ class Trainer:
                 save(done)
                 saved_at = time.monotonic()
             if stopping and not last:
-                raise StoppedEarly(f"stopped by a signal at step {done}/{self.steps}; the same command goes on from there")
+                raise StoppedEarly(f"stopped by a signal at step {done}/{self.steps}: run the same command to go on", done)
 
     def _prefetched(self, first: int) -> Iterator[tuple[int, list[Batch]]]:
         """Steps and their micro-batches, the next step's being made while this one runs."""

@@ -67,7 +67,7 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
         family(recipe.objective, teacher, shared)
     if rank() == 0:  # reads every byte: once is enough
         verify_shards(Path(recipe.data.aligned), manifest)
-        checkpoint.verify(Path(recipe.run_dir))
+        checkpoint.verify(Path(recipe.run_dir), topology.world_size)
     return plan
 
 

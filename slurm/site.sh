@@ -1,0 +1,13 @@
+# Facts of this cluster: the one file to edit. Jobs source it. sbatch reads its SBATCH_* (each stands for the option of that
+# name) where it was sourced before:  source slurm/site.sh && sbatch --nodes=2 slurm/distill_moe.sh --recipe my.yaml
+
+# export SBATCH_PARTITION=gpu SBATCH_ACCOUNT=my-project SBATCH_TIMELIMIT=24:00:00
+# export SBATCH_GPUS_PER_NODE=8 SBATCH_EXCLUSIVE=exclusive SBATCH_MEM_PER_NODE=0
+# module load cuda/12.8 gcc/13
+# export NCCL_SOCKET_IFNAME=ib0                       # CPU ranks: GLOO_SOCKET_IFNAME
+
+if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
+
+# Compiled ops and kernels stay on each node's own disk: on a shared one, nodes wait for one another's locks.
+scratch=${TMPDIR:-/tmp}/tide-$UID
+export TORCH_EXTENSIONS_DIR=$scratch/torch_extensions TRITON_CACHE_DIR=$scratch/triton
