@@ -12,10 +12,10 @@ from pathlib import Path
 if not __package__:  # run as a script: the repository root, not pipeline/, belongs on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jsonargparse.typing import PositiveFloat  # noqa: E402
+from jsonargparse.typing import PositiveFloat
 
-from pipeline.recipe import advice, parse, parser  # noqa: E402
-from pipeline.run_directory import exit_code, rank, record_status  # noqa: E402
+from pipeline.recipe import advice, parse, parser
+from pipeline.run_directory import exit_code, rank, record_status
 
 
 def main() -> None:

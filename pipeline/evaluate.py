@@ -12,18 +12,18 @@ from pathlib import Path
 if not __package__:  # run as a script: the root, not pipeline/, belongs on the path (this file would hide `evaluate`)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import json  # noqa: E402
-import platform  # noqa: E402
-from dataclasses import asdict  # noqa: E402
-from importlib.metadata import version  # noqa: E402
-from typing import Any  # noqa: E402
+import json
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
 
-from rich import box  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
-from pipeline.recipe import BadInput, Recipe, parse, parser  # noqa: E402
-from pipeline.run_directory import (  # noqa: E402
+from pipeline.recipe import BadInput, Recipe, parse, parser
+from pipeline.run_directory import (
     complete_checkpoints,
     exit_code,
     record_status,

@@ -23,9 +23,16 @@ SHORT = ("--optim.steps", "6", "--logging.every_steps", "2", "--evaluation.limit
 def run(*words: object, code: int | None = 0, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
     """Runs a command and checks its exit code (None: any)."""
     done = subprocess.run(
-        [str(w) for w in words], cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=timeout
+        [str(w) for w in words],
+        cwd=ROOT,
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
-    assert code is None or done.returncode == code, f"exit {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    assert code is None or done.returncode == code, (
+        f"exit {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    )
     return done
 
 

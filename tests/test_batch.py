@@ -84,7 +84,9 @@ def row(seed: int = 0) -> AlignedRow:
     """Student: 3 prompt tokens, chunks {3}, {4, 5}, {6}, end of turn. Teacher: chunks {2, 3}, {4}, {5}."""
     g = torch.Generator().manual_seed(seed)
     teacher = AlignedTeacher(
-        torch.randint(2, 60, (7,), generator=g), torch.tensor([-1, -1, 0, 0, 1, 2, -1]), torch.tensor([-1, -1, -1, 0, 1, 1, 2, -1])
+        torch.randint(2, 60, (7,), generator=g),
+        torch.tensor([-1, -1, 0, 0, 1, 2, -1]),
+        torch.tensor([-1, -1, -1, 0, 1, 1, 2, -1]),
     )
     return AlignedRow(torch.randint(2, 60, (8,), generator=g), torch.arange(8) >= 3, (teacher,))
 

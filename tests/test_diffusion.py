@@ -7,7 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.diffusion import block_diffusion_mask, complementary_split, complete_chunks, draw_mask, draw_t, generator_for
+from pipeline.diffusion import (
+    block_diffusion_mask,
+    complementary_split,
+    complete_chunks,
+    draw_mask,
+    draw_t,
+    generator_for,
+)
 from tests import golden
 
 

@@ -101,11 +101,15 @@ def test_calm_equals_the_published_loss_from_logits(case):
     logits = tensors[f"{regime}.student_logits"].clone().requires_grad_()
     student = chunk_log_probs(logits, tensors[f"{regime}.student_input_ids"], tensors[f"{regime}.alignment_student"])
     teacher = chunk_log_probs(
-        tensors[f"{regime}.teacher_logits"], tensors[f"{regime}.teacher_input_ids"], tensors[f"{regime}.alignment_teacher"]
+        tensors[f"{regime}.teacher_logits"],
+        tensors[f"{regime}.teacher_input_ids"],
+        tensors[f"{regime}.alignment_teacher"],
     )
     active = tensors[f"{regime}.chunk_mask"]
     direction = "reverse" if case["reverse"] else "forward"
-    loss = calm(student[active], teacher[active], temperature=case["T"], direction=direction).sum() / active.sum().clamp(min=1)
+    loss = calm(
+        student[active], teacher[active], temperature=case["T"], direction=direction
+    ).sum() / active.sum().clamp(min=1)
     assert_close(loss, torch.tensor(case["loss_ref"]), **LOSS)
     loss.backward()
     if f"{key}.grad_ref" in tensors:
@@ -118,7 +122,9 @@ def test_calm_tidal_equals_the_published_loss(case):
     r = case["regime"]
     logits = tensors[f"{r}.student_logits"].clone().requires_grad_()
     student = chunk_log_probs(logits, tensors[f"{r}.student_input_ids"], tensors[f"{r}.alignment_student"])
-    teacher = chunk_log_probs(tensors[f"{r}.teacher_logits"], tensors[f"{r}.teacher_input_ids"], tensors[f"{r}.alignment_teacher"])
+    teacher = chunk_log_probs(
+        tensors[f"{r}.teacher_logits"], tensors[f"{r}.teacher_input_ids"], tensors[f"{r}.alignment_teacher"]
+    )
     active, t = tensors[f"{r}.chunk_mask"], tensors[f"{r}.t"][:, None].expand_as(student)
     mix = tidal_lambda(
         case["global_step"] / case["max_steps"], t, init=case["lambda_init"], maximum=case["lambda_max"],

@@ -22,7 +22,12 @@ pytestmark = pytest.mark.launch
 def demo(checkout: Path, *words: str, timeout: float) -> dict:
     """demo/run.sh there; returns the summary."""
     done = subprocess.run(
-        ["bash", "demo/run.sh", "2", *words], cwd=checkout, env=launch.ENVIRONMENT, capture_output=True, text=True, timeout=timeout
+        ["bash", "demo/run.sh", "2", *words],
+        cwd=checkout,
+        env=launch.ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return json.loads((checkout / "runs/demo/summary.json").read_text()) | {"output": done.stdout}
@@ -48,7 +53,8 @@ def test_a_few_steps_of_everything(checkout):
 def test_baseline_and_distilled_student_start_alike(checkout):
     """Equal data, seed and initial weights: the first line's cross-entropy differs by what two steps have changed."""
     first = [
-        json.loads((checkout / run / "metrics.jsonl").read_text().splitlines()[0]) for run in ("runs/demo", "runs/demo-undistilled")
+        json.loads((checkout / run / "metrics.jsonl").read_text().splitlines()[0])
+        for run in ("runs/demo", "runs/demo-undistilled")
     ]
     assert first[0]["cross_entropy"] == pytest.approx(first[1]["cross_entropy"], rel=0.05)
 
@@ -57,7 +63,11 @@ def test_a_finished_run_is_left_alone(checkout):
     before = (checkout / "runs/demo/status/distill.json").read_text()
     words = [w for w in launch.SHORT if "evaluation" not in w and w != "12"]
     done = subprocess.run(
-        [launch.BIN / "python", "pipeline/distill.py", *words], cwd=checkout, env=launch.ENVIRONMENT, capture_output=True, text=True
+        [launch.BIN / "python", "pipeline/distill.py", *words],
+        cwd=checkout,
+        env=launch.ENVIRONMENT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0 and "is done" in done.stdout
     assert (checkout / "runs/demo/status/distill.json").read_text() == before
@@ -67,7 +77,9 @@ def distill(checkout: Path, name: str) -> subprocess.Popen:
     words = ["--name", name, "--data.aligned", "runs/aligned/demo", "--teachers", "[]", "--optim.steps", "40"]
     words += ["--logging.every_steps", "1", "--checkpoint.every_steps", "0", "--data.validation.rows", "32"]
     return subprocess.Popen(
-        [launch.BIN / "python", "pipeline/distill.py", *words], cwd=checkout, env=launch.ENVIRONMENT | {"MASTER_PORT": "29655"}
+        [launch.BIN / "python", "pipeline/distill.py", *words],
+        cwd=checkout,
+        env=launch.ENVIRONMENT | {"MASTER_PORT": "29655"},
     )
 
 
@@ -85,7 +97,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(checkout):
     status = json.loads((checkout / "runs/stopped/status/distill.json").read_text())
     assert status["state"] == "stopped" and status["exit_code"] == 75 and status["step"] >= 5
     assert distill(checkout, "stopped").wait(timeout=200) == 0
-    whole, resumed = (load_file(next(checkout.glob(f"runs/{n}/checkpoints/step-00000040/export/*.safetensors"))) for n in ("whole", "stopped"))
+    whole, resumed = (
+        load_file(next(checkout.glob(f"runs/{n}/checkpoints/step-00000040/export/*.safetensors")))
+        for n in ("whole", "stopped")
+    )
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 

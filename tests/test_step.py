@@ -116,7 +116,15 @@ def test_cross_tokenizer_step_equals_the_published_one(case, uniforms):
     draws = [(x["u_t"][i], x["u"][i], splits[i]) for i in range(2)]
     views = [x["teacher_logits_pass1"], x["teacher_logits_pass2"]]  # pass 1 hides B, pass 2 hides A
     loss, ce, distillation, gradient, batches = run(
-        case, rows, draws, x["student_logits"], views, uniforms, teacher_input="full", shared=0, weight=case["alm_weight"]
+        case,
+        rows,
+        draws,
+        x["student_logits"],
+        views,
+        uniforms,
+        teacher_input="full",
+        shared=0,
+        weight=case["alm_weight"],
     )
     for i, batch in enumerate(batches):
         masked = torch.zeros_like(rows[i].maskable)
@@ -149,7 +157,15 @@ def test_shared_tokenizer_step_equals_the_published_one(case, uniforms):
     weight = case["taid_weight"] if case["distill_mode"].startswith("taid") else case["kl_weight"]
     views = [x["teacher_logits_pass1"], x["teacher_logits_pass2"]]
     loss, ce, _, gradient, _ = run(
-        case, rows, draws, x["student_logits"], views, uniforms, teacher_input="block", shared=case["shared_vocab_size"], weight=weight
+        case,
+        rows,
+        draws,
+        x["student_logits"],
+        views,
+        uniforms,
+        teacher_input="block",
+        shared=case["shared_vocab_size"],
+        weight=weight,
     )
     assert_close(ce.detach(), torch.tensor(case["log"]["ce_loss"]), rtol=2e-6, atol=2e-7)
     assert_close(loss.detach(), torch.tensor(case["loss_ref"]), rtol=1e-5, atol=1e-6)

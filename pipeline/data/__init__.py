@@ -1,7 +1,7 @@
 """Aligned rows, their order, and the micro-batches made of them."""
 
 from pipeline.data.aligned import AlignedRow, AlignedRows
-from pipeline.data.batch import Batch, BatchBuilder, Packed, Sample, Side, TeacherBatch, TeacherSide
+from pipeline.data.batch import Batch, BatchBuilder, Packed, Sample, Side, TeacherBatch, TeacherSide, row_tokens
 from pipeline.data.order import GlobalBatches, Visit, accumulation_steps, assign
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "Visit",
     "accumulation_steps",
     "assign",
+    "row_tokens",
 ]

@@ -59,7 +59,9 @@ class AlignedRows:
     def __getitem__(self, index: int) -> AlignedRow:
         row = self._rows[int(index)]
         teachers = tuple(
-            AlignedTeacher(*(_int64(row[f"{name}_{column}"]) for column in ("input_ids", "chunk_ids", "student_chunk_ids")))
+            AlignedTeacher(
+                *(_int64(row[f"{name}_{column}"]) for column in ("input_ids", "chunk_ids", "student_chunk_ids"))
+            )
             for name in self._teachers
         )
         return AlignedRow(_int64(row["input_ids"]), torch.from_numpy(np.array(row["maskable"], bool)), teachers)

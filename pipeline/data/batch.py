@@ -64,7 +64,9 @@ def _to(value, device):
         return value.to(device, non_blocking=True)
     if isinstance(value, tuple):
         return tuple(_to(v, device) for v in value)
-    return value if isinstance(value, int) else type(value)(*(_to(getattr(value, f.name), device) for f in fields(value)))
+    return (
+        value if isinstance(value, int) else type(value)(*(_to(getattr(value, f.name), device) for f in fields(value)))
+    )
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,11 @@ class _Noised:
     t: float
 
 
+def row_tokens(sides: Sequence[tuple[Literal["block", "full"], int, int]]):
+    """The most tokens that a row can take: over (input, length, views) of every model; lengths may be arrays of rows."""
+    return sum(length * views * (2 if layout == "block" else 1) for layout, length, views in sides)
+
+
 class BatchBuilder:
     """Makes micro-batches of samples: draws their noise, lays every model's input out, and ties the two sides together.
 
@@ -118,10 +125,10 @@ class BatchBuilder:
 
     def tokens(self, student_length, teacher_lengths: Sequence):
         """The most tokens that a row can take over all inputs: lengths in, integers or arrays of them."""
+        sides = [(self.student.input, student_length, 1)]
         views = 1 if self.compdemo_ratio is None else 2
-        sides = [(self.student, student_length, 1)]
-        sides += [(side, n, views) for side, n in zip(self.teachers, teacher_lengths, strict=True)]
-        return sum(n * copies * (2 if side.input == "block" else 1) for side, n, copies in sides)
+        sides += [(side.input, n, views) for side, n in zip(self.teachers, teacher_lengths, strict=True)]
+        return row_tokens(sides)
 
     def __call__(self, samples: Sequence[Sample], t: float | None = None) -> Batch:
         """The micro-batch of these samples (none is fine); `t` fixes the timestep, for validation."""
@@ -164,7 +171,9 @@ class BatchBuilder:
         for n in noised:
             teacher, student_ids = n.sample.row.teachers[k], n.chunkings[k]
             hidden = touched_chunks(n.masked, student_ids)
-            active = hidden & ~touched_chunks(~n.maskable, student_ids)  # a chunk that reaches into the prompt is only hidden
+            active = hidden & ~touched_chunks(
+                ~n.maskable, student_ids
+            )  # a chunk that reaches into the prompt is only hidden
             number = torch.where(active, chunks + active.cumsum(0) - 1, -1)
             chunks += int(active.sum())
             for view in self._views(hidden, n.sample, k):
@@ -190,7 +199,9 @@ class BatchBuilder:
         )
 
 
-def _pairs(chunk: Tensor, targets: Tensor, student_chunk: Tensor, student_targets: Tensor, n: int, vocab: int) -> Tensor:
+def _pairs(
+    chunk: Tensor, targets: Tensor, student_chunk: Tensor, student_targets: Tensor, n: int, vocab: int
+) -> Tensor:
     """Masked student tokens that are a chunk alone on both sides, with the same id below `vocab`: see TeacherBatch.pair."""
     single = (torch.bincount(chunk, minlength=n + 1) == 1) & (torch.bincount(student_chunk, minlength=n + 1) == 1)
     single[n] = False

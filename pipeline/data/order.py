@@ -38,7 +38,9 @@ class GlobalBatches:
     def __getitem__(self, step: int) -> list[Visit]:
         """The visits of one optimizer step, counted from 0."""
         places = range(step * self.batch, (step + 1) * self.batch)
-        return [Visit(place // self.rows, int(self._permutation(place // self.rows)[place % self.rows])) for place in places]
+        return [
+            Visit(place // self.rows, int(self._permutation(place // self.rows)[place % self.rows])) for place in places
+        ]
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:

@@ -29,7 +29,9 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     p, z2 = successes / n, Z95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))  # at 0 and 1, rounding would leave p outside
+    return max(0.0, min(p, centre - half)), min(
+        1.0, max(p, centre + half)
+    )  # at 0 and 1, rounding would leave p outside
 
 
 def bootstrap(scores: Sequence[float], resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:

@@ -82,7 +82,9 @@ def verify(run_dir: Path, world_size: int) -> None:
             )
         for name, facts in marker["files"].items():
             if found.get(name) != facts:
-                raise BadInput(f"{place / name} is damaged or missing: remove {place} to resume from the checkpoint before")
+                raise BadInput(
+                    f"{place / name} is damaged or missing: remove {place} to resume from the checkpoint before"
+                )
 
 
 def _inventory(folder: Path) -> dict[str, dict[str, Any]]:

@@ -60,7 +60,9 @@ class Trainer:
                 save(done)
                 saved_at = time.monotonic()
             if stopping and not last:
-                raise StoppedEarly(f"stopped by a signal at step {done}/{self.steps}: run the same command to go on", done)
+                raise StoppedEarly(
+                    f"stopped by a signal at step {done}/{self.steps}: run the same command to go on", done
+                )
 
     def _prefetched(self, first: int) -> Iterator[tuple[int, list[Batch]]]:
         """Steps and their micro-batches, the next step's being made while this one runs."""
@@ -121,7 +123,9 @@ class Trainer:
         }
         line = metrics.write(done, weights=self.weights.tolist(), **facts)
         if not math.isfinite(line["loss"]):
-            raise FloatingPointError(f"the loss is {line['loss']} at step {done}: the last complete checkpoint is before it")
+            raise FloatingPointError(
+                f"the loss is {line['loss']} at step {done}: the last complete checkpoint is before it"
+            )
 
 
 class StopSignals:

@@ -16,10 +16,11 @@ import torch
 import yaml
 
 from pipeline.alignment.manifest import check_manifest, load_manifest, verify_shards
+from pipeline.data import AlignedRows, accumulation_steps, row_tokens
 from pipeline.models import read_config
 from pipeline.models.expert_parallel import resolve_expert_parallel_size
 from pipeline.models.weights import weight_files
-from pipeline.recipe import BadInput, Recipe, Student, Teacher, dump
+from pipeline.recipe import BadInput, Recipe, Student, Teacher, compdemo_enabled, dump
 from pipeline.run_directory import complete_checkpoints, rank, read_json
 from pipeline.training import checkpoint
 from pipeline.training.engine import read_engine_config, student_dtype, zero_stage
@@ -37,6 +38,8 @@ class Plan:
     topology: Topology
     expert_parallel_size: dict[str, int]
     """Of each teacher; 1 for a dense one."""
+    accumulation: int
+    """Micro-batches a rank and optimizer step."""
 
     @property
     def shared_vocab(self) -> list[int]:
@@ -62,13 +65,25 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
         )
     manifest = load_manifest(Path(recipe.data.aligned))
     check_manifest(manifest, recipe)
-    plan = Plan(recipe, config, manifest, topology, sizes)
+    plan = Plan(recipe, config, manifest, topology, sizes, _accumulation(recipe, manifest, topology.world_size))
     for teacher, shared in zip(recipe.teachers, plan.shared_vocab, strict=True):
         family(recipe.objective, teacher, shared)
     if rank() == 0:  # reads every byte: once is enough
         verify_shards(Path(recipe.data.aligned), manifest)
         checkpoint.verify(Path(recipe.run_dir), topology.world_size)
     return plan
+
+
+def _accumulation(recipe: Recipe, manifest: dict[str, Any], ranks: int) -> int:
+    """Raises BadInput for an empty dataset, and for a token budget that cannot hold the longest row."""
+    rows = AlignedRows(Path(recipe.data.aligned), manifest, "train", [t.name for t in recipe.teachers])
+    if not len(rows):
+        raise BadInput(f"{recipe.data.aligned} holds no training rows: see the reasons in its manifest.json")
+    views = 2 if compdemo_enabled(recipe) else 1
+    tail = -rows.student_lengths % recipe.student.block_size if recipe.student.eos_tail else 0
+    sides = [(recipe.student.input, rows.student_lengths + tail, 1)]
+    sides += [(t.input, n, views) for t, n in zip(recipe.teachers, rows.teacher_lengths, strict=True)]
+    return accumulation_steps(row_tokens(sides), recipe.optim.global_batch, ranks, recipe.optim.micro_tokens)
 
 
 def _check_model(what: str, length: int, model: Student | Teacher) -> Any:
@@ -141,7 +156,7 @@ def _differences(kept: Any, wanted: Any, prefix: str = "") -> list[str]:
     return [d for n in names for d in _differences(kept.get(n), wanted.get(n), f"{prefix}.{n}" if prefix else n)]
 
 
-def environment(plan: Plan, accumulation: int) -> dict[str, Any]:
+def environment(plan: Plan) -> dict[str, Any]:
     """What environment.json says of where a run ran."""
     packages = ("torch", "deepspeed", "transformers", "datasets")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
@@ -152,7 +167,7 @@ def environment(plan: Plan, accumulation: int) -> dict[str, Any]:
         "commit": commit.stdout.strip() or None,
         "command": sys.argv,
         "world_size": plan.topology.world_size,
-        "accumulation": accumulation,
+        "accumulation": plan.accumulation,
         "expert_parallel_size": plan.expert_parallel_size,
         "zero_stage": zero_stage(plan.engine_config),
         "engine": plan.engine_config,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.data import AlignedRows, BatchBuilder, GlobalBatches, Side, TeacherSide, accumulation_steps
+from pipeline.data import AlignedRows, BatchBuilder, GlobalBatches, Side, TeacherSide
 from pipeline.models import load_student, load_teacher, load_tokenizer
 from pipeline.models.llada2_moe import LLaDA2MoeModelLM
 from pipeline.objectives import cross_entropy_weight
@@ -38,7 +38,7 @@ def train(plan: Plan, timeout_minutes: float) -> int:
     first = checkpoint.resume(trainer.engine, run_dir)
     if rank() == 0:
         write_text(run_dir / "recipe.yaml", dump(recipe))
-        write_json(run_dir / "environment.json", environment(plan, trainer.accumulation))
+        write_json(run_dir / "environment.json", environment(plan))
     if first == 0:
         _probe_teachers(plan, trainer)
     metrics = Metrics(
@@ -77,21 +77,19 @@ def assemble(plan: Plan, topology: Topology) -> Trainer:
     rows = _rows(plan, "train", recipe.teachers)
     ratio = recipe.objective.compdemo.ratio if compdemo_enabled(recipe) else None
     builder = _builder(plan, model.config, [t.config for t in teachers], ratio)
-    costs = builder.tokens(rows.student_lengths, rows.teacher_lengths)
     batches = GlobalBatches(len(rows), recipe.optim.global_batch, recipe.data.seed)
-    accumulation = accumulation_steps(costs, batches.batch, topology.world_size, recipe.optim.micro_tokens)
     module = StudentWithLoss(model, terms, _CROSS_ENTROPY[recipe.objective.cross_entropy])
     return Trainer(
         recipe,
         topology,
-        engine=build_engine(module, plan.engine_config, recipe.optim, accumulation),
+        engine=build_engine(module, plan.engine_config, recipe.optim, plan.accumulation),
         teachers=list(zip(terms, teachers, strict=True)),
         rows=rows,
         batches=batches,
         builder=builder,
         weights=torch.tensor([recipe.objective.cross_entropy_weight, *(t.weight for t in recipe.teachers)]),
         steps=recipe.optim.steps or batches.steps(recipe.optim.epochs),
-        accumulation=accumulation,
+        accumulation=plan.accumulation,
         after_step=_router_balance(model, recipe),
     )
 
@@ -158,10 +156,14 @@ def _probe_teachers(plan: Plan, trainer: Trainer) -> None:
         return
     write_json(Path(recipe.run_dir) / "teacher_probe.json", known)
     for name, facts in known["teachers"].items():
-        print(f"teacher {name} on held-out rows: nats a token (and accuracy) by t; guessing gives {facts['uniform']:.2f}")
+        print(
+            f"teacher {name} on held-out rows: nats a token (and accuracy) by t; guessing gives {facts['uniform']:.2f}"
+        )
         for view in views:
             pairs = zip(known["t"], facts[view], facts[f"accuracy_{view}"], strict=True)
             print(f"  {view:9}  " + "  ".join(f"t={t}: {nats:.2f} ({right:.0%})" for t, nats, right in pairs))
         if max(facts["one_view"]) < facts["uniform"]:
-            print(f"WARNING teacher {name} is worse than guessing: check its tokenizer, template, weights and input mask")
+            print(
+                f"WARNING teacher {name} is worse than guessing: check its tokenizer, template, weights and input mask"
+            )
     sys.stdout.flush()

@@ -56,7 +56,9 @@ def start(timeout_minutes: float) -> Topology:
         verbose=False,
     )
     atexit.register(_remove_shared_memory, here.rank)
-    return Topology(dist.get_rank(), dist.get_world_size(), here.local_world_size, torch.device(accelerator.current_device_name()))
+    return Topology(
+        dist.get_rank(), dist.get_world_size(), here.local_world_size, torch.device(accelerator.current_device_name())
+    )
 
 
 def _remove_shared_memory(rank: int) -> None:

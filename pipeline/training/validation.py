@@ -18,7 +18,9 @@ from pipeline.training.topology import Topology
 TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-def held_out_batches(rows: AlignedRows, builder: BatchBuilder, topology: Topology, budget: int, t: float) -> Iterator[Batch]:
+def held_out_batches(
+    rows: AlignedRows, builder: BatchBuilder, topology: Topology, budget: int, t: float
+) -> Iterator[Batch]:
     """This rank's micro-batches of all rows at one timestep; as many on every rank, always with the same noise."""
     costs = builder.tokens(rows.student_lengths, rows.teacher_lengths)
     each = accumulation_steps(costs, len(rows), topology.world_size, max(budget, int(costs.max())))
@@ -28,7 +30,9 @@ def held_out_batches(rows: AlignedRows, builder: BatchBuilder, topology: Topolog
 
 
 @torch.no_grad()
-def validation_loss(engine, rows: AlignedRows, builder: BatchBuilder, topology: Topology, budget: int) -> dict[str, float]:
+def validation_loss(
+    engine, rows: AlignedRows, builder: BatchBuilder, topology: Topology, budget: int
+) -> dict[str, float]:
     """Mean cross-entropy of a masked token, in nats, at each timestep. Collective."""
     engine.eval()
     losses = {}
