@@ -48,16 +48,19 @@ def split_pairs() -> dict[Split, list[Pair]]:
     }
 
 
-def chat_rows(split: Split, count: int, seed: int, wrong_share: float = 0.0) -> list[dict[str, Any]]:
-    """`count` rows {"messages", "answer"}; each pair occurs once before any occurs twice.
+def chat_rows(
+    split: Split, count: int, seed: int, wrong_share: float = 0.0, smallest_sum: int = 0
+) -> list[dict[str, Any]]:
+    """`count` rows {"messages", "answer"}; each pair (of at least `smallest_sum`) occurs once before any occurs twice.
 
     `answer` is the true sum in every row. In `round(wrong_share * count)` rows, drawn by the seed, the assistant's
     sentence states another number.
     """
     rng = random.Random(seed)
+    pool = [pair for pair in split_pairs()[split] if sum(pair) >= smallest_sum]
     pairs: list[Pair] = []
     while len(pairs) < count:
-        pairs += rng.sample(split_pairs()[split], k=min(count - len(pairs), len(split_pairs()[split])))
+        pairs += rng.sample(pool, k=min(count - len(pairs), len(pool)))
     wrong = set(rng.sample(range(count), round(wrong_share * count)))
     return [_row(pair, rng, is_wrong=index in wrong) for index, pair in enumerate(pairs)]
 
