@@ -49,7 +49,7 @@ def read_json(path: Path) -> Any:
     """The file's JSON; None where there is no file. Raises BadInput for a file that is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except json.JSONDecodeError as error:
         raise BadInput(f"{path}: not JSON ({error}); delete it and run its stage again") from None

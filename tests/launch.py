@@ -17,7 +17,7 @@ ENVIRONMENT = {
 }
 
 # the demo, cut down to a few steps
-SHORT = ("--optim.steps", "6", "--logging.every_steps", "2", "--evaluation.limit", "12", "--data.validation.rows", "32")
+SHORT = ("--optim.steps", "6", "--logging.every_steps", "1", "--evaluation.limit", "12", "--data.validation.rows", "32")
 
 
 def run(*words: object, code: int | None = 0, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:

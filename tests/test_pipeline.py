@@ -45,18 +45,18 @@ def test_a_few_steps_of_everything(checkout):
     for name in ("recipe.yaml", "environment.json", "teacher_probe.json", "report.html", "status/distill.json"):
         assert (run / name).is_file(), name
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in lines if r["kind"] == "train"] == [2, 4, 6]
+    assert [r["step"] for r in lines if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert all(r["loss"] == pytest.approx(r["cross_entropy"] + r["llada2"]) for r in lines if r["kind"] == "train")
     assert "runs/demo/report.html" in summary["output"].replace("\n", "")
 
 
 def test_baseline_and_distilled_student_start_alike(checkout):
-    """Equal data, seed and initial weights: the first line's cross-entropy differs by what two steps have changed."""
+    """Equal data, seed and initial weights: before the first update only the completion of masked chunks differs."""
     first = [
         json.loads((checkout / run / "metrics.jsonl").read_text().splitlines()[0])
         for run in ("runs/demo", "runs/demo-undistilled")
     ]
-    assert first[0]["cross_entropy"] == pytest.approx(first[1]["cross_entropy"], rel=0.05)
+    assert first[0]["cross_entropy"] == pytest.approx(first[1]["cross_entropy"], rel=0.15)
 
 
 def test_a_finished_run_is_left_alone(checkout):

@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
+
+from pipeline.recipe import BadInput
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,18 @@ class AlignedRows:
     Attributes:
         student_lengths: int64 [rows].
         teacher_lengths: one int64 [rows] for each of `teachers`.
+
+    Raises BadInput for a shard that cannot be read.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], split: str, teachers: Sequence[str]):
         import datasets  # a second to import, and only needed from here on
 
         files = [str(folder / s["file"]) for s in manifest["shards"] if s["split"] == split]
-        tables = [datasets.Dataset.from_file(f) for f in files]
+        try:
+            tables = [datasets.Dataset.from_file(f) for f in files]
+        except (pa.ArrowInvalid, OSError) as error:
+            raise BadInput(f"{folder}: a shard is damaged or missing ({error}): run align again") from None
         self._rows = datasets.concatenate_datasets(tables).with_format("numpy") if tables else []
         self._teachers = list(teachers)
         self.student_lengths = self._lengths("input_ids")
@@ -69,8 +78,6 @@ class AlignedRows:
     def _lengths(self, column: str) -> np.ndarray:
         if not len(self):
             return np.zeros(0, np.int64)
-        import pyarrow.compute as pc
-
         return pc.list_value_length(self._rows.data.column(column)).to_numpy().astype(np.int64)
 
 

@@ -71,20 +71,26 @@ def resume(engine, run_dir: Path) -> int:
     return step
 
 
-def verify(run_dir: Path, world_size: int) -> None:
-    """Checks the newest complete checkpoint: ranks as many as now, files as COMPLETE names them (size and SHA-256)."""
+def verify(run_dir: Path) -> None:
+    """Compares the newest complete checkpoint with the sizes and checksums that its COMPLETE names."""
     for place in complete_checkpoints(run_dir)[-1:]:
-        marker, found = read_json(place / "COMPLETE"), _inventory(place)
-        if marker["world_size"] != world_size:
-            raise BadInput(
-                f"{place} was written by {marker['world_size']} ranks and this run has {world_size}: resume with "
-                f"{marker['world_size']}, or start another run from its export/ (student.path)"
-            )
-        for name, facts in marker["files"].items():
+        written, found = read_json(place / "COMPLETE")["files"], _inventory(place)
+        for name, facts in written.items():
             if found.get(name) != facts:
                 raise BadInput(
                     f"{place / name} is damaged or missing: remove {place} to resume from the checkpoint before"
                 )
+
+
+def check_ranks(run_dir: Path, world_size: int) -> None:
+    """DeepSpeed's state is resumed by as many ranks as wrote it. Raises BadInput for another number."""
+    for place in complete_checkpoints(run_dir)[-1:]:
+        ranks = read_json(place / "COMPLETE")["world_size"]
+        if ranks != world_size:
+            raise BadInput(
+                f"{place} was written by {ranks} ranks and this run has {world_size}: resume with {ranks}, or start "
+                "another run from its export/ (student.path)"
+            )
 
 
 def _inventory(folder: Path) -> dict[str, dict[str, Any]]:

@@ -65,12 +65,14 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
         )
     manifest = load_manifest(Path(recipe.data.aligned))
     check_manifest(manifest, recipe)
+    if rank() == 0:  # reads every byte: once is enough
+        verify_shards(Path(recipe.data.aligned), manifest)
+        checkpoint.verify(Path(recipe.run_dir))
     plan = Plan(recipe, config, manifest, topology, sizes, _accumulation(recipe, manifest, topology.world_size))
     for teacher, shared in zip(recipe.teachers, plan.shared_vocab, strict=True):
         family(recipe.objective, teacher, shared)
-    if rank() == 0:  # reads every byte: once is enough
-        verify_shards(Path(recipe.data.aligned), manifest)
-        checkpoint.verify(Path(recipe.run_dir), topology.world_size)
+    if not finished(recipe):
+        checkpoint.check_ranks(Path(recipe.run_dir), topology.world_size)
     return plan
 
 
