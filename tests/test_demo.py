@@ -186,5 +186,5 @@ def test_teacher_is_small():
     assert sum(file.stat().st_size for file in files) <= 8_000_000
     for file in files:
         with safe_open(file, "pt") as tensors:
-            biases = [name for name in tensors.keys() if name.endswith("gate.expert_bias")]  # noqa: SIM118
+            biases = [name for name in tensors.keys() if name.endswith("gate.expert_bias")]
             assert biases and all(tensors.get_tensor(name).abs().max() > 0 for name in biases)
