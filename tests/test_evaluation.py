@@ -1,26 +1,34 @@
-"""Evaluation: intervals by hand, presets, the harness model, and the whole stage on a tiny random model."""
+"""Evaluation: intervals by hand, the harness model, shards and restarts, and the whole stage on a tiny random model."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lm_eval.api.instance import Instance
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from pipeline import evaluate
+from pipeline.diffusion.sampler import GenerateConfig, Response
 from pipeline.evaluation import harness, run
-from pipeline.evaluation.presets import PRESETS, preset, preset_hash
-from pipeline.evaluation.statistics import bootstrap, interval, wilson
-from pipeline.evaluation.tasks.utils import chat_rows, code_similarity
+from pipeline.evaluation.answers import Answers, Share
+from pipeline.evaluation.checkpoint import Checkpoint
+from pipeline.evaluation.compare import Scored, compare
+from pipeline.evaluation.show import colour, ordered
+from pipeline.evaluation.statistics import bootstrap, holm, interval, mcnemar, sign_flip, wilson
+from pipeline.evaluation.tasks.utils import chat_rows
 from pipeline.recipe import BadInput
-from pipeline.run_directory import exit_code
+from pipeline.run_directory import exit_code, inventory
 
 ROOT = Path(__file__).parents[1]
 TASKS = ROOT / "pipeline" / "evaluation" / "tasks"
@@ -65,16 +73,14 @@ def test_intervals() -> None:
             bad()
 
 
-def test_presets() -> None:
-    paper = preset("paper", block_size=4)
-    assert (paper.max_new_tokens, paper.steps, paper.block_size, paper.blocks) == (256, 256, 32, "reference")
-    assert (preset("fast", 4).threshold, preset("fast", 4).max_new_tokens) == (0.9, 256)
-    demo = preset("demo", block_size=8)
-    assert (demo.max_new_tokens, demo.steps, demo.block_size, demo.blocks) == (24, 24, 8, "training")
-    hashes = [preset_hash(preset(name, block_size)) for name in PRESETS for block_size in (8, 16)]
-    assert len(set(hashes)) == 2 * len(PRESETS) - 2, "paper and fast bring their own block size"
-    with pytest.raises(BadInput, match="'best'.*paper, fast, demo, smoke"):
-        preset("best", 8)
+def test_paired_tests_by_hand() -> None:
+    assert mcnemar(1, 7) == pytest.approx(18 / 256)  # 2 (C(8,0) + C(8,1)) / 2^8
+    assert (mcnemar(0, 0), mcnemar(3, 3)) == (1.0, 1.0)
+    assert sign_flip([1, -1, 1, 1, 0, 1, 1, 1, 1]) == pytest.approx(mcnemar(1, 7)), "all 2^8 ways of the signs"
+    assert sign_flip([0.0, 0.0]) == 1.0
+    assert sign_flip([0.1] * 30) < 0.001
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
 
 
 # ---- a tiny tokenizer, model and task
@@ -102,6 +108,15 @@ def model(tokenizer) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config).eval()
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, model, tokenizer) -> Path:
+    """The tiny model as a folder that knows of no run."""
+    path = tmp_path_factory.mktemp("model")
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
 @pytest.fixture
 def task_file(tmp_path) -> Path:
     """The demo's task on four problems of our own, as a user would write it."""
@@ -113,29 +128,52 @@ def task_file(tmp_path) -> Path:
     return file
 
 
-def answers(monkeypatch, tokenizer, texts: list[str]) -> None:
+@pytest.fixture
+def choice_file(tmp_path) -> Path:
+    """The same problems as a choice among all four sums, by log-likelihood."""
+    rows = [{"question": row["messages"][0]["content"], "gold": i} for i, row in enumerate(ROWS)]
+    (tmp_path / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "choose.yaml"
+    task = {
+        "task": "choose", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "choices.jsonl")}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{question}}", "doc_to_target": "gold",
+        "doc_to_choice": SUMS, "metric_list": [{"metric": "acc"}],
+    }  # fmt: skip
+    file.write_text(yaml.safe_dump(task))
+    return file
+
+
+def says(monkeypatch, tokenizer, texts: list[str]) -> None:
     """Makes the sampler say these texts, matched to prompts by the number that the question holds."""
 
     def say(_model, prompts, _config):
         asked = [tokenizer.decode(prompt) for prompt in prompts]
         said = [next(t for t, total in zip(texts, SUMS, strict=True) if f"is {int(total) - 1} and" in a) for a in asked]
-        return [tokenizer.encode(text, add_special_tokens=False) for text in said], [3] * len(prompts)
+        tokens = [tokenizer.encode(text, add_special_tokens=False) for text in said]
+        return [Response(t, list(range(1, len(t) + 1)), 3) for t in tokens]
 
     monkeypatch.setattr(harness, "decode", say)
 
 
-def run_four_sums(model, tokenizer, task_file: Path, limit: int | None = None):
-    tasks = run.load_tasks([str(task_file)])
-    lm = harness.BlockDiffusionLM(model, tokenizer, preset("smoke", 4), batch_size=3)
-    return run.run_task("four_sums", tasks["four_sums"], lm, limit)
+SMOKE = GenerateConfig(max_new_tokens=8, block_size=4, steps=4, blocks="training")
+
+
+def language_model(folder: Path, config: GenerateConfig = SMOKE, **settings) -> harness.BlockDiffusionLM:
+    return harness.BlockDiffusionLM(Checkpoint.of(str(folder)), config, **{"batch_size": 3, **settings})
+
+
+def run_file(folder: Path, task_file: Path, config: GenerateConfig = SMOKE, **settings):
+    """(score, samples) of the only task in a file."""
+    ((name, task),) = run.load_tasks([str(task_file)]).items()
+    return run.run_task(name, task, language_model(folder, config, **settings))
 
 
 # ---- the harness model
 
 
-def test_scores_the_last_integer(monkeypatch, model, tokenizer, task_file) -> None:
-    answers(monkeypatch, tokenizer, ["11 and 1 is 12.<e>", "It is 8.<e>", "100<e>", "31 apples"])
-    score, rows = run_four_sums(model, tokenizer, task_file)
+def test_scores_the_last_integer(monkeypatch, folder, tokenizer, task_file) -> None:
+    says(monkeypatch, tokenizer, ["11 and 1 is 12.<e>", "It is 8.<e>", "100<e>", "31 apples"])
+    score, rows = run_file(folder, task_file)
     assert (score["task"], score["metric"], score["value"], score["n"]) == ("four_sums", "exact_match", 0.75, 4)
     assert (score["low"], score["high"]) == wilson(3, 4)
     assert score["truncated"] == 0.25
@@ -145,13 +183,16 @@ def test_scores_the_last_integer(monkeypatch, model, tokenizer, task_file) -> No
     assert (rows[1]["response"], rows[1]["answer"], rows[1]["target"]) == ("It is 8.", "8", "7")
     assert [row["ended"] for row in rows] == [True, True, True, False]
     assert [row["tokens"] for row in rows] == [15, 8, 3, 9]  # bytes; the end token does not count
+    assert "".join(rows[1]["pieces"]) == "It is 8." and rows[1]["filled"] == list(range(1, 9))
     assert score["tokens"] == 35
     assert score["forwards_per_token"] == 4 * 3 / 35
+    assert {k: v["n"] for k, v in score["by_length"].items()} == {"up to 16 tokens": 4}
+    assert 0 < score["latency_median"] <= score["latency_p95"]
 
 
-def test_zero_and_leftover_masks_raise_alarms_with_raw_outputs(monkeypatch, model, tokenizer, task_file) -> None:
-    answers(monkeypatch, tokenizer, ["<m><m>9<e>", "?<e>", "<e>", "no<e>"])
-    score, _ = run_four_sums(model, tokenizer, task_file)
+def test_zero_and_leftover_masks_raise_alarms_with_raw_outputs(monkeypatch, folder, tokenizer, task_file) -> None:
+    says(monkeypatch, tokenizer, ["<m><m>9<e>", "?<e>", "<e>", "no<e>"])
+    score, _ = run_file(folder, task_file)
     assert [alarm.split(":")[0] for alarm in score["alarms"]] == [
         "exact_match is 0",
         "2 mask tokens are left in the responses",
@@ -159,63 +200,215 @@ def test_zero_and_leftover_masks_raise_alarms_with_raw_outputs(monkeypatch, mode
     assert [output["response"] for output in score["raw_outputs"]] == ["9", "?", "", "no"]
 
 
-def test_stop_strings_cut_and_end(monkeypatch, model, tokenizer, task_file) -> None:
+def test_stop_strings_cut_and_end(monkeypatch, folder, tokenizer, task_file) -> None:
     settings = yaml.safe_load(task_file.read_text()) | {"generation_kwargs": {"until": ["\n\n", "Q:"]}}
     task_file.write_text(yaml.safe_dump(settings))
-    answers(monkeypatch, tokenizer, ["12 Q: 5\n\n6", "7\n\nQ:8", "100", "31"])
-    score, rows = run_four_sums(model, tokenizer, task_file)
+    says(monkeypatch, tokenizer, ["12 Q: 5\n\n6", "7\n\nQ:8", "100", "31"])
+    score, rows = run_file(folder, task_file)
     assert [row["response"] for row in rows] == ["12 ", "7", "100", "31"]
     assert (score["value"], score["truncated"]) == (1.0, 0.5)
 
 
-def test_responses_do_not_depend_on_batches(model, tokenizer, task_file) -> None:
-    tasks = run.load_tasks([str(task_file)])
-    outputs = []
-    for batch_size in (1, 3, 16):
-        lm = harness.BlockDiffusionLM(model, tokenizer, preset("demo", 4), batch_size)
-        _, rows = run.run_task("four_sums", tasks["four_sums"], lm, None)
-        outputs.append([row["response"] for row in rows])
-        tasks = run.load_tasks([str(task_file)])
-    assert outputs[0] == outputs[1] == outputs[2]
-
-
-def test_data_is_read_afresh(monkeypatch, model, tokenizer, task_file) -> None:
-    answers(monkeypatch, tokenizer, ["12<e>", "7<e>", "100<e>", "31<e>"])
-    assert run_four_sums(model, tokenizer, task_file)[0]["value"] == 1.0
+def test_data_is_read_afresh(monkeypatch, folder, tokenizer, task_file) -> None:
+    says(monkeypatch, tokenizer, ["12<e>", "7<e>", "100<e>", "31<e>"])
+    assert run_file(folder, task_file)[0]["value"] == 1.0
     changed = [row | {"answer": "0"} for row in ROWS]
     (task_file.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
-    assert run_four_sums(model, tokenizer, task_file)[0]["value"] == 0.0
+    assert run_file(folder, task_file)[0]["value"] == 0.0
 
 
-def test_is_registered_and_refuses_likelihoods(model, tokenizer) -> None:
-    from lm_eval.api.registry import get_model
-
-    lm = get_model("block_diffusion")(model, tokenizer, preset("smoke", 4))
-    for likelihood in (lm.loglikelihood, lm.loglikelihood_rolling):
-        with pytest.raises(NotImplementedError, match="no log-likelihoods"):
-            likelihood([])
-
-
-def test_code_similarity() -> None:
-    doc = {"messages": [{"role": "user", "content": "f"}, {"role": "assistant", "content": "def f():\n    return 1\n"}]}
-    same = code_similarity(doc, ["Sure:\n```python\ndef f():  \n    return 1\n```\nDone."])
-    assert same == {"edit_similarity": 1.0, "exact_match": 1.0}
-    other = code_similarity(doc, ["def f():\n    return 2"])  # 21 characters, 20 of them shared: 2 * 20 / 42
-    assert other == {"edit_similarity": pytest.approx(40 / 42), "exact_match": 0.0}
-    assert code_similarity(doc, [""])["edit_similarity"] == 0.0
+def test_shots_and_templates_make_the_prompt(folder, task_file) -> None:
+    settings = yaml.safe_load(task_file.read_text()) | {"fewshot_split": "test"}
+    task_file.write_text(yaml.safe_dump(settings))
+    prompts = {}
+    for shots, chat in ((0, True), (1, True), (1, False)):
+        ((name, task),) = run.load_tasks([str(task_file)]).items()
+        score, rows = run.run_task(name, task, language_model(folder), fewshot=shots, chat=chat)
+        prompts[shots, chat] = (rows[0]["prompt"], score["prompts_hash"], score["fewshot"])
+    question = "How much is 11 and 1?"
+    assert prompts[0, True][0] == f"<u>{question}<e><a>"
+    assert prompts[1, True][0].startswith("<u>How much is") and prompts[1, True][0].endswith(f"{question}<e><a>")
+    assert prompts[1, False][0].endswith(question) and "<" not in prompts[1, False][0]
+    assert len({h for _, h, _ in prompts.values()}) == 3 and [n for _, _, n in prompts.values()] == [0, 1, 1]
 
 
-def test_shipped_tasks_run(monkeypatch, model, tokenizer, tmp_path) -> None:
-    """Every YAML of the project loads on rows of the documented form and scores the reference answers 1."""
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    answers(monkeypatch, tokenizer, [row["messages"][1]["content"] + "<e>" for row in ROWS])
-    for shipped in sorted(TASKS.glob("*.yaml")):
-        file = tmp_path / shipped.name
-        settings = {"include": str(shipped), "task": "four", "dataset_kwargs": {"path": str(tmp_path / "rows.jsonl")}}
-        file.write_text(yaml.safe_dump(settings))
-        lm = harness.BlockDiffusionLM(model, tokenizer, preset("smoke", 4))
-        score, _ = run.run_task("four", run.load_tasks([str(file)])["four"], lm, None)
-        assert (score["value"], score["n"], score["alarms"]) == (1.0, 4, []), shipped.name
+def test_choices_by_likelihood(folder, choice_file) -> None:
+    score, rows = run_file(folder, choice_file, likelihood_samples=4)
+    assert (score["metric"], score["n"]) == ("acc", 4)
+    assert (score["low"], score["high"]) == wilson(round(4 * score["value"]), 4)
+    for i, row in enumerate(rows):
+        best = max(row["choices"], key=lambda c: c["log_likelihood"])
+        assert len(row["choices"]) == 4 and row["response"] == best["text"]
+        assert row["correct"] == (best["text"].strip() == SUMS[i])
+        assert row["prompt"].endswith("<e><a>"), "the template's own end belongs to the context"
+    errors = [c["stderr"] for row in rows for c in row["choices"]]
+    assert score["likelihood"]["largest_stderr"] == max(errors) > 0
+    assert score["likelihood"]["mean_stderr"] == pytest.approx(sum(errors) / 16)
+    assert score["likelihood"]["unsure"] == sum(row["unsure"] for row in rows) / 4
+    assert "tokens_per_second" not in score
+
+
+def test_rolling_likelihood_scores_every_token_once(folder) -> None:
+    windows = harness.rolling_windows(list(range(23)), 8)
+    assert [t for _, new in windows for t in new] == list(range(23))
+    assert all(len(context) + len(new) <= 8 for context, new in windows)
+    assert windows[2] == ([8, 9, 10, 11], [12, 13, 14, 15])
+    lm = language_model(folder)
+    found = lm.loglikelihood_rolling(
+        [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(["ab", ""])]
+    )
+    assert found[0] < -2 and found[1] == 0.0
+
+
+def test_continuations_start_where_the_context_ends(folder) -> None:
+    lm = language_model(folder)
+    assert lm.encode_pair("a b ", "c") == (lm.encode("a b "), lm.encode("c"))
+    assert lm.encode_pair("", "c") == ([], lm.encode("c"))
+
+
+# ---- answers: batches, shards, restarts
+
+
+def outputs(rows) -> list:
+    return [[row["response"], row["prompt"], row["filled"]] for row in rows]
+
+
+def test_batches_shards_and_restarts_change_no_answer(folder, task_file, tmp_path) -> None:
+    config = GenerateConfig(max_new_tokens=8, block_size=4, steps=8, temperature=1.0)
+    expected = outputs(run_file(folder, task_file, config, batch_size=1)[1])
+    assert len({response for response, _, _ in expected}) > 1
+    for batch_size in (3, 16):
+        assert outputs(run_file(folder, task_file, config, batch_size=batch_size)[1]) == expected
+    with Answers(tmp_path / "e", "four_sums", Share(1, 3)) as last:  # begins with the others, and ends after them
+        for index in (2, 0):
+            with Answers(tmp_path / "e", "four_sums", Share(index, 3)) as kept, pytest.raises(harness.Unanswered):
+                run_file(folder, task_file, config, answers=kept)
+        score, rows = run_file(folder, task_file, config, answers=last)
+    assert outputs(rows) == expected and score["n"] == 4
+    lines = {p.name: len(p.read_text().splitlines()) for p in (tmp_path / "e").iterdir()}
+    assert lines == {f"four_sums.answers-{i}-of-3.jsonl": n for i, n in enumerate((2, 1, 1))}
+
+
+def test_merging_loads_no_weights(monkeypatch, folder, task_file, tmp_path) -> None:
+    with Answers(tmp_path, "four_sums") as kept:
+        expected = outputs(run_file(folder, task_file, answers=kept)[1])
+    monkeypatch.setattr(
+        "pipeline.evaluation.checkpoint.load_teacher", lambda *_, **__: pytest.fail("weights were loaded")
+    )
+    with Answers(tmp_path, "four_sums") as kept:
+        assert outputs(run_file(folder, task_file, answers=kept)[1]) == expected
+
+
+def test_a_killed_evaluation_goes_on(monkeypatch, folder, task_file, tmp_path) -> None:
+    with Answers(tmp_path, "four_sums") as kept:
+        expected = outputs(run_file(folder, task_file, answers=kept)[1])
+    file = tmp_path / "four_sums.answers.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(lines[0] + lines[1] + lines[2][:20])  # killed while the third answer was written
+    asked, decode = [], harness.decode
+    monkeypatch.setattr(harness, "decode", lambda model, prompts, c: asked.extend(prompts) or decode(model, prompts, c))
+    with Answers(tmp_path, "four_sums") as kept:
+        assert outputs(run_file(folder, task_file, answers=kept)[1]) == expected
+    assert len(asked) == 2 and file.read_bytes().count(b"\n") == 4
+
+
+def test_other_settings_and_other_weights_are_other_answers(folder, task_file, model, tokenizer, tmp_path) -> None:
+    other = tmp_path / "other"
+    model.save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    config = json.loads((other / "config.json").read_text()) | {"note": "not the same file"}
+    (other / "config.json").write_text(json.dumps(config))
+    for place, settings in ((folder, SMOKE), (folder, replace(SMOKE, seed=1)), (other, SMOKE)):
+        with Answers(tmp_path, "four_sums") as kept:
+            run_file(place, task_file, settings, answers=kept)
+    assert len((tmp_path / "four_sums.answers.jsonl").read_text().splitlines()) == 3 * 4
+
+
+def test_answers_have_one_writer(tmp_path) -> None:
+    with Answers(tmp_path, "t") as kept:
+        kept.add("a", {"response": "x\u2028y"})
+        with pytest.raises(BadInput, match="being written by another process"):
+            Answers(tmp_path, "t")
+        Answers(tmp_path, "t", Share(0, 2)).__exit__()
+    with Answers(tmp_path, "t") as kept:
+        assert kept["a"] == {"response": "x\u2028y"}
+
+
+def test_shares() -> None:
+    assert Share.parse("2/8", {}) == Share(2, 8)
+    assert Share.parse("", {}) == Share(0, 1)
+    array = {
+        "SLURM_ARRAY_TASK_ID": "7",
+        "SLURM_ARRAY_TASK_MIN": "1",
+        "SLURM_ARRAY_TASK_STEP": "2",
+        "SLURM_ARRAY_TASK_COUNT": "5",
+    }
+    assert Share.parse("", array) == Share(3, 5)
+    assert Share.parse("0/1", array) == Share(0, 1)
+    for bad in ("8/8", "a/2", "1", "-1/2"):
+        with pytest.raises(BadInput, match="shard"):
+            Share.parse(bad, {})
+
+
+def test_repetitions_draw_other_tokens(folder, tokenizer) -> None:
+    requests = [Instance("generate_until", {}, ("<u>How much?<e><a>", {}), 0)] * 3
+    config = GenerateConfig(max_new_tokens=8, block_size=4, steps=8, temperature=1.0)
+    assert len(set(language_model(folder, config).generate_until(requests))) == 3
+    assert len(set(language_model(folder, SMOKE).generate_until(requests))) == 1
+
+
+# ---- the harness's own command
+
+
+def test_the_harness_runs_it(folder, task_file, tmp_path) -> None:
+    command = [sys.executable, "-m", "pipeline.evaluation", "run", "--model", "block_diffusion", "--model_args"]
+    command += [
+        f"pretrained={folder},preset=smoke,max_new_tokens=4",
+        "--tasks",
+        str(task_file),
+        "--apply_chat_template",
+    ]
+    command += ["--batch_size", "2", "--output_path", str(tmp_path / "out.json"), "--log_samples"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    (samples,) = tmp_path.glob("samples_four_sums_*.jsonl")
+    assert len(samples.read_text().splitlines()) == 4
+    assert "block_diffusion" in done.stdout and "exact_match" in done.stdout
+
+
+# ---- comparisons
+
+
+def scored(values: list[float], first: int = 0, **facts) -> Scored:
+    score = {"metric": "exact_match", "preset_hash": "p", "settings": {"limit": None}} | facts
+    rows = [{"id": first + i, "exact_match": v} for i, v in enumerate(values)]
+    return Scored.of([(score, rows)])
+
+
+def test_comparisons_are_paired() -> None:
+    a, b = [1, 0, 0, 0, 0, 0, 0, 0, 1, 1], [0, 1, 1, 1, 1, 1, 1, 1, 1, 1]
+    (found,) = compare({"a": {"t": scored(a)}, "b": {"t": scored(b)}})
+    assert (found.n, found.value_a, found.value_b) == (10, 0.3, 0.9)
+    assert found.difference == pytest.approx(0.6) and found.low < 0.6 < found.high
+    assert found.p == found.p_holm == mcnemar(1, 7) and not found.real and not found.differs_in
+    many = compare({name: {"t": scored(v * 4)} for name, v in {"a": a, "b": b, "c": b}.items()})
+    assert [(c.a, c.b, c.real) for c in many] == [("a", "b", True), ("a", "c", True), ("b", "c", False)]
+    assert many[0].p_holm == pytest.approx(3 * many[0].p)
+
+
+def test_only_common_problems_count_and_other_settings_are_named() -> None:
+    (found,) = compare({"a": {"t": scored([1, 1, 0, 0])}, "b": {"t": scored([0, 1, 1], first=2, preset_hash="q")}})
+    assert (found.n, found.value_a, found.value_b, found.differs_in) == (2, 0.0, 0.5, ["preset_hash"])
+    with pytest.raises(BadInput, match="no problem in common"):
+        compare({"a": {"t": scored([1])}, "b": {"t": scored([1], first=5)}})
+    assert compare({"a": {"t": scored([1])}, "b": {"u": scored([1])}}) == []
+
+
+def test_seeds_are_averaged_a_problem() -> None:
+    results = [({"metric": "m"}, [{"id": 0, "m": x}, {"id": 1, "m": 1}]) for x in (0, 1, 1)]
+    assert Scored.of(results).by_problem == {0: pytest.approx(2 / 3), 1: 1.0}
+    graded = compare({"a": {"t": Scored.of(results)}, "b": {"t": Scored.of([({"metric": "m"}, [{"id": 0, "m": 1}])])}})
+    assert (graded[0].n, graded[0].test) == (1, "sign flips")
 
 
 # ---- the stage
@@ -229,7 +422,7 @@ def run_dir(tmp_path, model, tokenizer, task_file) -> Path:
         model.save_pretrained(export)
         tokenizer.save_pretrained(export)
         if step < 40:
-            (export.parent / "COMPLETE").write_text("{}")
+            (export.parent / "COMPLETE").write_text(json.dumps({"step": step, "files": inventory(export.parent)}))
     recipe = {
         "name": "tiny",
         "run_dir": str(tmp_path / "run"),
@@ -250,7 +443,8 @@ def test_stage_end_to_end(monkeypatch, run_dir, capsys) -> None:
     assert stage(monkeypatch, run_dir) == 0
     folder = run_dir / "evaluation" / "step-00000020"
     score = json.loads((folder / "four_sums.json").read_text())
-    assert score.keys() >= {"task", "metric", "value", "n", "low", "high", "preset", "settings", "versions"}
+    assert score.keys() >= {"task", "metric", "value", "n", "low", "high", "preset", "settings", "versions", "hardware"}
+    assert score.keys() >= {"preset_hash", "prompts_hash", "checksum", "devices", "fewshot", "by_length"}
     assert (score["task"], score["metric"], score["n"], score["preset"]) == ("four_sums", "exact_match", 4, "smoke")
     assert score["low"] <= score["value"] <= score["high"]
     assert score["settings"]["block_size"] == 4, "the model's own"
@@ -266,6 +460,79 @@ def test_stage_end_to_end(monkeypatch, run_dir, capsys) -> None:
     status = json.loads((run_dir / "status" / "evaluate.json").read_text())
     assert (status["state"], status["exit_code"], status["step"]) == ("done", 0, 20)
     assert "four_sums" in capsys.readouterr().out
+
+
+def test_stage_in_shards(monkeypatch, run_dir, capsys) -> None:
+    file = run_dir / "evaluation" / "step-00000020" / "four_sums.json"
+    assert stage(monkeypatch, run_dir, "--shard", "0/2") == 0 and not file.exists()
+    assert json.loads((run_dir / "status" / "evaluate-0-of-2.json").read_text())["state"] == "done"
+    assert "shard 0/2 is answered, 2 answers" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    assert stage(monkeypatch, run_dir) == 0
+    sharded = json.loads(file.read_text())
+    assert stage(monkeypatch, run_dir, "--shard", "0/1", "--label", "whole") == 0
+    whole = json.loads((run_dir / "evaluation" / "whole" / "four_sums.json").read_text())
+    assert [sharded[k] for k in ("value", "n", "tokens", "prompts_hash", "checksum")] == [
+        whole[k] for k in ("value", "n", "tokens", "prompts_hash", "checksum")
+    ]
+
+
+def test_a_folder_without_a_run(monkeypatch, folder, task_file, tmp_path) -> None:
+    place = tmp_path / "elsewhere"
+    command = [
+        "evaluate",
+        "--model",
+        str(folder),
+        "--tasks",
+        str(task_file),
+        "--preset",
+        "smoke",
+        "--run_dir",
+        str(place),
+    ]
+    monkeypatch.setattr(sys, "argv", command)
+    assert exit_code("evaluate", evaluate.main) == 0
+    assert (place / "evaluation" / folder.name / "four_sums.json").is_file()
+
+
+def test_one_prompt_and_samples_in_colour(monkeypatch, run_dir, capsys) -> None:
+    assert stage(monkeypatch, run_dir, "--prompt", "How much is 1 and 2?") == 0
+    out = capsys.readouterr().out
+    assert "<u>How much is 1 and 2?<e><a>" in out
+    order = re.search(r"forward of each token: ([\d ]+)", out)[1].split()
+    assert sorted(set(map(int, order))) == list(range(1, max(map(int, order)) + 1))
+    assert not (run_dir / "evaluation").exists()
+    assert stage(monkeypatch, run_dir, "--show", "3") == 0
+    assert capsys.readouterr().out.count("forward of each token") == 3
+
+
+def test_colours_follow_the_order() -> None:
+    text = ordered(["a", "b", "c"], [2, 1, 3])
+    assert text.plain == "abc"
+    assert [span.style.split()[1] for span in text.spans] == [colour(2, 3), colour(1, 3), colour(3, 3)]
+    assert len({colour(i, 3) for i in (1, 2, 3)}) == 3
+
+
+def test_compare_from_the_command_line(monkeypatch, run_dir, tmp_path, capsys) -> None:
+    for step in ("3", "20"):
+        assert stage(monkeypatch, run_dir, "--step", step) == 0
+    capsys.readouterr()
+    output = tmp_path / "compared.json"
+    names = [str(run_dir / "evaluation" / "step-00000003"), str(run_dir)]
+    monkeypatch.setattr(sys, "argv", ["evaluate", "compare", *names, "--output", str(output)])
+    assert exit_code("evaluate", evaluate.main) == 0
+    (found,) = json.loads(output.read_text())
+    assert (found["a"], found["b"], found["n"], found["difference"], found["p"]) == (*names, 4, 0.0, 1.0)
+    assert found["real"] is False and found["test"] == "exact McNemar"
+    for bad, line in (
+        (names[:1], "at least two"),
+        ([names[0], str(tmp_path)], "no scored task"),
+        (["a", "b"], "no such folder"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["evaluate", "compare", *bad])
+        assert exit_code("evaluate", evaluate.main) == 2
+        assert line in capsys.readouterr().err
 
 
 def test_stage_takes_a_step_a_folder_and_a_limit(monkeypatch, run_dir) -> None:
@@ -285,6 +552,8 @@ def test_stage_takes_a_step_a_folder_and_a_limit(monkeypatch, run_dir) -> None:
         (["--evaluation.tasks", "[]"], "evaluation.tasks is empty"),
         (["--evaluation.limit", "0"], "must be at least 1"),
         (["--model", "nowhere/at/all"], "nowhere/at/all"),
+        (["--shard", "3/3"], "shard 3/3"),
+        (["--evaluation.likelihood_samples", "6"], "multiple of 4"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -304,20 +573,15 @@ def test_missing_data_is_bad_input(task_file) -> None:
         chat_rows("nowhere.jsonl", version=1.0)
 
 
-def test_tasks_that_need_likelihoods_or_run_code_are_refused(task_file) -> None:
-    settings = yaml.safe_load(task_file.read_text())
-    for change, reason in (
-        ({"output_type": "loglikelihood", "metric_list": [{"metric": "acc"}], "filter_list": None}, "log-likelihoods"),
-        ({"unsafe_code": True}, "runs generated code"),
-    ):
-        task_file.write_text(yaml.safe_dump(settings | change))
-        with pytest.raises(BadInput, match=reason):
-            run.load_tasks([str(task_file)])
+def test_tasks_that_run_code_are_refused(task_file) -> None:
+    task_file.write_text(yaml.safe_dump(yaml.safe_load(task_file.read_text()) | {"unsafe_code": True}))
+    with pytest.raises(BadInput, match="runs generated code"):
+        run.load_tasks([str(task_file)])
 
 
 def test_unknown_task_lists_the_known(monkeypatch) -> None:
-    monkeypatch.setattr(run, "_unknown", lambda names, manager: names)
-    with pytest.raises(BadInput, match="unknown nope; here are demo_arithmetic, humaneval_similarity"):
+    monkeypatch.setattr(run, "TaskManager", partial(run.TaskManager, include_defaults=False))  # the harness's: seconds
+    with pytest.raises(BadInput, match="unknown nope; here are .*demo_arithmetic"):
         run.load_tasks(["nope"])
 
 

@@ -90,6 +90,7 @@ def write_scores(folder: Path, label: str, model: str) -> None:
         "low": low,
         "high": high,
         "preset": "demo",
+        "alarms": ["30% of the responses"] if model == "distilled" else [],
     }
     write(folder / "evaluation" / label / "arithmetic.json", score)
     samples = [
@@ -97,7 +98,11 @@ def write_scores(folder: Path, label: str, model: str) -> None:
             "prompt": f"What is {a} plus 5?",
             "response": f"The sum is {a + 5 + a % 3 // 2}.",
             "target": str(a + 5),
-            "correct": a % 3 < 2,
+            "correct": (right := a % 3 < 2 or (model == "teacher" and a % 2 == 0)),
+            "exact_match": float(right),
+            "id": a,
+            "pieces": ["The", " $um$", " is", f" {a + 5}", "."],
+            "filled": [4, 2, 3, 1, 1],
         }
         for a in range(10, 30)
     ]
@@ -191,14 +196,18 @@ def test_the_whole_report(run_dirs, tmp_path):
     page = Page(html)
     assert page.headings == SECTIONS
     assert page.fetched == [] and not re.search(r"https?://|url\((?!#)|@import", html)
-    assert html.count("<svg") == 6
+    assert html.count("<svg") == 7
+    assert "␣$um$" in html, "the order in which positions were filled"
     text = " ".join(page.text)
     assert (
         "0.940 to 0.975" in text
         and "llada2: one to one share" in text
         and "no assistant content" in text
         and "What is 11 plus 5?" in text
+        and "distilled - undistilled" in text
+        and "distilled - teacher" in text
     )
+    assert "Alarm, distilled: 30% of the responses." in text
     assert "No " not in text, "a complete run has nothing missing"
     assert json.loads((run / "status" / "report.json").read_text())["state"] == "done"
 
@@ -231,7 +240,7 @@ def test_parts_stand_alone(run_dirs):
     state = read_run(run)
     html = render(state, None, scores(state, None, "teacher"))
     assert "No teacher_probe.json" in html and "No manifest.json" in html and "No sample alignment" in html
-    assert "No score of: undistilled" in html and html.count("<svg") == 5
+    assert "No score of: undistilled" in html and html.count("<svg") == 6
 
 
 def test_several_teachers_and_tasks(run_dirs):

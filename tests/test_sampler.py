@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from pipeline.diffusion.cache import BufferLayer
 from pipeline.diffusion.sampler import GenerateConfig, decode, generate, transfer_counts
 from pipeline.models.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModelLM
 
@@ -188,7 +189,39 @@ def test_forwards_leave_waiting_out() -> None:
     model, _ = golden_model("sampler")
     model.config.eos_token_id = NEVER
     config = GenerateConfig(max_new_tokens=14, block_size=4, steps=14, blocks="training")
-    assert decode(model, PROMPTS, config)[1] == [14] * len(PROMPTS)
+    assert [response.forwards for response in decode(model, PROMPTS, config)] == [14] * len(PROMPTS)
+
+
+def test_filling_order() -> None:
+    """Every forward fills as many positions as the schedule says, blocks from left to right, the same in any batch."""
+    model, _ = golden_model("sampler")
+    model.config.eos_token_id = NEVER
+    config = GenerateConfig(max_new_tokens=8, block_size=4, steps=4)
+    responses = decode(model, PROMPTS, config)
+    for response in responses:
+        assert sorted(response.filled) == [1, 1, 2, 2, 3, 3, 4, 4]
+        assert max(response.filled[:4]) < min(response.filled[4:])
+    assert len({tuple(response.filled) for response in responses}) > 1, "confidence, not place, sets the order"
+    assert [decode(model, [prompt], config)[0] for prompt in PROMPTS] == responses
+
+
+def test_the_cache_is_written_in_place(monkeypatch) -> None:
+    """One buffer a layer holds all columns; only a row that leaves makes a new one."""
+    model, _ = golden_model("sampler")
+    places = []
+    update = BufferLayer.update
+
+    def watched(layer, keys, values):
+        read = update(layer, keys, values)
+        places.append((id(layer), read[0].data_ptr(), read[0].shape[0]))
+        return read
+
+    monkeypatch.setattr(BufferLayer, "update", lambda layer, keys, values, *_: watched(layer, keys, values))
+    model.config.eos_token_id = 62
+    generate(model, PROMPTS, GenerateConfig(max_new_tokens=14, block_size=4, steps=14))
+    sizes = {rows for _, _, rows in places}
+    assert len(sizes) > 1, "the case must let rows leave"
+    assert len(set(places)) == len(sizes) * model.config.num_hidden_layers
 
 
 def test_low_threshold_is_one_forward_a_block() -> None:

@@ -1,6 +1,6 @@
 """Code data from what every Python brings: docstring -> function rows of the standard library's own source.
 
-Writes data/code/{train,validation,humaneval}.jsonl. HumanEval is held out: a function that shares its name, its body or
+Writes data/code/{train,validation}.jsonl. HumanEval is held out: a function that shares its name, its body or
 ten words in a row with one of its problems is left out. `python demo/code/harvest.py`
 """
 
@@ -23,11 +23,12 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from demo.code.human_eval import REQUEST, chat_row, problems
+from pipeline.evaluation.human_eval import problems
 from pipeline.recipe import BadInput
 from pipeline.run_directory import exit_code, write_text
 
 FOLDER = Path("data/code")
+REQUEST = "Complete this function:\n\n"
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
 MAX_CHARACTERS = 1_500  # about 400 tokens: request and response fit the student's 512 in most rows
 VALIDATION_EVERY = 20
@@ -144,7 +145,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def main() -> None:
     """Harvests, deduplicates and writes."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--folder", type=Path, default=FOLDER, help="where the three files go")
+    arguments.add_argument("--folder", type=Path, default=FOLDER, help="where the two files go")
     folder = arguments.parse_args().folder
     held_out = problems()
     root = Path(sysconfig.get_path("stdlib"))
@@ -155,7 +156,6 @@ def main() -> None:
     rows = {
         "train": [f.row for i, f in enumerate(kept) if i % VALIDATION_EVERY],
         "validation": [f.row for i, f in enumerate(kept) if i % VALIDATION_EVERY == 0],
-        "humaneval": [chat_row(problem) for problem in held_out],
     }
     for name, split in rows.items():
         write_rows(folder / f"{name}.jsonl", split)

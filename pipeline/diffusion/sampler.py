@@ -4,7 +4,8 @@ Shapes: R rows still decoding, T canvas columns, B columns of a block, N masked 
 
 All columns are laid out before decoding: every row's prompt up to its first generated block, padded on the right to the
 longest, then the generated blocks side by side. The first forward of a block also reads the columns decided since the
-last block began (the prompt, later the block before), so the key-value cache grows without forwards of its own.
+last block began (the prompt, later the block before), so the key-value cache grows without forwards of its own, and
+in place.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
+from pipeline.diffusion.cache import buffers
 from pipeline.diffusion.noise import generator_for
 
 PADDING = torch.iinfo(torch.long).max  # block of a padding column: after every real one, so no real query sees it
@@ -70,20 +72,31 @@ def generate(model: nn.Module, prompts: list[list[int]], config: GenerateConfig)
 
     Raises ValueError when model.config names no mask or end token.
     """
-    return decode(model, prompts, config)[0]
+    return [response.tokens for response in decode(model, prompts, config)]
 
 
-def decode(model: nn.Module, prompts: list[list[int]], config: GenerateConfig) -> tuple[list[list[int]], list[int]]:
-    """`generate`'s responses, and the forwards that each took (waiting for the rest of its batch does not count)."""
+@dataclass(frozen=True)
+class Response:
+    """A response and how it came about."""
+
+    tokens: list[int]
+    """Up to and including the first end token."""
+    filled: list[int]
+    """The forward that decided each token, counted from 1."""
+    forwards: int
+    """Forwards in all; waiting for the rest of the batch does not count."""
+
+
+def decode(model: nn.Module, prompts: list[list[int]], config: GenerateConfig) -> list[Response]:
+    """`generate`'s responses, with the order in which their positions were filled."""
     if not prompts:
-        return [], []
+        return []
     special = SpecialTokens.of(model)
     generators = [generator_for(config.seed, *prompt) for prompt in prompts]
     with torch.inference_mode():
         canvas = Canvas.lay_out(prompts, config, special.mask, next(model.parameters()).device)
-        _fill(Reader.of(model), canvas, config, special, generators)
-    responses = (row[mask].tolist() for row, mask in zip(canvas.ids, canvas.response, strict=True))
-    return [_until_end(response, special.ends) for response in responses], canvas.forwards.tolist()
+        _fill(Reader.of(model, canvas.ids.shape[1]), canvas, config, special, generators)
+    return [canvas.read(row, special.ends) for row in range(len(prompts))]
 
 
 @dataclass(frozen=True)
@@ -117,6 +130,8 @@ class Canvas:
     """bool: columns of new tokens."""
     masked: Tensor
     """bool: those still to be decided. A mask id inside a prompt is text."""
+    filled: Tensor
+    """The forward that decided each column; 0 = none."""
     forwards: Tensor
     """[R]: forwards that a row took part in with something to decide."""
     first: int
@@ -143,9 +158,16 @@ class Canvas:
             blocks=((positions + shift) // size).masked_fill(~real, PADDING),
             response=response,
             masked=response.clone(),
+            filled=torch.zeros_like(ids),
             forwards=torch.zeros_like(length[:, 0]),
             first=first,
         )
+
+    def read(self, row: int, ends: list[int]) -> Response:
+        """A row's response, once it is decided."""
+        tokens, filled = (x[row, self.response[row]].tolist() for x in (self.ids, self.filled))
+        stop = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
+        return Response(tokens[:stop], filled[:stop], int(self.forwards[row]))
 
 
 @dataclass
@@ -153,14 +175,14 @@ class Reader:
     """The model and, where it takes one, the cache of the columns before the block in work."""
 
     model: nn.Module
-    cache: DynamicCache | None
+    cache: Cache | None
     selects: bool
     """Whether the model's head can be spared the positions that nobody asks for."""
 
     @classmethod
-    def of(cls, model: nn.Module) -> Reader:
+    def of(cls, model: nn.Module, columns: int) -> Reader:
         takes = inspect.signature(model.forward).parameters
-        cache = DynamicCache(config=model.config) if "past_key_values" in takes else None
+        cache = buffers(columns) if "past_key_values" in takes else None
         return cls(model, cache, "logits_to_keep" in takes)
 
     def logits(self, canvas: Canvas, rows: Tensor, block: slice, masked: Tensor) -> Tensor:
@@ -187,12 +209,8 @@ class Reader:
 
     def keep(self, rows: Tensor) -> None:
         """Forgets the rows that left: bool [R]."""
-        if self.cache is None:
-            return
-        if self.cache.get_seq_length():
+        if self.cache is not None:
             self.cache.batch_select_indices(rows)
-        else:
-            self.cache = DynamicCache(config=self.model.config)  # an emptied one holds on to its batch size
 
 
 def _fill(
@@ -210,7 +228,7 @@ def _fill(
                 break
             canvas.forwards[rows] += masked.any(1).long()
             logits = reader.logits(canvas, rows, block, masked)
-            noise = 0.0
+            noise = None
             if config.temperature > 0:
                 noise = config.temperature * _gumbel(masked, logits.shape[1], [generators[i] for i in rows.tolist()])
             tokens, confidence = _choose(logits, special.never, noise)
@@ -219,6 +237,7 @@ def _fill(
             ids = canvas.ids[rows, block]
             canvas.ids[rows, block] = torch.where(commit, ids.masked_scatter(masked, tokens), ids)
             canvas.masked[rows, block] = masked & ~commit
+            canvas.filled[rows, block] = torch.where(commit, canvas.forwards[rows][:, None], canvas.filled[rows, block])
 
             going = ~_decided(canvas, rows, special.ends)
             if not going.all():
@@ -258,15 +277,16 @@ def _gumbel(masked: Tensor, vocabulary: int, generators: list[torch.Generator]) 
     return -torch.cat(draws).to(masked.device).log()
 
 
-def _choose(logits: Tensor, never: list[int], noise: Tensor | float) -> tuple[Tensor, Tensor]:
-    """The token for each position and its probability: [N] each.
+def _choose(logits: Tensor, never: list[int], noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The token for each position and its probability: [N] each. Overwrites the logits of ids that are never chosen.
 
     Probabilities are over the whole vocabulary, as published: where the model would rather keep the mask, whatever is
     chosen in its place has little confidence and waits.
     """
-    allowed = logits.index_fill(1, torch.tensor(never, device=logits.device), -math.inf)
-    tokens = (allowed + noise).argmax(1)
-    return tokens, (logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)).exp()
+    total = torch.cat([few.logsumexp(1) for few in logits.split(32)])  # all at once would fill memory with temporaries
+    logits[:, never] = -math.inf
+    tokens = (logits if noise is None else logits + noise).argmax(1)
+    return tokens, (logits.gather(1, tokens[:, None])[:, 0] - total).exp()
 
 
 def _commit(masked: Tensor, confidence: Tensor, count: Tensor, threshold: float) -> Tensor:
@@ -281,9 +301,3 @@ def _decided(canvas: Canvas, rows: Tensor, ends: list[int]) -> Tensor:
     masked = canvas.masked[rows]
     is_end = torch.isin(canvas.ids[rows], torch.tensor(ends, device=rows.device)) & canvas.response[rows]
     return (is_end & (masked.cumsum(1) == 0)).any(1) | ~masked.any(1)
-
-
-def _until_end(response: list[int], ends: list[int]) -> list[int]:
-    """Up to and including the first end token."""
-    stop = next((i for i, token in enumerate(response) if token in ends), len(response))
-    return response[: stop + 1]

@@ -4,28 +4,55 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.diffusion.sampler import GenerateConfig
 from pipeline.recipe import BadInput
 
-PAPER = {"max_new_tokens": 256, "steps": 256, "block_size": 32, "blocks": "reference"}
 
-# Without a block_size, the model's own.
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": PAPER,  # TIDE's evaluation: one token a forward
-    "fast": {**PAPER, "threshold": 0.9},  # several tokens a forward where the model is sure
-    "demo": {"max_new_tokens": 24, "steps": 24, "blocks": "training"},
-    "smoke": {"max_new_tokens": 8, "steps": 2, "blocks": "training"},  # whether it runs; scores mean nothing
+@dataclass(frozen=True)
+class Preset:
+    """Fields of GenerateConfig for every task, what single tasks change, and their numbers of examples."""
+
+    decoding: Mapping[str, Any]
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    shots: Mapping[str, int] = field(default_factory=dict)
+
+
+# TIDE's evaluation, as scripts/eval_all.sh of the published code runs it: greedy, one token a forward, no guidance.
+PAPER = {"max_new_tokens": 256, "steps": 256, "block_size": 32}
+LETTERS = {task: {"max_new_tokens": 3, "steps": 3} for task in ("mmlu", "hellaswag")}  # the answer is a letter
+SHOTS = {"bbh": 3} | dict.fromkeys(("gsm8k", "math", "mmlu", "mmlu_pro", "hellaswag", "humaneval", "mbpp"), 0)
+
+# Without a block_size or blocks, the model's own. All decode with the key-value cache (the same responses, sooner).
+PRESETS: dict[str, Preset] = {
+    "paper": Preset({**PAPER, "blocks": "reference"}, LETTERS, SHOTS),
+    "fast": Preset({**PAPER, "threshold": 0.9}, LETTERS, SHOTS),  # several tokens a forward where the model is sure
+    "demo": Preset({"max_new_tokens": 24, "steps": 24}),
+    "smoke": Preset({"max_new_tokens": 8, "steps": 2}, shots=SHOTS),  # whether it runs; scores mean nothing
 }
 
 
-def preset(name: str, block_size: int) -> GenerateConfig:
-    """The decoding settings of a preset for a model of that block size. Raises BadInput for an unknown name."""
+def preset(name: str, block_size: int, *, task: str = "", blocks: str = "training") -> GenerateConfig:
+    """The decoding settings of a preset for a task, and a model of that block size and cut.
+
+    Raises BadInput for an unknown name.
+    """
+    found = _named(name)
+    return GenerateConfig(**{"block_size": block_size, "blocks": blocks, **found.decoding, **found.tasks.get(task, {})})
+
+
+def shots(name: str, task: str) -> int | None:
+    """Examples that a preset puts before each problem of a task; None = as the task says."""
+    return _named(name).shots.get(task)
+
+
+def _named(name: str) -> Preset:
     if name not in PRESETS:
         raise BadInput(f"evaluation.preset {name!r} is unknown: one of {', '.join(PRESETS)}")
-    return GenerateConfig(**{"block_size": block_size, **PRESETS[name]})
+    return PRESETS[name]
 
 
 def preset_hash(config: GenerateConfig) -> str:

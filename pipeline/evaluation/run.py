@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import logging
-from numbers import Real
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
-from pipeline.evaluation.harness import NO_LIKELIHOOD, BlockDiffusionLM, Generation
-from pipeline.evaluation.statistics import interval
+from pipeline.evaluation import results
+from pipeline.evaluation.answers import Record
+from pipeline.evaluation.harness import BlockDiffusionLM
 from pipeline.recipe import BadInput
 
 TASKS = Path(__file__).parent / "tasks"
-MANY_TRUNCATED = 0.2
 
 
 def load_tasks(names: list[str]) -> dict[str, ConfigurableTask]:
     """The tasks by name: of this project, of the harness (a group is its tasks), or of a YAML file of the user.
 
-    Raises BadInput for a name that nobody knows, for data that cannot be read, and for tasks that need log-likelihoods
-    or run generated code.
+    Raises BadInput for a name that nobody knows, for data that cannot be read, and for tasks that run generated code.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about other people's task files
     manager = TaskManager(include_path=TASKS, include_defaults=False)
@@ -42,8 +38,6 @@ def load_tasks(names: list[str]) -> dict[str, ConfigurableTask]:
         reason = str(error).splitlines()[0]
         raise BadInput(f"data of {', '.join(names)}: {reason}; without a network, fetch it beforehand") from None
     for name, task in tasks.items():
-        if task.OUTPUT_TYPE != "generate_until":
-            raise BadInput(f"task {name}: {NO_LIKELIHOOD}")
         if getattr(task, "UNSAFE_CODE", False):
             raise BadInput(f"task {name} runs generated code, which evaluate does not do")
     return tasks
@@ -54,90 +48,54 @@ def _unknown(names: list[str], manager: TaskManager) -> list[str]:
 
 
 def run_task(
-    name: str, task: ConfigurableTask, model: BlockDiffusionLM, limit: int | None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    name: str,
+    task: ConfigurableTask,
+    model: BlockDiffusionLM,
+    *,
+    limit: int | None = None,
+    fewshot: int | None = None,
+    chat: bool = True,
+) -> tuple[Record, list[Record]]:
     """Score and samples of a task. The score's headline is the task's first metric (and first filter).
 
-    `model` must not have run another task: its generations are taken to be this one's.
+    `model` must not have run another task: its answers are taken to be this one's. `fewshot` overrides the task's own
+    number of shots. Raises Unanswered when the answers of other shards are not there yet.
     """
-    task.set_fewshot_seed(seed=0)
-    results = evaluate(
+    if fewshot is not None:
+        task.set_config(key="num_fewshot", value=fewshot)
+    task.set_fewshot_seed(seed=model.config.seed)
+    found = evaluate(
         model,
         {"tasks": {name: task}},
         limit=limit,
         bootstrap_iters=0,
-        apply_chat_template=True,
-        fewshot_as_multiturn=True,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=False,  # examples and question are one turn of the user, as in the published runs
     )
-    samples = results["samples"][name]
-    metrics = _metrics(results["results"][name], samples)
-    headline, filtered_by = next(iter(metrics)).split(",")
-    generations = {generation.doc_id: generation for generation in model.generations}
-    rows = [_sample(s, headline, generations[s["doc_id"]]) for s in samples if s["filter"] == filtered_by]
+    samples = found["samples"][name]
+    table = results.metrics(found["results"][name], samples)
+    headline, filtered_by = next(iter(table)).split(",") if table else (None, samples[0]["filter"])
+    first = [sample for sample in samples if sample["filter"] == filtered_by]
+    answers = [answer for repeats in model.records.values() for answer in repeats]
+    if task.OUTPUT_TYPE == "generate_until":
+        rows = [results.generated_row(s, headline, model.records[s["doc_id"], 0][0]) for s in first]
+        facts = results.generation_facts(answers)
+    else:
+        choices = [[model.records[s["doc_id"], i][0] for i in range(len(s["arguments"]))] for s in first]
+        rows = [results.likelihood_row(s, headline, c) for s, c in zip(first, choices, strict=True)]
+        facts = results.likelihood_facts(answers, rows)
     score = {
         "task": name,
         "metric": headline,
-        **metrics[f"{headline},{filtered_by}"],
-        "metrics": metrics,
-        **_generation_facts(model),
+        **table.get(f"{headline},{filtered_by}", {"value": None, "n": len(rows), "low": None, "high": None}),
+        "higher_is_better": task.higher_is_better().get(headline, True),
+        "metrics": table,
+        **facts,
+        "fewshot": task.config.num_fewshot or 0,
+        "prompts_hash": results.prompts_hash(first),
+        "devices": sorted({answer["device"] for answer in answers}),
     }
-    score["alarms"] = _alarms(score)
+    score["alarms"] = results.alarms(score)
     if score["alarms"]:
-        score["raw_outputs"] = [{"prompt": row["prompt"], "response": row["response"]} for row in rows[:5]]
+        score["raw_outputs"] = [{k: row[k] for k in ("prompt", "response")} for row in rows[: results.RAW_OUTPUTS]]
     return score, rows
-
-
-def _metrics(results: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """{"METRIC,FILTER": value, n and 95% interval}; no interval where the value is no mean over problems."""
-    scores: dict[str, list[Any]] = {}
-    for sample in samples:
-        for metric in sample["metrics"]:
-            scores.setdefault(f"{metric},{sample['filter']}", []).append(sample[metric])
-    table = {}
-    for key, values in scores.items():
-        value = results[key]
-        is_mean = all(isinstance(v, Real) for v in values) and abs(fmean(values) - value) < 1e-9
-        low, high = interval([float(v) for v in values]) if is_mean else (None, None)
-        table[key] = {"value": float(value), "n": len(values), "low": low, "high": high}
-    return table
-
-
-def _sample(sample: dict[str, Any], metric: str, generation: Generation) -> dict[str, Any]:
-    score = sample[metric]
-    return {
-        "id": sample["doc_id"],
-        "prompt": generation.prompt,
-        "response": generation.response,
-        "answer": sample["filtered_resps"][0],
-        "target": sample["target"],
-        metric: score,
-        "correct": bool(score) if score in (0, 1) else None,
-        "tokens": generation.tokens,
-        "ended": generation.ended,
-    }
-
-
-def _generation_facts(model: BlockDiffusionLM) -> dict[str, Any]:
-    """Length, speed and cost; prompt tokens, end tokens and what follows them never count."""
-    generations = model.generations
-    tokens = sum(g.tokens for g in generations)
-    return {
-        "truncated": sum(not g.ended for g in generations) / len(generations),
-        "masks_left": sum(g.masks for g in generations),
-        "tokens": tokens,
-        "seconds": round(model.seconds, 3),
-        "tokens_per_second": tokens / model.seconds,
-        "forwards_per_token": sum(g.forwards for g in generations) / tokens if tokens else None,
-    }
-
-
-def _alarms(score: dict[str, Any]) -> list[str]:
-    """What must not pass for a result without a look at the outputs."""
-    alarms = []
-    if score["value"] == 0:
-        alarms.append(f"{score['metric']} is 0: more often a wrong template, stop string or filter than a weak model")
-    if score["truncated"] > MANY_TRUNCATED:
-        alarms.append(f"{score['truncated']:.0%} of the responses reach the length limit without an end token")
-    if score["masks_left"]:
-        alarms.append(f"{score['masks_left']} mask tokens are left in the responses: the sampler is broken")
-    return alarms

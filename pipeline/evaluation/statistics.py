@@ -1,4 +1,4 @@
-"""95% intervals of a score over problems."""
+"""95% intervals of a score over problems, and whether the scores of two models differ on the same problems."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import binomtest, permutation_test
 
 Z95 = 1.959963984540054  # 97.5% quantile of the standard normal distribution
 
@@ -41,3 +42,31 @@ def bootstrap(scores: Sequence[float], resamples: int = 10_000, seed: int = 0) -
     counts = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
     low, high = np.quantile(counts @ values / len(values), [0.025, 0.975])
     return float(low), float(high)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided p of McNemar's test: problems that only one of two models gets right, against a fair coin."""
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def sign_flip(differences: Sequence[float], resamples: int = 9_999, seed: int = 0) -> float:
+    """Two-sided p that paired differences are symmetric about 0: their signs flipped at random (all ways, if few).
+
+    For graded scores; on differences of -1, 0 and 1 it is McNemar's test.
+    """
+    moved = np.asarray([d for d in differences if d])
+    if len(moved) < 2:
+        return 1.0
+    test = permutation_test(
+        (moved,), np.sum, permutation_type="samples", n_resamples=resamples, rng=np.random.default_rng(seed)
+    )
+    return float(test.pvalue)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (1979): below 0.05, a difference stands although so many were looked at."""
+    adjusted, largest = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = largest
+    return adjusted

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pipeline.objectives import tidal_lambda
+from pipeline.reporting.chunks import VISIBLE
 from pipeline.reporting.run import Record, Run
 
 INK = "#010203"  # stands for the page's text colour, which differs between light and dark
@@ -151,6 +152,22 @@ def throughput(runs: Mapping[str, Run]) -> Markup:
         axes.set(xlabel="step", ylabel="tokens / s", ylim=(0, 1.15 * axes.get_ylim()[1]))
         axes.legend()
         return svg(figure, "throughput")
+
+
+def filling(rows: Sequence[Record]) -> Markup:
+    """Which forward decided each token of a response: place across, forward upwards, one panel a response."""
+    with matplotlib.rc_context(STYLE):
+        width = 1.2 + 0.42 * max(len(row["filled"]) for row in rows)
+        figure = Figure(figsize=(width, 2.4 * len(rows)), layout="constrained")
+        for axes, row in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+            axes.scatter(range(len(row["filled"])), row["filled"], c=row["filled"], cmap="plasma", vmin=-2, s=14)
+            for place, (piece, forward) in enumerate(zip(row["pieces"], row["filled"], strict=True)):
+                label = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "parse_math": False}
+                axes.annotate(piece.translate(VISIBLE), (place, forward), (0, 5), **label)
+            axes.set(ylabel="forward", title=f"problem {row['id']}", ylim=(0, max(row["filled"]) + 2))
+            axes.locator_params(integer=True)
+        figure.axes[-1].set_xlabel("place in the response")
+        return svg(figure, "filling")
 
 
 def series(lines: Sequence[Record], name: str) -> tuple[list[int], list[float]]:

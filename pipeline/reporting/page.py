@@ -14,6 +14,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.evaluation.compare import HEADINGS, Comparison, Scored, comparable, compare, table_rows
 from pipeline.recipe import BadInput
 from pipeline.reporting import chunks, figures
 from pipeline.reporting.run import Record, Run, by_label
@@ -21,6 +22,7 @@ from pipeline.reporting.summary import interval
 
 VERDICTS = {True: "right", False: "wrong", None: ""}  # None: a graded metric
 SHOWN_SAMPLES = 6  # of each verdict
+DRAWN_SAMPLES, DRAWN_TOKENS = 3, 40
 
 
 @dataclass
@@ -39,11 +41,11 @@ class Section:
         return re.sub(r"\W+", "-", self.title.lower())
 
 
-def render(run: Run, baseline: Run | None, scores: dict[str, dict[str, Record]]) -> str:
+def render(run: Run, baseline: Run | None, scores: dict[str, dict[str, Record]], teacher_label: str = "teacher") -> str:
     """The whole page; it needs no other file and no network."""
     runs = by_label(run, baseline)
     sections = [
-        *score_sections(scores),
+        *score_sections(scores, comparisons(run, baseline, scores, teacher_label)),
         losses(runs),
         validation(runs),
         probe(run),
@@ -81,7 +83,22 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def score_sections(scores: dict[str, dict[str, Record]]) -> Iterator[Section]:
+def comparisons(
+    run: Run, baseline: Run | None, scores: dict[str, dict[str, Record]], teacher_label: str
+) -> list[Comparison]:
+    """All pairs of models on every task, where their samples hold the scores."""
+    places = {"teacher": (run, teacher_label)} | {k: (r, r.last_step) for k, r in by_label(run, baseline).items()}
+    models: dict[str, dict[str, Scored]] = {label: {} for label in places}
+    for task, found in scores.items():
+        for label, score in found.items():
+            of, name = places[label]
+            rows = of.samples(name, task)
+            if comparable(score["metric"], rows):
+                models[label][task] = Scored.of([(score, rows)])
+    return compare(models)
+
+
+def score_sections(scores: dict[str, dict[str, Record]], compared: list[Comparison]) -> Iterator[Section]:
     """A section a task."""
     if not scores:
         yield Section("Scores", note="No scores: evaluate has not run.")
@@ -90,7 +107,10 @@ def score_sections(scores: dict[str, dict[str, Record]]) -> Iterator[Section]:
         rows += [[model, f"{s['value']:.3f}", interval(s), s["n"], s.get("preset", "")] for model, s in models.items()]
         missing = [model for model in figures.COLOURS if model not in models]
         note = f"No score of: {', '.join(missing)}." if missing else ""
-        yield Section(f"Scores: {task}", note=note, figure=figures.scores(models), tables=[rows])
+        note += "".join(f" Alarm, {model}: {alarm}." for model, s in models.items() for alarm in s.get("alarms", []))
+        pairs = table_rows([c for c in compared if c.task == task])
+        tables = [rows, [list(HEADINGS), *pairs]] if pairs else [rows]
+        yield Section(f"Scores: {task}", note=note.strip(), figure=figures.scores(models), tables=tables)
 
 
 def losses(runs: dict[str, Run]) -> Section:
@@ -212,7 +232,11 @@ def samples(run: Run) -> Iterator[Section]:
         metric = tasks[task]["metric"]
         content = [row | {"verdict": VERDICTS[row["correct"]] or f"{metric} {number(row[metric])}"} for row in shown]
         note = f"{task}, {run.last_step}: {len(shown)} of {len(rows)}, the first right and the first wrong ones."
-        yield Section(title, note=note, kind="samples", content=content)
+        drawn = [row for row in rows if 0 < len(row.get("filled", [])) <= DRAWN_TOKENS][:DRAWN_SAMPLES]
+        if drawn:
+            note += " The picture shows which forward decided each token of the first ones."
+        figure = figures.filling(drawn) if drawn else None
+        yield Section(title, note=note, figure=figure, kind="samples", content=content)
 
 
 def text(title: str, content: str, file: str) -> Section:

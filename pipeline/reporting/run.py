@@ -75,7 +75,9 @@ def read_run(folder: Path, recipe: Record | None = None) -> Run:
     status = {path.stem: read_json(path) for path in sorted((folder / "status").glob("*.json"))}
     evaluations: dict[str, dict[str, Record]] = {}
     for path in sorted((folder / "evaluation").glob("*/*.json")):
-        evaluations.setdefault(path.parent.name, {})[path.stem] = read_json(path)
+        score = read_json(path)
+        if score["value"] is not None:  # generated programs that nobody has run yet
+            evaluations.setdefault(path.parent.name, {})[path.stem] = score
     return Run(
         folder=folder,
         recipe=recipe,

