@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from pipeline.models import export, load_student, load_teacher, load_tokenizer
+from pipeline.models import add_scores, export, load_student, load_teacher, load_tokenizer
+from pipeline.run_directory import inventory
 from tests.test_models_llada2 import golden, pair_mask, write_checkpoint
 from tests.test_models_loading import STUDENT
 
@@ -22,8 +24,13 @@ PROVENANCE = {
         "teachers": [{"path": "demo/teacher"}],
         "data": {"sources": [{"name": "sums", "licence": "CC0-1.0"}, {"name": "chat", "licence": ""}]},
     },
+    "manifest_key": "0123abcd",
     "step": 7,
 }
+SCORES = [
+    {"task": "sums", "metric": "exact_match", "value": 0.5, "low": 0.4, "high": 0.6, "n": 90, "preset": "demo"},
+    {"task": "chats", "metric": None, "value": None, "low": None, "high": None, "n": 3, "preset": "demo"},
+]
 
 
 def some_mask(batch: int, length: int) -> torch.Tensor:
@@ -65,10 +72,28 @@ def test_the_card_names_origins(tmp_path):
     live = load_student(str(STUDENT), dtype=torch.bfloat16, weights="random")
     export(live, live.state_dict(), load_tokenizer(str(STUDENT)), tmp_path, provenance=PROVENANCE)
     card = (tmp_path / "README.md").read_text()
-    for line in ("# small-student", "- teacher: demo/teacher", "- data: sums (CC0-1.0)", "chat (licence not stated)"):
+    origins = ("- teacher: demo/teacher", "- data: sums (CC0-1.0)", "- data: chat (licence not stated)", "key 0123abcd")
+    for line in ("# small-student", *origins, json.dumps(PROVENANCE, indent=1)):
         assert line in card
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o044 == 0o044
+
+
+def test_scores_come_into_the_card_and_are_replaced(tmp_path):
+    live = load_student(str(STUDENT), dtype=torch.float32, weights="random")
+    export(live, live.state_dict(), load_tokenizer(str(STUDENT)), tmp_path, provenance=PROVENANCE)
+    before, files = ModelCard.load(tmp_path / "README.md"), inventory(tmp_path)
+    assert "## Scores\n\nNot measured yet.\n\n## Provenance" in before.text
+    for value in (0.25, 0.5):
+        add_scores(tmp_path, [score | {"value": score["value"] and value, "preset_hash": "abcd"} for score in SCORES])
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.text.count("| sums |") == 1
+    assert "| sums | exact_match | 0.500 | 0.400 to 0.600 | 90 | demo (abcd) |\n| chats |  |  |  | 3 |" in card.text
+    assert card.text.partition("## Provenance")[2] == before.text.partition("## Provenance")[2]
+    (result,) = card.data.eval_results
+    assert (card.data.model_name, result.dataset_name, result.metric_value) == ("small-student", "sums", 0.5)
+    assert before.data.to_dict().items() <= card.data.to_dict().items()
+    assert inventory(tmp_path) == files  # of which COMPLETE keeps checksums
 
 
 def test_llada2_goes_out_under_its_official_names(tmp_path):

@@ -190,12 +190,14 @@ def test_tokenizers_need_a_mask_token_and_a_chat_template(tmp_path):
     del settings["mask_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     assert load_tokenizer(str(folder)).mask_token_id == IDS[0]  # the token is there, only undeclared
-    (folder / "chat_template.jinja").unlink()
-    with pytest.raises(BadInput, match="no chat template"):
-        load_tokenizer(str(folder))
     text = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text(text.replace("<|mask|>", "<|other|>"))
+    assert load_tokenizer(str(folder)).mask_token == "<|other|>"  # by its id, which config.json names
+    (folder / "config.json").unlink()
     with pytest.raises(BadInput, match="no mask token"):
+        load_tokenizer(str(folder))
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(BadInput, match="no chat template"):
         load_tokenizer(str(folder))
     (folder / "tokenizer.json").unlink()
     with pytest.raises(BadInput, match="no tokenizer.json"):
@@ -212,6 +214,7 @@ def test_configs_that_cannot_be_used_are_one_line(tmp_path):
 
     assert "model_type 'bert' is none of llada2_moe" in refused('{"model_type": "bert"}')
     assert "not JSON" in refused("{")
+    assert "not a JSON object" in refused("[]")
     assert "use_bias=True is not supported" in refused('{"model_type": "llada2_moe", "use_bias": true}')
     assert "hidden_size" in refused('{"model_type": "qwen3", "hidden_size": "wide"}')
 

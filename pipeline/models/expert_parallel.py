@@ -9,16 +9,32 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from pipeline.models.experts import Gate, MoE
-from pipeline.models.llada2_moe import LLaDA2MoeModelLM
-from pipeline.models.weights import Shapes, checkpoint_views, shapes
+from pipeline.models.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModelLM
+from pipeline.models.weights import Shapes, checkpoint_views, read, shapes
 from pipeline.recipe import BadInput
+
+REMEDY = "use the DeepSpeed of requirements.txt, or expert_parallel_size 1"
+
+
+def expert_count(config: PreTrainedConfig) -> int:
+    """Experts that can be shared out: 1 for a dense model, and for a mixture whose layers are all dense."""
+    return config.num_experts if mixture_layers(config) else 1
+
+
+def mixture_layers(config: PreTrainedConfig) -> int:
+    """Number of layers that are mixtures of experts."""
+    if not isinstance(config, LLaDA2MoeConfig):
+        return 0
+    return max(0, config.num_hidden_layers - config.first_k_dense_replace)
 
 
 def resolve_expert_parallel_size(
@@ -26,7 +42,7 @@ def resolve_expert_parallel_size(
 ) -> int:
     """Ranks that share one set of experts; `auto` = the largest that divides the experts and the ranks of a node.
 
-    A dense model has one expert. Raises BadInput for a size that does not divide ranks and experts.
+    `experts` is the model's `expert_count`. Raises BadInput for a size that does not divide ranks and experts.
     """
     largest = math.gcd(experts, world_size, local_world_size)
     if requested == "auto":
@@ -94,12 +110,32 @@ def share_experts(model: LLaDA2MoeModelLM, *, size: int, device: torch.device | 
 
 
 def _check_takeover(model: LLaDA2MoeModelLM, expected: Shapes, local: range) -> None:
-    """Raises RuntimeError unless every tensor is there, and of the experts the local ones: AutoEP would only log it."""
+    """Raises BadInput unless every tensor is there, and of the experts the local ones: AutoEP would only log it."""
     wanted = {name: shape for name, shape in expected.items() if _expert(name, default=local.start) in local}
     held = shapes(checkpoint_views(model, first_expert=local.start))
     if held != wanted:
-        changed = sorted(name for name, _ in held.items() ^ wanted.items())
-        raise RuntimeError(f"AutoEP did not take over the model as it should: {changed[:3]}")
+        changed = sorted({name for name, _ in held.items() ^ wanted.items()})
+        raise BadInput(f"AutoEP lost or changed {', '.join(changed[:3])}; {REMEDY}")
+
+
+def verify_experts(model: LLaDA2MoeModelLM, folder: Path | None, *, size: int) -> None:
+    """Compares the loaded mixtures with the config and the files: layers, local experts, routing bias (random: zero).
+
+    Raises BadInput for whatever was lost on the way. Every rank looks at its own part.
+    """
+    config, gates = model.config, {name: module for name, module in model.named_modules() if isinstance(module, Gate)}
+    if len(gates) != mixture_layers(config):
+        raise BadInput(f"{len(gates)} of {mixture_layers(config)} layers route tokens to experts; {REMEDY}")
+    biases = {f"{name.replace('.router', '')}.expert_bias": gate for name, gate in gates.items()}
+    stored = dict(read(folder, biases.keys())) if folder else {}
+    for name, gate in biases.items():
+        bias = gate.e_score_correction_bias.cpu()
+        if not torch.equal(bias, stored.get(name, torch.zeros_like(bias)).to(bias)):
+            raise BadInput(f"{name} differs from the file after loading: the routing would be another; {REMEDY}")
+    if size > 1:
+        held = [experts.w1.shape[0] for name, experts in model.named_modules() if name.endswith(".mlp.experts")]
+        if held != [config.num_experts // size] * mixture_layers(config):
+            raise BadInput(f"layers hold {held} experts here, not {config.num_experts} / {size} each; {REMEDY}")
 
 
 def _expert(name: str, *, default: int) -> int:

@@ -12,10 +12,12 @@ import torch.distributed as dist
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AutoConfig, AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from pipeline.models.attention import attend
 from pipeline.models.experts import MLP, Gate, MoE
 
 # Options of the published config class that change the computation, and the one value that published models use.
@@ -75,8 +77,10 @@ class LLaDA2MoeConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
-def check_mask(mask: Tensor | None) -> None:
-    """Raises ValueError unless the mask is explicit: bool [B, 1, L, K], True = may attend."""
+def check_mask(mask: Tensor | BlockMask | None) -> None:
+    """Raises ValueError unless the mask is explicit: bool [B, 1, L, K], True = may attend (or one for FlexAttention)."""
+    if isinstance(mask, BlockMask):
+        return
     if mask is None or mask.dtype != torch.bool or mask.ndim != 4:
         given = "none" if mask is None else f"{mask.dtype} with {mask.ndim} dimensions"
         raise ValueError(f"attention_mask must be bool [batch, 1, queries, keys], True = may attend; given: {given}")
@@ -120,6 +124,8 @@ class Attention(nn.Module):
         q, k = rotate(self.query_layernorm(q), cos, sin), rotate(self.key_layernorm(k), cos, sin)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
+        if isinstance(mask, BlockMask):
+            return self.dense(attend(self, q, k, v, mask)[0].flatten(2))
         # With a mask, grouped heads would fall back to the slow kernel on CUDA: repeat them.
         k, v = (x.repeat_interleave(self.heads // self.kv_heads, dim=1) for x in (k, v))
         return self.dense(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
@@ -211,6 +217,8 @@ class LLaDA2MoeModelLM(LLaDA2MoePreTrainedModel):
         Collective when torch.distributed is initialised. Called after an optimizer step (DeepSeek-V3, 2.1.2).
         """
         gates = [module for module in self.modules() if isinstance(module, Gate)]
+        if not gates:
+            return
         counts = torch.stack([gate.tokens_per_expert for gate in gates])
         if dist.is_initialized():
             dist.all_reduce(counts)

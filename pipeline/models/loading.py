@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.initialization import no_init_weights
 
-from pipeline.models.expert_parallel import resolve_expert_parallel_size, share_experts
+from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size, share_experts, verify_experts
 from pipeline.models.llada2_moe import check_mask
 from pipeline.models.weights import check_files, checkpoint_views, draw, fill, shapes
 from pipeline.recipe import BadInput
@@ -27,6 +27,7 @@ CONFIG_FILES = ["config.json"]
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 MASK_TOKEN = "<|mask|>"
+WEDLM_MASK = 151665  # in WeDLM's code, where its config.json names none
 
 
 def fetch(path: str, patterns: Sequence[str]) -> Path:
@@ -41,14 +42,14 @@ def fetch(path: str, patterns: Sequence[str]) -> Path:
 
 
 def read_config(path: str) -> PreTrainedConfig:
-    """A model's configuration as one of ARCHITECTURES. Raises BadInput for others and for settings that do not fit."""
-    file = fetch(path, CONFIG_FILES) / "config.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no config.json; give the folder of a model") from None
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{file}: not JSON ({error})") from None
+    """A model's configuration as one of ARCHITECTURES, of its folder, hub name or config file.
+
+    Raises BadInput for others and for settings that do not fit.
+    """
+    file = Path(path) if Path(path).is_file() else fetch(path, CONFIG_FILES) / "config.json"
+    if not file.is_file():
+        raise BadInput(f"{path}: no config.json; give the folder of a model")
+    raw = read_raw_config(file)
     architecture = _architecture(raw)
     if architecture not in ARCHITECTURES:
         raise BadInput(f"{file}: model_type {raw.get('model_type')!r} is none of {', '.join(ARCHITECTURES)}")
@@ -57,6 +58,17 @@ def read_config(path: str) -> PreTrainedConfig:
         return AutoConfig.for_model(architecture, **{k: v for k, v in raw.items() if k not in unused})
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise BadInput(f"{file}: {' '.join(str(error).split())}") from None
+
+
+def read_raw_config(file: Path) -> dict[str, Any]:
+    """What config.json says. Raises BadInput for a file that is no JSON object."""
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError too
+        raise BadInput(f"{file}: not JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise BadInput(f"{file}: not a JSON object of settings")
+    return raw
 
 
 def _architecture(raw: dict) -> str:
@@ -72,6 +84,18 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
 
     Raises BadInput when one of the three is missing.
     """
+    tokenizer = read_tokenizer(path)
+    if tokenizer.mask_token is None:
+        _name_mask_token(tokenizer, fetch(path, [*CONFIG_FILES, *TOKENIZER_FILES]) / "config.json")
+    if tokenizer.mask_token is None:
+        raise BadInput(
+            f"{path}: no mask token; `python pipeline/convert.py` makes a diffusion student of an autoregressive model"
+        )
+    return tokenizer
+
+
+def read_tokenizer(path: str) -> PreTrainedTokenizerFast:
+    """As `load_tokenizer`, of any model: it may have no mask token."""
     folder = fetch(path, TOKENIZER_FILES)
     if not (folder / "tokenizer.json").is_file():
         raise BadInput(f"{path}: no tokenizer.json; save the tokenizer as a fast one (`save_pretrained`)")
@@ -79,11 +103,21 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     if tokenizer.mask_token is None and MASK_TOKEN in tokenizer.get_vocab():
         tokenizer.mask_token = MASK_TOKEN
-    if tokenizer.mask_token is None:
-        raise BadInput(f"{path}: no mask token; add_special_tokens({{'mask_token': '{MASK_TOKEN}'}}) and save it")
     if not tokenizer.chat_template:
         raise BadInput(f"{path}: no chat template; add chat_template.jinja to the tokenizer")
     return tokenizer
+
+
+def _name_mask_token(tokenizer: PreTrainedTokenizerFast, config: Path) -> None:
+    """Takes the mask token from the model's config, for models whose tokenizer does not know it (WeDLM)."""
+    raw = read_raw_config(config) if config.is_file() else {}
+    mask = raw.get("mask_token_id")
+    if mask is None and raw.get("model_type") == "wedlm":
+        mask = WEDLM_MASK
+    if mask == len(tokenizer):
+        tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
+    elif mask is not None:
+        tokenizer.mask_token = tokenizer.convert_ids_to_tokens(mask)
 
 
 def load_student(
@@ -123,7 +157,7 @@ def load_teacher(
     config, folder = _prepare(path, weights, tokenizer)
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     size = resolve_expert_parallel_size(
-        expert_parallel_size, experts=getattr(config, "num_experts", 1), world_size=ranks, local_world_size=ranks
+        expert_parallel_size, experts=expert_count(config), world_size=ranks, local_world_size=ranks
     )
     if size == 1:
         model, first_expert = build(config, dtype=dtype, device=device), 0
@@ -131,6 +165,8 @@ def load_teacher(
         model = build(config, dtype=dtype, device="meta")
         first_expert = share_experts(model, size=size, device=device)
     _write_weights(model, folder, seed, first_expert)
+    if expert_count(config) > 1:
+        verify_experts(model, folder, size=size)
     return model.requires_grad_(False).eval()
 
 

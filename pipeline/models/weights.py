@@ -7,7 +7,7 @@ the views, drawing draws into them, exporting writes them: names are mapped once
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from pipeline.recipe import BadInput
 Shapes = dict[str, tuple[int, ...]]
 
 HEAD = "lm_head.weight"
+FLOATS = ("F32", "BF16", "F16")
 # Stacked expert tensors, ours and AutoEP's (w1, w2, w3) -> the projections that they hold, in order.
 PROJECTIONS = {
     "gate_up_proj": ("gate_proj", "up_proj"),
@@ -67,60 +68,111 @@ def shapes(views: Mapping[str, Tensor]) -> Shapes:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint. Raises BadInput when there are none or one of them is missing."""
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    """The safetensors files of a checkpoint.
+
+    Raises BadInput when there are none, when one of them is missing, and for an index that cannot be read.
+    """
+    names = sorted(set(weight_map.values())) if (weight_map := _weight_map(folder)) else ["model.safetensors"]
     for name in names:
         if not (folder / name).is_file():
             raise BadInput(f"{folder}: no {name}; weights must be safetensors, one file or shards with their index")
     return [folder / name for name in names]
 
 
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Tensor name -> file name, as the index of a sharded checkpoint says; empty without an index."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return {}
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not all(Path(name).name == name for name in found.values()):
+            raise ValueError("it names files outside of the folder")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{index}: not an index of safetensors files ({error}); fetch it again") from None
+    return found
+
+
 def check_files(folder: Path, expected: Shapes, *, tied: bool) -> None:
-    """Reads the headers only. Raises BadInput naming tensors that are missing, surplus or misshapen.
+    """Reads the headers only. Raises BadInput naming tensors that are missing, surplus or misshapen, that are no
+    floating-point numbers, and that are in two files or in another one than the index says.
 
     With a tied head, the files may hold the head as well.
     """
-    found: Shapes = {}
-    for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
-        except SafetensorError as error:
-            raise BadInput(f"{file}: not a whole safetensors file ({error}); fetch it again") from None
+    found = _headers(folder)
     if tied:
         found.pop(HEAD, None)
+    check_shapes(str(folder), found, expected)
+
+
+def check_shapes(where: str, found: Shapes, expected: Shapes) -> None:
+    """Raises BadInput naming tensors that are missing, surplus or misshapen."""
     misshapen = [n for n in sorted(found.keys() & expected.keys()) if found[n] != expected[n]]
     if misshapen:
         name = misshapen[0]
         raise BadInput(
-            f"{folder}: {_listed(misshapen)} misshapen ({name} is {list(found[name])}, config.json means"
+            f"{where}: {_listed(misshapen)} misshapen ({name} is {list(found[name])}, config.json means"
             f" {list(expected[name])}); weights and config.json do not belong together"
         )
     for names, what in ((expected.keys() - found.keys(), "missing"), (found.keys() - expected.keys(), "surplus")):
         if names:
-            raise BadInput(f"{folder}: {_listed(sorted(names))} {what}; weights and config.json do not belong together")
+            raise BadInput(f"{where}: {_listed(sorted(names))} {what}; weights and config.json do not belong together")
+
+
+def _headers(folder: Path) -> Shapes:
+    """Every tensor of the files and its shape; raises BadInput as `check_files` does for what no model could use."""
+    found: Shapes = {}
+    held_by: dict[str, str] = {}
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                headers = {name: tensors.get_slice(name) for name in tensors.keys()}
+                dtypes = {name: header.get_dtype() for name, header in headers.items()}
+                shapes_here = {name: tuple(header.get_shape()) for name, header in headers.items()}
+        except SafetensorError as error:
+            raise BadInput(f"{file}: not a whole safetensors file ({error}); fetch it again") from None
+        if twice := sorted(found.keys() & dtypes.keys()):
+            raise BadInput(f"{folder}: {_listed(twice)} in {held_by[twice[0]]} and in {file.name}; remove one of them")
+        if other := sorted(name for name, dtype in dtypes.items() if dtype not in FLOATS):
+            raise BadInput(
+                f"{file}: {_listed(other)} of type {dtypes[other[0]]}; give weights that are not quantized:"
+                f" {', '.join(FLOATS)}"
+            )
+        found |= shapes_here
+        held_by |= dict.fromkeys(shapes_here, file.name)
+    weight_map = _weight_map(folder)
+    if weight_map and (astray := sorted({name for name, _ in weight_map.items() ^ held_by.items()})):
+        raise BadInput(f"{folder}: {_listed(astray)} not where model.safetensors.index.json says; fetch both again")
+    return found
 
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def read(folder: Path, wanted: Container[str]) -> Iterator[tuple[str, Tensor]]:
+    """The wanted tensors, one at a time and in the order of the files; the bytes of others are not read.
+
+    They are read, not mapped: a mapped file stays in the process's memory until it is closed, whole shards of it.
+    """
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt", backend="pread") as tensors:
+            for name in tensors.offset_keys():
+                if name in wanted:
+                    yield name, tensors.get_tensor(name)
+
+
 def fill(folder: Path, views: Mapping[str, Tensor], *, tied_head: Tensor | None = None) -> None:
-    """Copies each view's tensor from the files, already checked; others (experts of other ranks) are not read.
+    """Copies each view's tensor from the files, already checked. Memory beside the views: one tensor of the files.
 
     Raises BadInput when the files hold a head that differs from `tied_head`, the embedding it should be tied to.
     """
     head = None
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():
-                if name in views:
-                    views[name].copy_(tensors.get_tensor(name))
-                elif name == HEAD and tied_head is not None:
-                    head = tensors.get_tensor(name)
+    for name, tensor in read(folder, views.keys() | ({HEAD} if tied_head is not None else set())):
+        if name in views:
+            views[name].copy_(tensor)
+        else:
+            head = tensor
     if head is not None and not torch.equal(head.to(tied_head), tied_head):
         raise BadInput(f"{folder}: {HEAD} differs from the embedding; set tie_word_embeddings to false in config.json")
 

@@ -1,0 +1,38 @@
+"""Makes a block-diffusion student of an autoregressive model:
+`python pipeline/convert.py --source Qwen/Qwen3-0.6B-Base --output students/qwen3-0.6b`, then `student.path` in a recipe.
+
+Llama, Qwen2 and Qwen3 with a chat template: a folder or hub name with safetensors, or a GGUF file in it (`--gguf`).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: the repository root, not pipeline/, belongs on the path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+
+from pipeline.run_directory import exit_code
+
+
+def main() -> None:
+    """Parses the command line, converts, and says what was done."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--source", required=True, help="folder or hub name of the autoregressive model")
+    p.add_argument("--gguf", default="", help="a GGUF file in it, read instead of safetensors (needs the package gguf)")
+    p.add_argument("--output", required=True, type=Path, help="new folder of the student")
+    options = p.parse_args()
+
+    from pipeline.models.conversion import convert  # torch: seconds, so after the command line
+
+    facts = convert(options.source, options.output, gguf=options.gguf)
+    made = "added" if facts["mask_token_added"] else "was there"
+    before, after = facts["vocab_size"]
+    print(f"{options.output}: mask token {facts['mask_token']} ({made}), {before} -> {after} embeddings")
+    print(f"train it with `student: {{path: {options.output}}}` in a recipe")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("convert", main))

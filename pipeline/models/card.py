@@ -1,0 +1,108 @@
+"""The model card of an export: how to use the model, where it comes from, and what it scores."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from pipeline.models.llada2_moe import LLaDA2MoeModelLM
+from pipeline.run_directory import write_text
+
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [diffusion-language-model, block-diffusion, distillation]
+---
+
+# {name}
+
+A diffusion language model ({architecture}, blocks of {block_size} tokens): it fills in mask tokens (id {mask_token_id})
+instead of predicting the next one. Made with TIDE ([arXiv 2604.26951](https://arxiv.org/abs/2604.26951)).
+
+{usage}
+
+Attention is bidirectional inside a block and goes back to all earlier blocks: pass `attention_mask` as bool
+[batch, 1, queries, keys], True = may attend. Without it every token sees every other one; `generate()`, which decodes
+from left to right, is not meant for this model.
+
+## Scores
+
+Not measured yet.
+
+## Provenance
+
+{origins}
+
+```json
+{provenance}
+```
+"""
+
+TRANSFORMERS_USAGE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
+logits = model(input_ids, attention_mask=mask, position_ids=positions).logits
+```"""
+
+LLADA2_USAGE = "Weights and config.json are named as in LLaDA2's published checkpoints, for the code that reads those."
+
+
+def model_card(model: PreTrainedModel, config: PreTrainedConfig, provenance: dict[str, Any]) -> str:
+    """The text of README.md: use, origins, and the provenance with its resolved recipe. Scores: see `add_scores`."""
+    recipe = provenance["recipe"]
+    origins = [f"- initial weights: {recipe['student']['path']}"]
+    origins += [f"- teacher: {teacher['path']}" for teacher in recipe["teachers"]]
+    origins += [f"- data: {s['name']} ({s['licence'] or 'licence not stated'})" for s in recipe["data"]["sources"]]
+    origins += [f"- aligned dataset: manifest key {provenance['manifest_key']}"]
+    return CARD.format(
+        name=recipe["name"],
+        architecture=type(model).__name__,
+        block_size=config.block_size,
+        mask_token_id=config.mask_token_id,
+        usage=LLADA2_USAGE if isinstance(model, LLaDA2MoeModelLM) else TRANSFORMERS_USAGE,
+        origins="\n".join(origins),
+        provenance=json.dumps(provenance, indent=1, ensure_ascii=False),
+    )
+
+
+def add_scores(folder: Path, scores: Sequence[dict[str, Any]]) -> None:
+    """Writes scores into the card of an export, over those that it has: a table, and the hub's `model-index`.
+
+    scores: as in evaluation/STEP/TASK.json: task, metric, value, low, high, n, preset, preset_hash. A card's later change
+    does not make its checkpoint another one: COMPLETE says nothing of README.md.
+    """
+    card = ModelCard.load(folder / "README.md")
+    card.data.model_name = re.search(r"^# (.*)$", card.text, re.M)[1]
+    card.data.eval_results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=score["task"],
+            dataset_name=score["task"],
+            metric_type=score["metric"],
+            metric_value=score["value"],
+            metric_args={"preset": score["preset"], "preset_hash": score["preset_hash"], "problems": score["n"]},
+        )
+        for score in scores
+        if score["value"] is not None
+    ]
+    rows = "".join(map(_row, scores))
+    table = f"| task | metric | value | 95% interval | n | preset |\n|---|---|---|---|---|---|\n{rows}"
+    card.text = re.sub(r"(?<=\n## Scores\n\n).*?(?=\n## )", lambda _: table, card.text, count=1, flags=re.S)
+    write_text(folder / "README.md", str(card))
+
+
+def _row(score: dict[str, Any]) -> str:
+    value = "" if score["value"] is None else f"{score['value']:.3f}"
+    bounds = "" if score["low"] is None else f"{score['low']:.3f} to {score['high']:.3f}"
+    preset = f"{score['preset']} ({score['preset_hash']})"
+    return f"| {score['task']} | {score['metric'] or ''} | {value} | {bounds} | {score['n']} | {preset} |\n"

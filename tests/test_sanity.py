@@ -1,0 +1,110 @@
+"""Before the first step: teachers that cannot read their own tokens are refused, by name and number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.align import align
+from pipeline.alignment.manifest import load_manifest
+from pipeline.alignment.ranks import Ranks
+from pipeline.data import AlignedRow, AlignedRows, BatchBuilder, Side, TeacherSide
+from pipeline.data.aligned import AlignedTeacher
+from pipeline.models import load_teacher
+from pipeline.recipe import BadInput, Recipe, parse, parser
+from pipeline.training.sanity import check_teachers
+from pipeline.training.topology import Topology
+
+SOURCE = "[{path: demo/data/validation.jsonl, name: held_out}]"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Iterator[tuple[Recipe, AlignedRows]]:
+    """The demo's recipe on its held-out rows, aligned, in a process group of one rank."""
+    folder = tmp_path_factory.mktemp("demo")
+    recipe, _ = parse(
+        parser(""), ["--data.sources", SOURCE, "--data.validation", "null", "--data.aligned", str(folder / "aligned")]
+    )
+    align(recipe, Ranks(), 1, 4096)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=0, world_size=1)
+    yield recipe, AlignedRows(folder / "aligned", load_manifest(folder / "aligned"), "train", ["llada2"])
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return load_teacher("demo/teacher", dtype=torch.float32, device="cpu")
+
+
+class Changed:
+    """Rows whose teacher reads other ids."""
+
+    def __init__(self, rows: AlignedRows, change: Callable[[AlignedTeacher], Tensor]):
+        self.rows, self.change = rows, change
+        self.student_lengths, self.teacher_lengths = rows.student_lengths, rows.teacher_lengths
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> AlignedRow:
+        row = self.rows[index]
+        return replace(row, teachers=tuple(replace(t, ids=self.change(t)) for t in row.teachers))
+
+
+def check(recipe: Recipe, rows, model) -> None:
+    config = model.config
+    side = TeacherSide(config.mask_token_id, recipe.teachers[0].input, recipe.student.block_size, 0)
+    builder = BatchBuilder(Side(325, "block", recipe.student.block_size), [side], compdemo_ratio=0.5)
+    topology = Topology(0, 1, 1, torch.device("cpu"))
+    check_teachers(
+        SimpleNamespace(recipe=recipe, topology=topology, rows=rows, builder=builder, teachers=[(None, model)])
+    )
+
+
+def permutation(model) -> Tensor:
+    return torch.randperm(model.config.vocab_size, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_teacher_that_understands_its_tokens_passes(demo, teacher, capsys):
+    check(*demo, teacher)
+    first = capsys.readouterr().out
+    nats, bound, entropy, guessing = map(float, re.findall(r"\d+\.\d\d(?= nats|;|,|\))", first))
+    assert nats < 1 and bound == pytest.approx(guessing / 2, abs=0.01) and bound < entropy < guessing
+    assert "WARNING" not in first
+    check(*demo, teacher)
+    assert capsys.readouterr().out == first  # the noise is fixed
+
+
+def test_another_tokenizers_ids_are_refused(demo, teacher):
+    recipe, rows = demo
+    with pytest.raises(BadInput) as error:
+        check(recipe, Changed(rows, lambda t: permutation(teacher)[t.ids]), teacher)
+    assert re.match(r"teacher llada2 needs 1\d\.\d\d nats a masked token of its own ids, above 2\.91: check its tokenizer,"
+                    r" chat template, weights and `input`$", str(error.value))  # fmt: skip
+
+
+def test_lost_weights_are_refused_unless_they_are_meant_to_be_random(demo, capsys):
+    recipe, rows = demo
+    lost = load_teacher("demo/teacher", dtype=torch.float32, device="cpu", weights="random")
+    with pytest.raises(BadInput, match="teacher llada2 needs"):
+        check(recipe, rows, lost)
+    with torch.no_grad():
+        lost.model.norm.weight.fill_(torch.nan)
+    with pytest.raises(BadInput, match="teacher llada2 needs nan nats"):
+        check(recipe, rows, lost)
+    capsys.readouterr()
+    check(replace(recipe, teachers=[replace(recipe.teachers[0], weights="random")]), rows, lost)
+    assert capsys.readouterr().out == "teacher llada2: random weights, whose likelihood is not checked\n"
+
+
+def test_another_template_is_warned_of(demo, teacher, capsys):
+    recipe, rows = demo
+    check(recipe, Changed(rows, lambda t: torch.where(t.chunks < 0, permutation(teacher)[t.ids], t.ids)), teacher)
+    assert "WARNING teacher llada2 understands little of its input" in capsys.readouterr().out
