@@ -5,14 +5,16 @@ set -euo pipefail
 source slurm/site.sh
 
 after=()
-submit() { # NODES, STAGES, the recipe
+submit() { # STAGE, options of sbatch in one word, the recipe
   local job
-  job=$(sbatch --parsable --nodes="$1" --job-name="${2// /-}" "${after[@]}" slurm/distill_moe.sh $2 "${@:3}")
+  # shellcheck disable=SC2086 # several options
+  job=$(sbatch --parsable $2 "${after[@]}" "slurm/$1.sh" "${@:3}")
   job=${job%;*} # of several clusters, sbatch adds the name
-  echo "$job $2"
+  echo "$job $1"
   after=(--dependency="afterok:$job" --kill-on-invalid-dep=yes)
 }
 
-submit 1 align "$@"
-submit "${NODES:-1}" distill "$@"
-submit 1 "evaluate report" "$@"
+submit align "$ALIGN_OPTIONS" "$@"
+submit distill "--nodes=${NODES:-1}" "$@"
+submit evaluate "$EVALUATE_OPTIONS" "$@"
+submit report "$ALIGN_OPTIONS" "$@"

@@ -5,9 +5,10 @@
 # export SBATCH_GPUS_PER_NODE=8 SBATCH_EXCLUSIVE=exclusive SBATCH_MEM_PER_NODE=0
 # module load cuda/12.8 gcc/13
 # export NCCL_SOCKET_IFNAME=ib0                       # CPU ranks: GLOO_SOCKET_IFNAME
+# export TMPDIR=/local/scratch                        # a node's own disk, where compiled code is kept (default: /tmp)
+
+# For pipeline.sh: options of the jobs that need no whole node, as ALIGN_OPTIONS="--partition=cpu --gpus-per-node=0"
+ALIGN_OPTIONS=""    # align, report
+EVALUATE_OPTIONS="" # evaluate: one GPU is enough
 
 if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
-
-# Compiled ops and kernels stay on each node's own disk: on a shared one, nodes wait for one another's locks.
-scratch=${TMPDIR:-/tmp}/tide-$UID
-export TORCH_EXTENSIONS_DIR=$scratch/torch_extensions TRITON_CACHE_DIR=$scratch/triton

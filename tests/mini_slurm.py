@@ -1,4 +1,7 @@
-"""A private Slurm cluster of two nodes on loopback, for tests: its own daemons, files and ports, without munge."""
+"""A private Slurm cluster of two nodes on loopback, for tests: its own daemons, files and ports, without munge.
+
+Jobs of the partition `urgent` preempt those of `main`, which have a minute's grace.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,10 @@ ReturnToService=2
 KillWait=10
 NodeName={nodes[0]} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 State=UNKNOWN
 NodeName={nodes[1]} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 

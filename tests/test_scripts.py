@@ -17,7 +17,7 @@ atexit.register(lambda: print("HIDING", [p for p in sys.path if p.rstrip("/").en
 """
 
 
-@pytest.mark.parametrize("stage", ["align", "distill", "evaluate", "report"])
+@pytest.mark.parametrize("stage", ["align", "distill", "evaluate", "report", "plan", "status"])
 def test_both_forms_show_their_help(stage, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(GUARD)
     for form in ([f"pipeline/{stage}.py"], ["-m", f"pipeline.{stage}"]):

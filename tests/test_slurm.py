@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from deepspeed.launcher.runner import fetch_hostfile
 
 from pipeline.recipe import Recipe
 from tests import launch
-from tests.mini_slurm import MISSING, MiniSlurm, mini_slurm, wait_until
+from tests.mini_slurm import MISSING, NODES, MiniSlurm, mini_slurm, wait_until
 
 SCRIPTS = sorted((launch.ROOT / "slurm").glob("*.sh"))
-JOB = launch.ROOT / "slurm/distill_moe.sh"
+JOBS = [script for script in SCRIPTS if "#SBATCH" in script.read_text()]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -23,13 +24,15 @@ def test_scripts_parse_and_leave_hyperparameters_to_recipes(script):
     launch.run("bash", "-n", script)
     code = "\n".join(line for line in script.read_text().splitlines() if not re.match(r"#(?!SBATCH)", line))
     assert not re.search(rf"(?<!\S)--({'|'.join(Recipe.__dataclass_fields__)})\b", code)
-    assert script.name == "site.sh" or "set -euo pipefail" in code
+    assert script.name in ("site.sh", "common.sh") or "set -euo pipefail" in code
 
 
-def test_cluster_facts_have_one_home():
-    options = re.findall(r"^#SBATCH --([a-z-]+)", JOB.read_text(), re.MULTILINE)
+@pytest.mark.parametrize("script", JOBS, ids=lambda path: path.name)
+def test_jobs_are_put_back_and_leave_facts_of_the_cluster_to_one_file(script):
+    options = re.findall(r"^#SBATCH --([a-z-]+)", script.read_text(), re.MULTILINE)
     assert {"requeue", "open-mode", "signal", "ntasks-per-node"} <= set(options)
     assert not {"partition", "account", "time", "gpus-per-node", "gres", "qos", "constraint", "mem"} & set(options)
+    assert "sbatch" in launch.run("bash", script, code=1, SLURM_JOB_ID="").stderr
 
 
 @pytest.mark.parametrize(("name", "hosts"), [("local", {"localhost": 2}), ("two_nodes", {"node-1": 8, "node-2": 8})])
@@ -38,9 +41,10 @@ def test_hostfiles(name, hosts):
 
 
 SRUN = """# a step that may save a checkpoint, write a status file, be warned and wait for the warning, and ends
-[ -z "$SAVES" ] || { mkdir -p "$RUN/checkpoints/step-00000009" && touch "$RUN/checkpoints/step-00000009/COMPLETE"; }
+[ -z "$SAVES" ] || { mkdir -p "$RUN/checkpoints/step-$SAVES" && touch "$RUN/checkpoints/step-$SAVES/COMPLETE"; }
 [ -z "$WARNED" ] || { trap 'touch "$RUN/told"' USR1; kill -USR1 $PPID; until [ -e "$RUN/told" ]; do sleep 0.05; done; }
-[ -z "$STATUS" ] || printf '{"exit_code": %s}' "$STATUS" > "$RUN/status/distill.json"
+[ -z "$KILLED" ] || rm "$RUN/status/distill.json"
+[ -z "$STATUS" ] || printf '{"exit_code": %s, "message": "m"}' "$STATUS" > "$RUN/status/distill.json"
 exit "$RETURNS"
 """
 
@@ -49,50 +53,67 @@ STAND_INS = {"srun": SRUN, "squeue": 'echo "$STATE"\n', "scontrol": 'echo "$@" >
 
 @pytest.fixture
 def job(tmp_path) -> Callable:
-    """Runs the job's distill stage with stand-ins, in a run directory that holds an earlier run's status."""
+    """Runs the distill job with stand-ins, in a run directory that holds an earlier run's status."""
     for name, text in STAND_INS.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}")
         (tmp_path / name).chmod(0o755)
+    shutil.copytree(launch.ROOT / "slurm", tmp_path / "slurm", ignore=shutil.ignore_patterns("*.log", "*.starts"))
+    (tmp_path / "pipeline").symlink_to(launch.ROOT / "pipeline")
     (tmp_path / "status").mkdir()
     (tmp_path / "status/distill.json").write_text('{"exit_code": 75}')
     slurm = {f"SLURM_{name}": "1" for name in ("JOB_ID", "JOB_NAME", "JOB_NODELIST", "NNODES")}
     environment = {"RUN": str(tmp_path), "PATH": f"{tmp_path}:{launch.ENVIRONMENT['PATH']}", **slurm}
 
     def run(*words: str, **step: str):
-        step = {"STATE": "RUNNING", "RETURNS": "0", "STATUS": "", "SAVES": "", "WARNED": "", **step}
-        return launch.run("bash", JOB, "distill", "--run_dir", tmp_path, *words, code=None, **environment, **step)
+        step = {"STATE": "RUNNING", "RETURNS": "0", "STATUS": "", "SAVES": "", "WARNED": "", "KILLED": "", **step}
+        (tmp_path / "asked").unlink(missing_ok=True)
+        words = ("bash", "slurm/distill.sh", "--run_dir", tmp_path, *words)
+        return launch.run(*words, code=None, cwd=tmp_path, **environment, **step)
 
     return run
 
 
+def requeued(run: Path) -> bool:
+    return "requeue 1" in (run / "asked").read_text().splitlines()
+
+
 @pytest.mark.parametrize(
-    ("code", "requeued", "step"),
+    ("code", "again", "step"),
     [
         (0, False, "RETURNS=0 STATUS=0"),
         (2, False, "RETURNS=1 STATUS=2"),
         (1, False, "RETURNS=0 STATUS=1"),
-        (143, False, "RETURNS=143"),  # killed: the status file is an earlier run's
+        (143, False, "RETURNS=143"),  # it did not come far: the status file is an earlier run's
+        (137, False, "RETURNS=137 KILLED=yes"),
         (0, False, "RETURNS=0"),  # a finished run is left alone, and so is its status file
-        (75, True, "RETURNS=1 STATUS=75 SAVES=yes"),
-        (75, True, "RETURNS=1 STATUS=75 SAVES=yes WARNED=yes"),
-        (75, False, "RETURNS=1 STATUS=75 WARNED=yes"),  # no progress: it would stop there again
-        (75, False, "RETURNS=1 STATUS=75 SAVES=yes STATE=COMPLETING"),  # cancelled
+        (75, True, "RETURNS=1 STATUS=75"),
+        (75, True, "RETURNS=1 STATUS=75 WARNED=yes"),
+        (75, True, "RETURNS=138 WARNED=yes"),  # warned before it could hear
+        (1, False, "RETURNS=1 STATUS=1 WARNED=yes"),
+        (0, False, "RETURNS=0 STATUS=0 WARNED=yes"),  # the last stage: nothing is left to do
+        (75, False, "RETURNS=1 STATUS=75 STATE=COMPLETING"),  # cancelled
     ],
 )
-def test_a_jobs_exit_code_and_its_return_to_the_queue(job, tmp_path, code, requeued, step):
+def test_a_jobs_exit_code_and_its_return_to_the_queue(job, tmp_path, code, again, step):
     done = job(**dict(word.split("=") for word in step.split()))
     assert done.returncode == code, done.stderr
-    assert ("requeue 1" in (tmp_path / "asked").read_text().splitlines()) == requeued
+    assert requeued(tmp_path) == again
+
+
+def test_starts_that_finish_nothing_end(job, tmp_path):
+    stopped = {"RETURNS": "1", "STATUS": "75"}
+    for saves in ["", "", "1", "", "", ""]:  # the third start saves a checkpoint
+        done = job(SAVES=saves, **stopped)
+        assert done.returncode == 75 and requeued(tmp_path), done.stdout
+    done = job(**stopped)
+    assert done.returncode == 1 and not requeued(tmp_path)
+    assert "the last 3 starts finished no shard, checkpoint or score" in done.stdout
 
 
 def test_bad_input_is_one_line_before_any_stage_starts(job):
     done = job("--optim.lr", "fast")
     assert done.returncode == 2 and "== distill" not in done.stdout
     assert done.stderr.count("\n") == 1 and "optim.lr" in done.stderr
-
-
-def test_the_job_script_says_how_to_start_it():
-    assert "sbatch" in launch.run("bash", JOB, code=1, SLURM_JOB_ID="").stderr
 
 
 MISSING_SLURM = f"Slurm is not installed: no {', '.join(MISSING)} (Debian: apt-get install slurm-wlm)"
@@ -134,24 +155,60 @@ class TestRealSlurm:
         score = json.loads((run / "evaluation/step-00000006/demo_arithmetic.json").read_text())
         assert score["n"] == 12 and 0 <= score["value"] <= score["high"] <= 1
         assert (run / "report.html").is_file()
-        for node in (0, 1):
-            assert (checkout / f"slurm/distill_moe-{number}-node{node}.log").is_file()
+        for rank in (0, 1):
+            assert (checkout / f"slurm/distill_moe-{number}-rank{rank}.log").is_file()
 
-    def test_stages_as_jobs_of_which_one_is_warned(self, slurm, checkout):
-        """The warned job saves, goes back into the queue and ends there; evaluation has waited for it."""
+    def test_stages_as_jobs_of_which_one_is_warned_and_preempted(self, slurm, checkout):
+        """Both times the job saves, goes back into the queue and goes on; evaluation has waited for it."""
         words = ["--name", "staged", "--data.aligned", "runs/aligned/demo", "--teachers", "[]", *launch.SHORT]
-        words += ["--optim.steps", "60", "--logging.every_steps", "1", "--checkpoint.every_steps", "0"]
+        words += ["--optim.steps", "120", "--logging.every_steps", "1", "--checkpoint.every_steps", "0"]
         slurm.environment["NODES"] = "2"
         submitted = slurm("bash", "slurm/pipeline.sh", *words, cwd=checkout).splitlines()
-        jobs = {stages: number for number, stages in (line.split(" ", 1) for line in submitted)}
+        jobs = {stage: number for number, stage in (line.split(" ") for line in submitted)}
         run = checkout / "runs/staged"
         metrics = run / "metrics.jsonl"
         wait_until(lambda: metrics.is_file() and metrics.read_text().count("\n") > 3, 300)
         slurm("scancel", "--signal=USR1", "--batch", jobs["distill"])
-        for stages, number in jobs.items():
+        wait_until(lambda: statuses(run).get("distill") == ("stopped", 75), 120)
+        trained = metrics.read_text().count("\n")
+        wait_until(lambda: metrics.read_text().count("\n") > trained, 300)
+        whole_nodes = ("--partition=urgent", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=4")
+        urgent = slurm("sbatch", "--parsable", *whole_nodes, "--output=/dev/null", "--wrap=true")
+        for stage, number in (("urgent", urgent), *jobs.items()):
             ended = slurm.finish(number, timeout=300)
-            assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), f"{stages}\n{logs(checkout)}"
-            assert ended["Restarts"] == ("1" if stages == "distill" else "0"), stages
+            assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), f"{stage}\n{logs(checkout)}"
+            assert ended["Restarts"] == ("2" if stage == "distill" else "0"), f"{stage}\n{logs(checkout)}"
         assert statuses(run) == dict.fromkeys(("align", "distill", "evaluate", "report"), ("done", 0))
         steps = [line["step"] for line in map(json.loads, metrics.read_text().splitlines()) if line["kind"] == "train"]
-        assert steps == list(range(1, 61))
+        assert steps == list(range(1, 121))
+
+    def test_a_watching_job_survives_its_time_limit(self, slurm, checkout):
+        """It scores the checkpoint, is warned while it waits for the next one, starts again, and ends with the run."""
+        run = checkout / "runs/staged"
+        shutil.rmtree(run / "evaluation")
+        ended = run / "status/distill.json"
+        ended.rename(ended.with_suffix(".later"))  # for now, the run has not ended
+        words = ["--name", "staged", *launch.SHORT]
+        number = slurm("sbatch", "--parsable", "slurm/watch.sh", *words, cwd=checkout)
+        best = run / "evaluation/best.json"
+        wait_until(best.is_file, 240)
+        slurm("scancel", "--signal=USR1", "--batch", number)
+        wait_until(lambda: statuses(run).get("watch") == ("stopped", 75), 60)
+        ended.with_suffix(".later").rename(ended)
+        job = slurm.finish(number, timeout=240)
+        assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "1"), logs(checkout)
+        assert statuses(run)["watch"] == ("done", 0)
+        assert json.loads(best.read_text())["step"] == 120
+
+    def test_a_job_that_never_gets_anywhere_is_given_up(self, slurm, checkout):
+        """It loses its node, is requeued twice while its ranks load, and starts a fourth time."""
+        words = ["--name", "vain", "--data.aligned", "runs/aligned/demo", *launch.SHORT]
+        number = slurm("sbatch", "--parsable", "slurm/distill.sh", *words, cwd=checkout)
+        log = checkout / f"slurm/distill-{number}.log"
+        fail = ("update", f"NodeName={NODES[0]}", "State=DOWN", "Reason=test")
+        for start, disturb in enumerate([fail, ("requeue", number), ("requeue", number)], 1):
+            wait_until(lambda n=start: log.is_file() and log.read_text().count(" distill\n") == n, 60)
+            slurm("scontrol", *disturb)
+        ended = slurm.finish(number, timeout=60)
+        assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "3"), log.read_text()
+        assert "the last 3 starts finished no shard, checkpoint or score: given up" in log.read_text()

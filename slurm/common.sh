@@ -1,0 +1,118 @@
+# Sourced by the jobs: stages, warnings, exit codes, the way back into the queue. Facts of the cluster: site.sh.
+: "${SLURM_JOB_ID:?is not set: submit this script with sbatch}"
+source slurm/site.sh
+
+TRIES=3 # starts in a row that may finish nothing before the job gives up
+
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node differ
+RANKS_PER_NODE=${SLURM_GPUS_ON_NODE:-${RANKS_PER_NODE:-1}}
+LOGS=slurm/$SLURM_JOB_NAME-$SLURM_JOB_ID
+export MASTER_ADDR MASTER_PORT RANKS_PER_NODE LOGS PYTHONUNBUFFERED=1
+
+say() { printf '== %(%F %T)T %s\n' -1 "$*"; }
+
+# The run directory and the folder of the aligned dataset, a line each.
+folders() {
+  python - "$@" << 'END'
+import sys
+from pipeline.recipe import parse, parser
+from pipeline.run_directory import exit_code
+def show():
+    recipe, _ = parse(parser(""))
+    print(recipe.run_dir, recipe.data.aligned, sep="\n")
+sys.exit(exit_code("slurm", show))
+END
+}
+
+# Runs a command in the background, so that this script hears a warning at once and passes it on as the given signal.
+warned='' child='' child_signal=''
+warn() {
+  warned=yes
+  say "told to stop ($1)"
+  [ -z "$child" ] || kill -s "$child_signal" "$child" 2> /dev/null || true
+}
+supervise() { # SIGNAL COMMAND ...
+  local code
+  child_signal=$1
+  "${@:2}" &
+  child=$!
+  [ -z "$warned" ] || kill -s "$child_signal" "$child"
+  while :; do # a trapped signal ends `wait` before the command has ended
+    wait "$child" && code=0 || code=$?
+    kill -0 "$child" 2> /dev/null || break
+  done
+  child=''
+  return "$code"
+}
+
+run_stage() { # STAGE, the recipe
+  case $1 in
+    align) supervise TERM python pipeline/align.py --processes "$SLURM_CPUS_ON_NODE" "${@:2}" ;;
+    # srun passes USR1 on to all processes of the step; scancel and preemption (TERM) reach them by themselves, too
+    distill) supervise USR1 srun --export=ALL --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=1 --label \
+      bash slurm/node.sh --deepspeed "${DS_CONFIG:-ds_configs/zero3.json}" "${@:2}" ;;
+    watch) supervise TERM python pipeline/evaluate.py --watch "${@:2}" ;;
+    *) supervise TERM python "pipeline/$1.py" "${@:2}" ;;
+  esac
+}
+
+# A field of distill's status file.
+status() { python -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$run_dir/status/distill.json" "$1"; }
+
+# Changes whenever distill writes its status file; empty without one.
+status_version() { stat --format '%i %y' "$run_dir/status/distill.json" 2> /dev/null || true; }
+
+newest_checkpoint() { compgen -G "$run_dir/checkpoints/step-*/COMPLETE" | tail -n 1 || true; }
+
+# Adds a line for what is finished by now (shards, checkpoints, answers, scores). Equal lines: starts that finished nothing.
+fruitless() {
+  {
+    compgen -G "$aligned/*.arrow" || true
+    compgen -G "$run_dir/checkpoints/step-*/COMPLETE" || true
+    find "$run_dir/evaluation" -type f -printf '%p %s\n' 2> /dev/null | sort || true
+  } | cksum >> "$LOGS.starts"
+  [ "$(uniq -c "$LOGS.starts" | awk 'END { print $1 }')" -gt "$TRIES" ]
+}
+
+# Whether Slurm still wants this job: a cancelled one is COMPLETING by now, a preempted one RUNNING until it ends.
+wanted() { [ "$(squeue --noheader --job "$SLURM_JOB_ID" --format %T)" = RUNNING ]; }
+
+# The job: stages in turn, up to the first that does not end well. A warned job goes back into the queue.
+run_stages() { # STAGE ... -- the recipe
+  local stages=() stage code before after
+  while [ "$1" != -- ]; do
+    stages+=("$1")
+    shift
+  done
+  shift
+  trap 'warn USR1' USR1
+  trap 'warn TERM' TERM
+  { read -r run_dir && read -r aligned; } < <(folders "$@") || exit 2
+  say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), nodes: $SLURM_NNODES ($SLURM_JOB_NODELIST)," \
+    "ranks a node: $RANKS_PER_NODE, run directory: $run_dir"
+  if fruitless; then
+    say "the last $TRIES starts finished no shard, checkpoint or score: given up (see $LOGS*.log)"
+    exit 1
+  fi
+  for stage in "${stages[@]}"; do
+    say "$stage"
+    before=$(status_version)
+    run_stage "$stage" "$@" && code=0 || code=$?
+    after=$(status_version)
+    if [ "$stage" = distill ] && [ -n "$after" ] && [ "$after" != "$before" ]; then
+      code=$(status exit_code) # launchers change exit codes: the status file has the stage's own
+      [ "$code" = 0 ] || say "$(status message)"
+    elif [ -n "$warned" ] && [ "$code" != 0 ]; then
+      code=75 # ended by the warning: what it had finished is kept
+    fi
+    [ -z "$warned" ] || [ "$code" != 0 ] || [ "$stage" = "${stages[-1]}" ] || code=75 # no time for the next one
+    [ "$code" = 0 ] || break
+  done
+  if [ "$code" = 75 ] && wanted; then
+    say "back into the queue; newest checkpoint: $(newest_checkpoint)"
+    scontrol requeue "$SLURM_JOB_ID" && sleep 600 # Slurm ends this script
+  fi
+  [ "$code" = 0 ] && say "done" || say "$stage ended with exit code $code: see $LOGS*.log and $run_dir/status/$stage.json"
+  exit "$code"
+}

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# One node of a distillation: started by srun, once on each node. Ranks hear USR1 and save; torchrun would die of it.
+set -euo pipefail
+trap '' USR1
+exec torchrun --nnodes "$SLURM_NNODES" --node_rank "$SLURM_NODEID" --nproc_per_node "$RANKS_PER_NODE" \
+  --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" --shutdown_timeout 600 --no-python bash slurm/rank.sh "$@"

@@ -1,0 +1,235 @@
+"""Every launcher that docs/operations.md names starts, stops and resumes a run: one run, handed from one to the next."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.launcher import adopt, check_hostfile, free_port
+from pipeline.recipe import BadInput
+from tests import launch
+from tests.loop_sshd import loop_sshd
+
+TAIL = "pipeline/distill.py --deepspeed ds_configs/zero3.json"
+LOCAL = f"deepspeed --hostfile hostfiles/local --no_ssh --node_rank 0 --master_addr 127.0.0.1 {TAIL}"
+PDSH = f"deepspeed --hostfile hostfiles/two_nodes --master_addr node-1 {TAIL}"
+TORCHRUN = f"torchrun --nproc_per_node 2 {TAIL}"
+MPI = f"mpirun -n 2 python {TAIL}"
+MPI_NODES = f"mpirun --hostfile hostfiles/two_nodes -x MASTER_ADDR=node-1 -x PATH python {TAIL}"
+
+
+def test_the_documented_commands_are_these():
+    text = re.sub(r"\\?\s+", " ", (launch.ROOT / "docs/operations.md").read_text())
+    for command in (LOCAL, PDSH, TORCHRUN, MPI, MPI_NODES):
+        assert command in text
+
+
+@pytest.mark.parametrize("option", [["--hostfile", "nowhere"], ["-H", "nowhere"], ["--hostfile=nowhere"]])
+def test_a_missing_hostfile_is_noticed(option):
+    with pytest.raises(BadInput, match="no hostfile nowhere"):
+        check_hostfile([["sh"], ["python", "/bin/deepspeed", *option, "pipeline/distill.py", "--recipe", "demo"]])
+
+
+def test_other_words_are_no_hostfile():
+    check_hostfile([["python", "/bin/deepspeed", "--hostfile", "hostfiles/local", "x.py", "--hostfile", "nowhere"]])
+    check_hostfile([["python", "other.py", "--hostfile", "nowhere"], []])
+
+
+@pytest.fixture
+def environment(monkeypatch, tmp_path):
+    """An environment that no launcher has touched."""
+    for name in [
+        n for n in os.environ if n.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "SLURM", "OMPI", "PMI"))
+    ]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return os.environ
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {"OMPI_COMM_WORLD_RANK": 3, "OMPI_COMM_WORLD_SIZE": 4, "OMPI_COMM_WORLD_LOCAL_RANK": 1, "OMPI_COMM_WORLD_LOCAL_SIZE": 2},
+        {"PMI_RANK": 3, "PMI_SIZE": 4, "MPI_LOCALRANKID": 1, "MPI_LOCALNRANKS": 2},
+    ],
+    ids=["Open MPI", "MPICH"],
+)  # fmt: skip
+def test_ranks_of_mpirun_know_their_numbers(environment, theirs):
+    environment |= {name: str(value) for name, value in theirs.items()}
+    with pytest.raises(BadInput, match="mpirun -x MASTER_ADDR=NODE"):
+        adopt()
+    environment["MASTER_ADDR"] = "node-1"
+    adopt()
+    ours = [environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
+    assert ours == ["3", "4", "1", "2"]
+
+
+def test_ranks_that_do_not_know_of_one_another_are_refused(environment):
+    environment["SLURM_STEP_NUM_TASKS"] = "4"
+    with pytest.raises(BadInput, match="srun started 4 ranks"):
+        adopt()
+
+
+def test_compiled_code_stays_on_the_node_and_with_its_user(environment, tmp_path):
+    environment.pop("TORCH_EXTENSIONS_DIR", None)
+    adopt()
+    folder = tmp_path / f"tide-{os.getuid()}"
+    assert environment["TORCH_EXTENSIONS_DIR"] == str(folder / "torch_extensions")
+    folder.chmod(0o777)
+    with pytest.raises(BadInput, match="not this user's alone"):
+        adopt()
+
+
+@pytest.mark.launch
+def test_deepspeed_with_a_missing_hostfile_ends():
+    done = launch.run("deepspeed", "--hostfile", "nowhere", *TAIL.split(), code=None)
+    assert done.returncode and "distill: no hostfile nowhere" in done.stderr
+
+
+@pytest.mark.launch
+def test_a_lock_that_a_killed_process_left_holds_nobody_up():
+    """torch waits for it for ever."""
+    build = "import os; from pipeline.launcher import build_cpu_ops; build_cpu_ops(); print(os.environ['TORCH_EXTENSIONS_DIR'])"
+    cache = Path(launch.python("-c", build).stdout.split()[-1])
+    left = cache / "deepspeed_shm_comm/lock"
+    left.touch()
+    try:
+        launch.python("-c", build, timeout=120)
+        assert not left.exists()
+    finally:
+        left.unlink(missing_ok=True)
+
+
+def missing(*programs: str) -> pytest.MarkDecorator:
+    """Skips where a program is not installed, and says how to install it."""
+    lacking = [p for p in programs if not shutil.which(p, path=f"{os.environ['PATH']}:/usr/sbin")]
+    packages = {"sshd": "openssh-server", "pdsh": "pdsh", "mpirun.openmpi": "openmpi-bin"}
+    names = " ".join(packages[p] for p in lacking)
+    return pytest.mark.skipif(bool(lacking), reason=f"no {', '.join(lacking)} (Debian: apt-get install {names})")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Iterator[str]:
+    """PATH with an ssh that reaches node-1 and node-2, both this machine."""
+    if not shutil.which("sshd", path="/usr/sbin:/usr/local/sbin"):
+        yield launch.ENVIRONMENT["PATH"]
+        return
+    with loop_sshd(tmp_path_factory.mktemp("ssh"), launch.ENVIRONMENT["PATH"]) as programs:
+        yield f"{programs}:{launch.ENVIRONMENT['PATH']}"
+
+
+@pytest.fixture(scope="module")
+def place(checkout) -> Path:
+    """A checkout with the aligned dataset, and hostfiles of one rank a node."""
+    hosts = checkout / "hostfiles/two_nodes"
+    hosts.write_text(re.sub(r"slots=\d+", "slots=1", hosts.read_text()))
+    launch.run("python", "pipeline/align.py", *WORDS, cwd=checkout)
+    return checkout
+
+
+STEPS = 200
+WORDS = [
+    "--name",
+    "handed",
+    "--teachers",
+    "[]",
+    *launch.SHORT,
+    "--optim.steps",
+    str(STEPS),
+    "--optim.global_batch",
+    "8",
+]
+WORDS += ["--checkpoint.every_steps", "0"]
+
+
+def trained(run: Path) -> list[int]:
+    """Steps in metrics.jsonl."""
+    file = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return [line["step"] for line in lines if line["kind"] == "train"]
+
+
+def signal_one_rank(_: subprocess.Popen, run: Path) -> None:
+    """SIGUSR1 to any rank of this run; all of them stop."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if b"pipeline/distill.py" in words[1:3] and (entry / "cwd").resolve() == run.parents[1]:
+                return os.kill(int(entry.name), signal.SIGUSR1)
+        except OSError:
+            continue
+    raise AssertionError("no rank is running")
+
+
+@pytest.mark.slow
+@pytest.mark.launch
+class TestHandedOn:
+    """Each launcher trains on from where the one before was stopped; the last to the end."""
+
+    def steps(self, command: str, place: Path, path: str, stop: Callable | None, **environment: str) -> None:
+        """`stop(process, run)` is called after three steps; without it, the run goes on to the end."""
+        run = place / "runs/handed"
+        before = trained(run)
+        port = str(free_port())
+        for ours, theirs in {
+            "MASTER_ADDR=node-1": f"MASTER_ADDR=127.0.0.1 -x MASTER_PORT={port}",
+            "addr node-1": "addr 127.0.0.1",
+            "deepspeed --host": f"deepspeed --master_port {port} --host",
+            "torchrun": f"torchrun --master_port {port}",
+        }.items():
+            command = command.replace(ours, theirs)
+        loopback = {"PATH": path, "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        variables = launch.ENVIRONMENT | loopback | environment
+        passed_on = ("DS_ACCELERATOR", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "PATH")
+        (place / ".deepspeed_env").write_text("".join(f"{name}={variables[name]}\n" for name in passed_on))
+        log = place / "launcher.log"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                [*command.split(), *WORDS], cwd=place, env=variables, stdout=file, stderr=subprocess.STDOUT
+            )
+        try:
+            deadline = time.monotonic() + 240
+            while stop and len(trained(run)) < len(before) + 3:
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
+                time.sleep(0.1)
+            if stop:
+                stop(process, run)
+            process.wait(240)
+        finally:
+            process.kill()
+        status = json.loads((run / "status/distill.json").read_text())
+        expected = ("stopped", 75) if stop else ("done", 0)
+        assert (status["state"], status["exit_code"]) == expected, log.read_text()[-4000:]
+        assert json.loads((run / "environment.json").read_text())["world_size"] == 2
+        steps = trained(run)
+        assert steps == list(range(1, len(steps) + 1)) and len(steps) > len(before)
+
+    def test_one_machine(self, place, path):
+        self.steps(LOCAL, place, path, signal_one_rank)
+
+    @missing("sshd", "pdsh")
+    def test_two_nodes_by_pdsh(self, place, path):
+        self.steps(PDSH, place, path, signal_one_rank)
+
+    def test_torchrun(self, place, path):
+        self.steps(TORCHRUN, place, path, lambda process, _: process.terminate())
+
+    @missing("sshd", "mpirun.openmpi")
+    def test_two_nodes_by_open_mpi(self, place, path):
+        root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        loopback = {"OMPI_MCA_oob_tcp_if_include": "lo", "OMPI_MCA_btl_tcp_if_include": "lo"}
+        command = MPI_NODES.replace("mpirun", "mpirun.openmpi --bind-to none -x GLOO_SOCKET_IFNAME -x DS_ACCELERATOR")
+        self.steps(command, place, path, lambda process, _: process.send_signal(signal.SIGUSR1), **root, **loopback)
+
+    def test_mpirun_to_the_end(self, place, path):
+        self.steps(MPI, place, path, None)
