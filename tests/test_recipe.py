@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import align, distill, evaluate, recipe, report
+from pipeline import align, distill, evaluate, plan, recipe, report
 from pipeline.evaluation.presets import PRESETS
 from pipeline.recipe import RECIPES, BadInput, Recipe, advice, compdemo_enabled, dump, parse, parser
 from pipeline.training.engine import _RECIPE_OWNS, read_engine_config, student_dtype, zero_stage
@@ -194,7 +194,7 @@ def shown(capsys, monkeypatch, stage, *words: str) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("stage", [align, distill, evaluate, report], ids=lambda stage: stage.__name__)
+@pytest.mark.parametrize("stage", [align, distill, evaluate, report, plan], ids=lambda stage: stage.__name__)
 def test_help_explains_every_field(stage, capsys, monkeypatch):
     whole = shown(capsys, monkeypatch, stage, "--help")
     texts, hints = explanations(), {}
@@ -240,6 +240,8 @@ BAD_ENGINES = {
     '{"bf16": {"enabled": "auto"}}': 'sets "auto"',
     '{"bf16": true}': "DeepSpeed refuses it",
     '{"bf16": {"enabled": true}, "fp16": {"enabled": true}}': "DeepSpeed refuses it: bfloat16 and fp16",
+    '{"fp16": {"enabled": true}}': "enables fp16: the student is float32 or",
+    '{"bf16": {"enabled": true}}': "enables bf16 without ZeRO: set zero_optimization.stage",
     **{
         json.dumps({key: 1}): f"sets {key}: remove it there and set {home} in the recipe"
         for key, home in _RECIPE_OWNS.items()

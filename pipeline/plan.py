@@ -1,0 +1,70 @@
+"""What a run needs, before any GPU is held: `python pipeline/plan.py --recipe X --nodes N --gpus-per-node M --gpu-memory G`.
+
+Reads the models' configs and, where there is one, the aligned dataset. Several numbers of nodes (`--nodes 1 2 8`) give a
+table to compare them. Exit code 2 where the run does not fit. How it counts: docs/plan.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: the repository root, not pipeline/, belongs on the path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+import os
+
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
+from rich.console import Console
+
+from pipeline.recipe import BadInput, parse, parser
+from pipeline.run_directory import exit_code
+
+
+def main() -> None:
+    """Parses the command line and plans."""
+    p = parser(__doc__)
+    p.add_argument("--nodes", type=PositiveInt, nargs="+", default=[1], help="nodes of the job, or several numbers")
+    p.add_argument("--gpus-per-node", type=PositiveInt, default=8, help="GPUs of a node")
+    p.add_argument("--gpu-memory", type=PositiveFloat, default=80.0, help="GB (10^9 bytes) of a GPU")
+    p.add_argument("--headroom", type=ClosedUnitInterval, default=0.1, help="share kept for CUDA, NCCL, fragmentation")
+    p.add_argument(
+        "--gpu-tflops", type=PositiveFloat, default=989.0, help="peak of a GPU in TFLOP/s (H100: 989 in bf16)"
+    )
+    p.add_argument("--mfu", type=ClosedUnitInterval, default=0.3, help="share of the peak that the run reaches")
+    p.add_argument("--rows", type=PositiveInt, default=None, help="training rows, where nothing is aligned yet")
+    p.add_argument("--mean-tokens", type=PositiveInt, default=None, help="tokens of an average row, likewise")
+    p.add_argument("--config", action="append", default=[], help="NAME=FILE: config.json of `student` or of a teacher")
+    p.add_argument("--deepspeed", default="ds_configs/zero3_bf16.json", help="DeepSpeed engine settings of the student")
+    p.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    recipe, flags = parse(p)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing here needs a GPU, nor the tools to find one
+
+    from pipeline.planning.configs import read_configs  # torch: seconds, so after the command line
+    from pipeline.planning.facts import gather_facts
+    from pipeline.planning.memory import count_held
+    from pipeline.planning.report import Machine, report
+    from pipeline.planning.rows import read_data
+    from pipeline.planning.show import details, refusal, summary
+    from pipeline.planning.zero import read_settings
+    from pipeline.training.engine import read_engine_config
+
+    engine = read_engine_config(Path(flags.deepspeed))
+    settings = read_settings(engine, flags.deepspeed)
+    configs, data = read_configs(recipe, flags.config), read_data(recipe, flags.rows, flags.mean_tokens)
+    facts = [gather_facts(recipe, engine, settings, configs, data, n, flags.gpus_per_node) for n in flags.nodes]
+    held = count_held(facts[0])
+    gpu = (flags.gpus_per_node, flags.gpu_memory, flags.headroom, flags.gpu_tflops, flags.mfu)
+    answers = [report(known, held, Machine(nodes, *gpu)) for known, nodes in zip(facts, flags.nodes, strict=True)]
+    if flags.json:
+        print(json.dumps(answers, indent=1))
+    else:
+        # wide enough for any table: a pipe or a file would get 80 columns
+        Console(width=160).print(summary(answers) if len(answers) > 1 else details(answers[0]))
+    if refused := [refusal(answer) for answer in answers if not answer["fits"]]:
+        raise BadInput("; ".join(refused))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("plan", main))

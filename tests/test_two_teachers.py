@@ -1,0 +1,118 @@
+"""Two teachers at once: another tokenizer and architecture beside the student's own; aligned and distilled together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from pipeline import recipe
+from pipeline.alignment.manifest import load_manifest
+from pipeline.recipe import BadInput, Objective, parse, parser
+from pipeline.training.terms import family
+from tests import launch
+
+STEPS = 20
+
+
+def teachers(folder: Path, *weights: float, names: str = "ab") -> list[str]:
+    """`a` is the demo's LLaDA2 MoE with its SentencePiece tokenizer, `b` a dense Qwen3 with the student's tokenizer."""
+    a = "name: a, path: demo/teacher, input: full, expert_parallel_size: 2"
+    b = f"name: b, path: {folder}/dense, tokenizer: demo/student, weights: random, input: block"
+    listed = [
+        f"{{{text}, length: 128, weight: {weight}}}"
+        for name, text, weight in zip("ab", (a, b), weights, strict=True)
+        if name in names
+    ]
+    return ["--teachers", f"[{', '.join(listed)}]"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The dense teacher and the aligned dataset of both, from one run of `align`."""
+    folder = tmp_path_factory.mktemp("two")
+    config = json.loads((launch.ROOT / "demo/student/config.json").read_text())
+    (folder / "dense").mkdir()
+    sizes = {"model_type": "wedlm", "hidden_size": 48, "num_hidden_layers": 2, "tie_word_embeddings": False}
+    (folder / "dense/config.json").write_text(json.dumps(config | sizes))
+    launch.python("pipeline/align.py", *teachers(folder, 1, 1), *common(folder))
+    return folder
+
+
+def common(folder: Path) -> list[str]:
+    words = ["--name", "two", "--data.aligned", f"{folder}/aligned", "--run_dir", f"{folder}/run"]
+    return [*words, "--data.validation", "null", "--objective.strategy", "tide_cross"]
+
+
+@pytest.mark.launch
+def test_both_teach(folder):
+    words = ["--optim.steps", STEPS, "--optim.lr", "3e-3", "--optim.global_batch", 32, "--logging.every_steps", 1]
+    engine = ["--deepspeed", "ds_configs/zero3.json"]
+    launch.deepspeed(2, "pipeline/distill.py", *teachers(folder, 1, 0.5), *common(folder), *words, *engine, port=29641)
+    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == STEPS
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["cross_entropy"] + line["a"] + 0.5 * line["b"])
+    first, last = (sum(line["loss"] for line in part) for part in (lines[:5], lines[-5:]))
+    assert last < 0.8 * first
+    assert lines[0].keys() - {"a", "b"} <= recipe._TAKEN  # no teacher can have one of these names
+    environment = json.loads((folder / "run/environment.json").read_text())
+    assert environment["expert_parallel_size"] == {"a": 2, "b": 1}
+    assert (environment["world_size"], environment["zero_stage"]) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "across", "shared"),
+    [
+        ("tide_cross", ("calm", "reverse", False), ("kl", "reverse", False)),
+        ("tide_shared", ("calm", "forward", True), ("kl", "forward", True)),
+        ("calm", ("calm", "forward", False), ("calm", "forward", False)),
+    ],
+)
+def test_a_strategy_is_resolved_for_each_teacher(folder, strategy, across, shared):
+    known = load_manifest(folder / "aligned")["teachers"]
+    read = parse(parser(""), [*teachers(folder, 1, 1)])[0]
+    found = [family(Objective(strategy), t, known[t.name]["shared_vocab"]) for t in read.teachers]
+    assert found == [across, shared]
+
+
+@pytest.fixture(scope="module")
+def gradients(folder) -> dict[str, dict[str, torch.Tensor]]:
+    """Of the first step, on two ranks under ZeRO-3 with expert parallelism 2, for several weights of the teachers."""
+    cases = {
+        name: teachers(folder, *w) for name, w in {"none": (0, 0), "a": (1, 0), "b": (0, 1), "a2b": (1, 2)}.items()
+    }
+    cases["a alone"] = teachers(folder, 1, 1, names="a")
+    rest = [*common(folder), "--optim.global_batch", "6", "--deepspeed", "ds_configs/zero3.json"]
+    words = {name: [*chosen, *rest] for name, chosen in cases.items()}
+    launch.deepspeed(2, "tests/distributed/gradients.py", folder, json.dumps(words), port=29643)
+    found = {name: load_file(folder / f"{name}.safetensors") for name in cases}
+    return {n: {k: t for k, t in own.items() if k.startswith("gradient.0.")} for n, own in found.items()}
+
+
+@pytest.mark.launch
+def test_weights_scale_each_teacher_s_gradient(gradients):
+    for name, none in gradients["none"].items():
+        own = {case: gradients[case][name] - none for case in ("a", "b", "a2b")}
+        assert_close(own["a2b"], own["a"] + 2 * own["b"], rtol=1e-4, atol=1e-6)
+    for case in ("a", "b"):
+        moved = [float((gradients[case][name] - none).abs().max()) for name, none in gradients["none"].items()]
+        assert min(moved) > 0, case
+
+
+@pytest.mark.launch
+def test_a_weight_of_0_is_as_no_teacher(gradients):
+    """`b` shares the student's tokenizer: its chunks are single tokens and complete no mask, so the noise is the same."""
+    assert gradients["a"].keys() == gradients["a alone"].keys()
+    for name, gradient in gradients["a"].items():
+        assert_close(gradient, gradients["a alone"][name], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["loss", "lr", "lambda", "cross_entropy", "student", "maskable", "a_student"])
+def test_names_that_would_overwrite_something_are_refused(name):
+    with pytest.raises(BadInput, match=f"teacher name '{name}' is taken"):
+        parse(parser(""), ["--teachers.name", name])
