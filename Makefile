@@ -46,11 +46,13 @@ test-all: test
 code-data: $(VENV)/.installed
 	python demo/code/fetch_tokenizers.py
 	python demo/code/harvest.py
+	python pipeline/evaluate.py prefetch --recipe code
 
 code: code-data
 	python pipeline/align.py --recipe code
 	$(DISTILL) --recipe code
 	python pipeline/evaluate.py --recipe code
+	python pipeline/evaluate.py score --recipe code
 	python pipeline/report.py --recipe code
 
 lint: $(VENV)/.installed-tests

@@ -109,10 +109,10 @@ def predicted(folder: Path, case: Case, words: list[str]) -> float:
     return json.loads(done.stdout)[0]["total_gb"]
 
 
-def measured(folder: Path, case: Case, words: list[str], port: int) -> float:
+def measured(folder: Path, case: Case, words: list[str]) -> float:
     """GB of the rank that takes most, in fresh processes."""
     launch.deepspeed(
-        case.ranks, "--module", "benchmarks.plan_memory", "--worker", folder, *words, port=port, timeout=900, **MAPPED
+        case.ranks, "--module", "benchmarks.plan_memory", "--worker", folder, *words, timeout=900, **MAPPED
     )
     return max(json.loads(file.read_text()) for file in folder.glob("rank-*.json")) / 1e9
 
@@ -171,12 +171,12 @@ def sampled():
         thread.join()
 
 
-def compare(name: str, port: int = 29671) -> tuple[float, float]:
+def compare(name: str) -> tuple[float, float]:
     """Predicted and measured GB of a case."""
     with tempfile.TemporaryDirectory() as place:
         folder, case = Path(place), CASES[name]
         words = prepare(folder, case)
-        return predicted(folder, case, words), measured(folder, case, words, port)
+        return predicted(folder, case, words), measured(folder, case, words)
 
 
 def main() -> None:

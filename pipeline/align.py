@@ -25,7 +25,17 @@ from rich.progress import track
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.alignment import shards as sharding
-from pipeline.alignment.manifest import FORMAT, covered, damaged_shards, describe, identity, json_sha256, place
+from pipeline.alignment.manifest import (
+    FORMAT,
+    covered,
+    damaged_shards,
+    describe,
+    identity,
+    is_sealed,
+    json_sha256,
+    place,
+    seal,
+)
 from pipeline.alignment.ranks import Ranks
 from pipeline.alignment.shards import Shard
 from pipeline.alignment.sides import Side
@@ -107,7 +117,7 @@ def prepare(recipe: Recipe, shard_rows: int) -> Job:
         raise BadInput("data.sources: every weight must be above 0")
     tokenizers = {teacher.name: _tokenizer(teacher.tokenizer) for teacher in recipe.teachers}
     student = _tokenizer(recipe.student.tokenizer)
-    rows = {place(asdict(source)): open_rows(source.path, source.split) for source in data}
+    rows = {place(asdict(source)): open_rows(source.path, source.split, source.config) for source in data}
     manifest = describe(recipe, {name: _content(found) for name, found in rows.items()})
     for name, tokenizer in tokenizers.items():
         manifest["teachers"][name]["shared_vocab"] = shared_vocab(student, tokenizer)
@@ -142,7 +152,7 @@ def finish(job: Job, built: Sequence[tuple[dict[str, Any], bool]]) -> tuple[dict
     stale = sharding.remove_stale(job.folder, job.shards)
     listed = ("file", "split", "rows", "sha256")
     shards = [{name: record[name] for name in listed} for record in records]
-    manifest = {**job.manifest, "key": json_sha256(identity(job.manifest)), **summary, "shards": shards}
+    manifest = seal({**job.manifest, "key": json_sha256(identity(job.manifest)), **summary, "shards": shards})
     write_json(job.folder / "manifest.json", manifest)
     reused = sum(was_there for _, was_there in built)
     message = f"reused {reused} shards, built {len(built) - reused}"
@@ -151,6 +161,8 @@ def finish(job: Job, built: Sequence[tuple[dict[str, Any], bool]]) -> tuple[dict
 
 def _misfit(held: dict[str, Any], job: Job) -> str | None:
     """Why the complete dataset in the folder neither is nor contains the one that is asked for."""
+    if not is_sealed(held):
+        return "has a damaged manifest"
     wanted = identity(job.manifest)
     if held["format"] != FORMAT or covered(identity(held), wanted) != wanted:
         return f"holds another dataset, with key {held['key'][:12]}"

@@ -8,40 +8,65 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:  # run as a script: the repository root, not pipeline/, belongs on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jsonargparse.typing import PositiveFloat
 
-from pipeline.recipe import advice, parse, parser
-from pipeline.run_directory import exit_code, rank, record_status
+from pipeline.launcher import adopt
+from pipeline.recipe import Recipe, advice, parse, parser
+from pipeline.run_directory import exit_code, rank, record_status, saved_step
+from pipeline.training.claim import claim, finished
+from pipeline.training.signals import StopSignals
+
+if TYPE_CHECKING:
+    from pipeline.training.plan import Plan
 
 
 def main() -> None:
-    """Parses the command line, checks what can be checked without a model, and trains."""
+    """Parses the command line, takes the run directory, checks what can be checked without a model, and trains."""
+    adopt()
+    stop = StopSignals()
     p = parser(__doc__)
     p.add_argument("--deepspeed", default="ds_configs/zero3.json", help="DeepSpeed engine settings of the student")
     p.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the topology, and stop")
-    p.add_argument("--timeout-minutes", type=PositiveFloat, default=30.0, help="longest wait for another rank")
+    p.add_argument("--timeout-minutes", type=PositiveFloat, default=30.0, help="longest time without progress")
     p.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by launchers; the environment counts")
     recipe, flags = parse(p)
 
-    from pipeline.training.plan import announce, claim, finished, prepare  # torch: seconds, so after the command line
-
-    plan = prepare(recipe, Path(flags.deepspeed))
-    announce(plan, advice(recipe))
     if flags.dry_run:
+        plan_run(recipe, flags.deepspeed)
         return
+    distill(recipe, flags.deepspeed, stop, flags.timeout_minutes)
+
+
+def distill(recipe: Recipe, engine_config: str, stop: StopSignals, timeout_minutes: float) -> None:
+    """Trains from the newest checkpoint to the last step, unless that is done. Raises StoppedEarly after a signal."""
+    run_dir = Path(recipe.run_dir)
     with claim(recipe) or nullcontext():
         if finished(recipe):
             if rank() == 0:
-                print(f"{recipe.run_dir} is done: delete it or choose another --run_dir to train again")
+                print(f"{run_dir} is done: delete it or choose another --run_dir to train again")
             return
-        from pipeline.training.run import train  # DeepSpeed: more seconds
+        with record_status(run_dir, "distill") as status:
+            try:
+                plan = plan_run(recipe, engine_config)
+                from pipeline.training.run import train  # DeepSpeed: seconds to import
 
-        with record_status(Path(recipe.run_dir), "distill") as status:
-            status["step"] = train(plan, flags.timeout_minutes)
+                train(plan, stop, timeout_minutes)
+            finally:
+                status["step"] = saved_step(run_dir)
+
+
+def plan_run(recipe: Recipe, engine_config: str) -> Plan:
+    """Checks and prints what the run will be."""
+    from pipeline.training.plan import announce, prepare  # torch: seconds to import
+
+    plan = prepare(recipe, Path(engine_config))
+    announce(plan, advice(recipe))
+    return plan
 
 
 if __name__ == "__main__":

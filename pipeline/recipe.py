@@ -31,6 +31,13 @@ Strategy = Literal[
 ]  # fmt: skip
 
 
+# what a line of metrics.jsonl and the counts of a manifest have beside the teachers
+_TAKEN = {
+    "kind", "step", "loss", "cross_entropy", "grad_norm", "lr", "lambda", "tokens", "seconds", "tokens_per_second",
+    "by_t", "student", "maskable",
+}  # fmt: skip
+
+
 class BadInput(Exception):
     """Something that the user can put right: one line that names the thing and the remedy; exit code 2."""
 
@@ -45,6 +52,8 @@ class Source:
     """Written into every aligned row, for per-source statistics."""
     weight: float = 1.0
     """Share of the rows used: 0.5 takes every second row, 2.0 takes each row twice."""
+    config: str = ""
+    """Configuration of a hub dataset that has several (`all` of SmolTalk)."""
     split: str = "train"
     """Split of a hub or saved dataset."""
     licence: str = ""
@@ -59,6 +68,8 @@ class Validation:
     """As a source's path."""
     rows: int = 256
     """Rows taken from the start of the file."""
+    config: str = ""
+    """As a source's config."""
     split: str = "validation"
     """Split of a hub or saved dataset."""
 
@@ -91,10 +102,16 @@ class Student:
     """`random` takes the config only and draws weights from `data.seed`."""
     block_size: int = 32
     """Block of block diffusion, in tokens."""
+    blocks: Literal["sequence", "response"] = "sequence"
+    """Where blocks are cut: `sequence` counts them from the start of the sequence, as published; `response` opens one at
+    the start of every response, as the published sampler does."""
     input: Literal["block", "full"] = "block"
     """`block`: [xt, x0] under the block-diffusion mask (BD3LM). `full`: xt alone, bidirectional (LLaDA)."""
     eos_tail: bool = False
     """Fill the last block with end tokens and train on them, as the published code does."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each layer for the backward pass and compute the rest again: less memory for a third more
+    of the student's time."""
 
 
 @dataclass
@@ -145,6 +162,9 @@ class Tidal:
     """lambda_train at the last step."""
     midrange: bool = False
     """Weigh rows by exp(-(t - 0.5)^2 / (2 0.15^2))."""
+    cross_entropy: bool = False
+    """Scale the cross-entropy by lambda(p, t) too: its target is then the data's token mixed with the student's own
+    distribution (detached), as TIDAL mixes the teacher's. Works beside every strategy."""
 
 
 @dataclass
@@ -222,6 +242,16 @@ class Evaluation:
     """First N problems of each task; default: all."""
     batch_size: int = 16
     """Prompts decoded together."""
+    fewshot: int | None = None
+    """Examples before each problem; default: as the preset or the task says."""
+    chat: bool = True
+    """Put problems into the model's chat template."""
+    seed: int = 0
+    """Seed of few-shot examples, of sampling and of the likelihood estimator."""
+    likelihood_samples: int = 32
+    """Draws of the log-likelihood estimator, a multiple of 4; its error shrinks with their square root or faster."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Weights and activations; auto = bfloat16 on a GPU, float32 on a CPU."""
 
 
 @dataclass
@@ -249,6 +279,8 @@ class Recipe:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluation: Evaluation = field(default_factory=Evaluation)
     logging: Logging = field(default_factory=Logging)
+    attention: Literal["sdpa", "flex"] = "sdpa"
+    """`flex`: FlexAttention in training, for GPUs: skips what the mask hides, and is compiled at the first step."""
     run_dir: str = ""
     """Run directory; default runs/NAME."""
 
@@ -365,12 +397,18 @@ def check(recipe: Recipe) -> None:
     if len(set(names)) < len(names):
         problems.append(f"teachers need different names, not {names}")
     problems += [f"teacher name {n!r}: letters, digits and _, no digit in front" for n in names if not n.isidentifier()]
+    problems += [f"teacher name {n!r} is taken: it would name another column or metric" for n in names if _is_taken(n)]
     if recipe.student.eos_tail and recipe.student.input == "full":
         problems.append("student.eos_tail fills blocks: it needs student.input block")
     if not any([o.cross_entropy_weight, *(t.weight for t in recipe.teachers)]):
         problems.append("no loss has a weight: set objective.cross_entropy_weight, or a teacher's weight")
     if problems:
         raise BadInput("; ".join(problems))
+
+
+def _is_taken(name: str) -> bool:
+    """Teachers name metrics, counts of the manifest and columns (the student's side of teacher a is a_student_...)."""
+    return name in _TAKEN or name.endswith("_student")
 
 
 def advice(recipe: Recipe) -> list[str]:

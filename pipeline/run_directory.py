@@ -5,11 +5,13 @@ Files are written to a temporary name and renamed, so a reader never sees half o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,11 @@ from pipeline.recipe import BadInput
 DONE, BAD_INPUT, STOPPED_EARLY = 0, 2, 75
 
 
-class StoppedEarly(Exception):
-    """The stage was asked to stop, saved a checkpoint at `step` and can go on later; exit code 75."""
+class StoppedEarly(BaseException):
+    """The stage was asked to stop, has saved what it had and can go on later; exit code 75.
 
-    def __init__(self, message: str, step: int):
-        super().__init__(message)
-        self.step = step
+    Like KeyboardInterrupt it may come out of a signal handler, and no `except Exception` swallows it.
+    """
 
 
 def rank() -> int:
@@ -33,11 +34,25 @@ def rank() -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write and rename; parents are made. Readers see the old file or the new one."""
+    """Write, flush to the disk and rename; parents are made. Readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        flush(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk; it is read from there next."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -51,19 +66,19 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # UnicodeDecodeError too
         raise BadInput(f"{path}: not JSON ({error}); delete it and run its stage again") from None
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl in order; a last line cut by a kill is left out."""
     path = run_dir / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_bytes().splitlines() if path.is_file() else []
     records = []
     for number, line in enumerate(lines):
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:
             if number + 1 < len(lines):
                 raise BadInput(f"{path}: line {number + 1} is not JSON") from None
     return records
@@ -79,24 +94,73 @@ def complete_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(p.parent for p in (run_dir / "checkpoints").glob("step-*/COMPLETE"))
 
 
+def step_of(place: Path) -> int:
+    """The step of a checkpoint folder."""
+    return int(place.name.removeprefix("step-"))
+
+
+def saved_step(run_dir: Path) -> int:
+    """Steps that the newest complete checkpoint holds, 0 without one."""
+    return max(map(step_of, complete_checkpoints(run_dir)), default=0)
+
+
+def inventory(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file in a checkpoint's folder, COMPLETE and the model card (scores come later) apart."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name not in ("COMPLETE", "README.md")]
+    names = sorted(str(p.relative_to(folder)) for p in files)
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(lambda name: file_sha256(folder / name), names)
+        return {n: {"bytes": (folder / n).stat().st_size, "sha256": d} for n, d in zip(names, digests, strict=True)}
+
+
+def damaged_file(place: Path) -> str | None:
+    """The first file of a checkpoint that is missing or not as COMPLETE says; None for an intact checkpoint.
+
+    Reads every byte, at the speed of the disk.
+    """
+    try:
+        complete = json.loads((place / "COMPLETE").read_text(encoding="utf-8"))
+        if step_name(complete["step"]) != place.name:
+            return "COMPLETE"
+        written = {str(name): (facts["bytes"], facts["sha256"]) for name, facts in complete["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "COMPLETE"
+    for name, (size, _) in written.items():  # costs nothing, and finds most damage
+        if not (place / name).is_file() or (place / name).stat().st_size != size:
+            return name
+    found = inventory(place)
+    return next((name for name, (_, digest) in written.items() if found[name]["sha256"] != digest), None)
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextmanager
 def record_status(run_dir: Path, stage: str) -> Iterator[dict[str, Any]]:
-    """Writes status/STAGE.json when the stage ends, however it ends; rank 0 only. Bad input makes no new run directory.
+    """Removes status/STAGE.json and writes it when the stage ends, however it ends; rank 0 only.
 
-    Yields a dict whose entries (`step`, `message`, ...) become part of the file.
+    Yields a dict whose entries (`step`, `message`, ...) become part of the file. A killed stage leaves no file. Bad input
+    makes no new run directory.
     """
     details: dict[str, Any] = {"step": None, "message": ""}
     started = time.time()
 
-    def write(state: str, exit_code: int) -> None:
+    def write(state: str, code: int) -> None:
         if rank() == 0:
-            ended = {"state": state, "exit_code": exit_code, **details, "seconds": round(time.time() - started, 2)}
-            write_json(run_dir / "status" / f"{stage}.json", ended)
+            try:
+                write_status(run_dir, stage, state, code, **details, seconds=round(time.time() - started, 2))
+            except OSError as error:  # a full disk must not hide why the stage ended
+                print(f"{stage}: cannot write {status_file(run_dir, stage)} ({error.strerror})", file=sys.stderr)
 
+    if rank() == 0:
+        status_file(run_dir, stage).unlink(missing_ok=True)
     try:
         yield details
     except StoppedEarly as stop:
-        details |= {"message": str(stop), "step": stop.step}
+        details["message"] = str(stop)
         write("stopped", STOPPED_EARLY)
         raise
     except BaseException as error:
@@ -107,13 +171,27 @@ def record_status(run_dir: Path, stage: str) -> Iterator[dict[str, Any]]:
     write("done", DONE)
 
 
+def status_file(run_dir: Path, stage: str) -> Path:
+    """Where a stage says how it ended."""
+    return run_dir / "status" / f"{stage}.json"
+
+
+def write_status(run_dir: Path, stage: str, state: str, exit_code: int, **details: Any) -> None:
+    """Says how a stage ended."""
+    write_json(status_file(run_dir, stage), {"state": state, "exit_code": exit_code, **details})
+
+
 def exit_code(stage: str, main: Callable[[], None]) -> int:
-    """Runs a stage and turns its outcome into the exit code: 0, 2 (bad input, one line) or 75 (stopped early)."""
+    """Runs a stage and turns its outcome into the exit code: 0, 2 (bad input, one line a node) or 75 (stopped early)."""
     try:
         main()
     except BadInput as error:
-        if rank() == 0:
+        if int(os.environ.get("LOCAL_RANK", rank())) == 0:  # a node may lack what the others have
             print(f"{stage}: {error}", file=sys.stderr, flush=True)
+        if rank() != 0:
+            time.sleep(
+                60
+            )  # a launcher ends all ranks after the first: rank 0, which may be slower, writes the status file
         return BAD_INPUT
     except StoppedEarly as stop:
         if rank() == 0:

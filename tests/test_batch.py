@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,18 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from pipeline.data import AlignedRow, BatchBuilder, GlobalBatches, Sample, Side, TeacherSide, accumulation_steps, assign
+from pipeline.data import (
+    AlignedRow,
+    BatchBuilder,
+    GlobalBatches,
+    Sample,
+    Side,
+    TeacherSide,
+    accumulation_steps,
+    assign,
+    from_response,
+    from_sequence,
+)
 from pipeline.data.aligned import AlignedTeacher
 from pipeline.data.layout import lay_out, pack
 from pipeline.diffusion import block_diffusion_mask
@@ -71,7 +84,19 @@ def test_documents_are_isolated(model, layout):
     together = hidden_states(model, packed, places)
     alone = [hidden_states(model, *pack([d])) for d in documents]
     assert_close(together, torch.cat(alone), rtol=1e-10, atol=1e-10)
-    assert (packed.document >= 0).sum() / packed.ids.numel() > 0.6
+    assert (packed.document >= 0).sum() / packed.ids.numel() >= 0.95
+    first = replace(documents[0], ids=documents[0].ids.flip(0))
+    changed = hidden_states(model, *pack([first, *documents[1:]]))
+    own = documents[0].masked_at.numel()
+    assert torch.equal(changed[own:], together[own:]) and not torch.equal(changed[:own], together[:own])
+
+
+@given(st.lists(st.integers(0, 80), max_size=30))
+def test_little_of_what_is_packed_is_padding(lengths):
+    packed, places = pack([lay_out(*example(n, list(range(n))), Side(MASK, "full", 4)) for n in lengths])
+    total = sum(lengths)
+    assert (packed.document >= 0).sum() == total and places.unique().numel() == total
+    assert total >= 0.95 * packed.ids.numel() or (total == 0 and packed.ids.numel() == 1)
 
 
 def test_nothing_masked_is_one_row_of_padding(model):
@@ -156,6 +181,21 @@ def test_micro_batches_keep_the_budget(costs, batch, ranks):
         assert all(sum(own[i] for i in g) <= 100 for g in assign(own, ranks * each))
 
 
+@pytest.mark.parametrize("layout", ["block", "full"])
+def test_the_content_of_a_global_batch_does_not_depend_on_the_ranks(layout):
+    """However many micro-batches: the same masked tokens, timesteps and chunks, and the same counts."""
+    samples = [Sample(row(i), (0, i)) for i in range(9)]
+    make = BatchBuilder(Side(MASK, layout, 4), [TeacherSide(MASK, "full", 4)], compdemo_ratio=0.5)
+
+    def content(parts: int):
+        batches = [make([samples[i] for i in group]) for group in assign([8] * 9, parts)]
+        masked = sorted(pair for b in batches for pair in zip(b.targets.tolist(), b.t.tolist(), strict=True))
+        predicted = sorted(x for b in batches for x in b.teachers[0].targets.tolist())
+        return masked, predicted, sum(b.maskable for b in batches), sum(len(b.teachers[0].chunk_t) for b in batches)
+
+    assert content(1) == content(2) == content(4) == content(12)
+
+
 def test_a_budget_below_the_longest_row_is_refused():
     with pytest.raises(BadInput, match="micro_tokens 50 cannot hold the longest row, 60"):
         accumulation_steps(np.array([10, 60]), 2, 1, 50)
@@ -173,3 +213,38 @@ def test_moving_a_batch_keeps_its_structure():
     batch = builder()([Sample(row(), (0,))], t=1.0)
     moved = batch.to("meta")
     assert moved.teachers[0].input.ids.device.type == "meta" and moved.maskable == batch.maskable
+
+
+def test_blocks_from_the_response_are_those_of_left_padding():
+    """One response: every block is what the published sampler makes by padding the prompt on the left."""
+    for prompt, length, size in [(5, 13, 4), (4, 9, 4), (0, 6, 4), (3, 5, 8), (11, 12, 4)]:
+        maskable = torch.arange(length) >= prompt
+        padded = torch.arange(length) + -prompt % size
+        assert torch.equal(from_response(maskable, size), padded // size - padded[0] // size), (prompt, length)
+    two = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 1, 1, 0]).bool()
+    assert from_response(two, 4).tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert from_response(torch.zeros(6, dtype=torch.bool), 4).tolist() == from_sequence(torch.zeros(6), 4).tolist()
+
+
+@pytest.mark.parametrize("masked", [[3], [3, 7, 12], list(range(3, 14))])
+def test_response_blocks_change_nothing_but_the_cut(model, masked):
+    """As above for blocks from the response: equal to the whole [xt, x0] of the left-padded sequence."""
+    prompt, length, size = 3, 14, 4
+    ids, mask = example(length, masked)
+    block = from_response(torch.arange(length) >= prompt, size)
+    ours = hidden_states(model, *pack([lay_out(ids, mask, Side(MASK, "block", size), block)]))
+
+    pad = -prompt % size
+    padded, noise = (torch.cat([x.new_zeros(pad), x]) for x in (ids, mask))
+    whole = torch.cat([torch.where(noise, MASK, padded), padded])[None]
+    real = (torch.arange(length + pad) >= pad).repeat(2)
+    allowed = block_diffusion_mask(length + pad, size) & real | torch.eye(2 * (length + pad), dtype=torch.bool)
+    positions = (torch.arange(length + pad) - pad).clamp(min=0).repeat(2)[None]
+    full = model.model(input_ids=whole, attention_mask=allowed[None, None], position_ids=positions).last_hidden_state
+    assert_close(ours, full[0, : length + pad][noise], rtol=1e-10, atol=1e-10)
+
+
+def test_eos_tail_fills_the_last_response_block():
+    make = BatchBuilder(Side(MASK, "block", 4), eos_tail=9, blocks=from_response)
+    batch = make([Sample(AlignedRow(row().ids, row().maskable, ()), (0,))], t=1.0)  # 3 of the prompt, 5 of the response
+    assert batch.maskable == 8 and batch.targets[-3:].tolist() == [9, 9, 9]

@@ -165,7 +165,7 @@ def test_a_converted_student_is_aligned_and_distilled(tmp_path):
     launch.python("pipeline/align.py", *settings)
     settings += ("--optim.steps", "2", "--optim.global_batch", "8", "--optim.micro_tokens", "2048")
     engine = ("--deepspeed", "ds_configs/zero3.json")
-    launch.deepspeed(1, "pipeline/distill.py", *engine, *settings, port=29655, timeout=900)
+    launch.deepspeed(1, "pipeline/distill.py", *engine, *settings, timeout=900)
     exported = json.loads((tmp_path / "run" / "checkpoints" / "step-00000002" / "export" / "config.json").read_text())
     assert exported["conversion"]["source"] == str(source) and exported["mask_token_id"] == WORDS
 

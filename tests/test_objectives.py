@@ -182,7 +182,7 @@ def test_cross_entropy_weight_is_the_linear_schedule_s():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_chunked_head_equals_dense(dtype, monkeypatch):
     """Values and gradients of the chunked head against full logits; three chunks, the last one short."""
-    monkeypatch.setattr("pipeline.objectives.heads.CHUNK", 5 * 50)
+    monkeypatch.setattr("pipeline.objectives.heads.CPU_CHUNK", 5 * 50)
     g = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 16, generator=g).to(dtype) for n in (12, 50))
     targets, teacher = torch.randint(50, (12,), generator=g), torch.randn(12, 50, generator=g)

@@ -240,7 +240,7 @@ def test_activation_checkpointing_changes_no_number(tmp_path):
     common += ["--optim.global_batch", "6"]
     launch.python("pipeline/align.py", *common[:4])
     cases = {"plain": common, "checkpointed": [*common, "--student.activation_checkpointing", "true"]}
-    launch.deepspeed(2, "tests/distributed/gradients.py", tmp_path, json.dumps(cases), port=29645)
+    launch.deepspeed(2, "tests/distributed/gradients.py", tmp_path, json.dumps(cases))
     plain, checkpointed = (load_file(tmp_path / f"{name}.safetensors") for name in cases)
     assert plain.keys() == checkpointed.keys() and any(name.startswith("gradient.1.") for name in plain)
     for name, tensor in plain.items():
@@ -253,5 +253,5 @@ def test_activation_checkpointing_changes_no_number(tmp_path):
 def test_predicted_memory_is_measured_memory(case):
     from benchmarks.plan_memory import compare
 
-    predicted, measured = compare(case, port=29647)
+    predicted, measured = compare(case)
     assert predicted == pytest.approx(measured, rel=0.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from safetensors.torch import load_file
@@ -27,12 +28,22 @@ def cases(aligned, batch: int, *words: str) -> dict[str, list[str]]:
     return {stage: [*common, "--deepspeed", f"ds_configs/{stage}.json"] for stage in ("zero0", "zero3")}
 
 
+def untied_student(folder) -> str:
+    """The demo's student with a head of its own (the demo's is its embedding)."""
+    shutil.copytree(launch.ROOT / "demo/student", folder, dirs_exist_ok=True)
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": False}))
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def results(aligned, tmp_path_factory):
     """Tensors of every case on one rank (in several micro-batches) and on two (expert parallelism 2)."""
     shared = cases(aligned, 6, "--objective.strategy", "tide_shared")  # CALM-TIDAL + CompDemo
     cross = cases(aligned, 1, "--objective.strategy", "tide_cross")  # one row: the second rank has none
-    all_cases = {f"shared-{k}": v for k, v in shared.items()} | {f"cross-{k}": v for k, v in cross.items()}
+    untied = cases(aligned, 2, "--student.path", untied_student(tmp_path_factory.mktemp("untied")))
+    named = {"shared": shared, "cross": cross, "untied": untied}
+    all_cases = {f"{name}-{stage}": v for name, stages in named.items() for stage, v in stages.items()}
     found = {}
     for ranks, budget in ((1, 1024), (2, 16384)):
         folder = tmp_path_factory.mktemp(f"ranks{ranks}")
@@ -56,7 +67,7 @@ def assert_equal(ours, theirs, kind, **tolerance):
 GRADIENTS = {"rtol": 2e-4, "atol": 2e-6}
 
 
-@pytest.mark.parametrize("name", ["shared-zero0", "cross-zero0"])
+@pytest.mark.parametrize("name", ["shared-zero0", "cross-zero0", "untied-zero0"])
 def test_engine_gives_autograd_s_gradients(results, name):
     """Accumulated micro-batches under the engine = one plain backward of the whole global batch."""
     found = results[1, name]
@@ -65,7 +76,7 @@ def test_engine_gives_autograd_s_gradients(results, name):
 
 
 @pytest.mark.parametrize("other", [(1, "zero3"), (2, "zero0"), (2, "zero3")], ids=lambda x: f"{x[0]}-rank-{x[1]}")
-@pytest.mark.parametrize("case", ["shared", "cross"])
+@pytest.mark.parametrize("case", ["shared", "cross", "untied"])
 def test_ranks_and_zero_stages_agree(results, case, other):
     ranks, stage = other
     reference, found = results[1, f"{case}-zero0"], results[ranks, f"{case}-{stage}"]

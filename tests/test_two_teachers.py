@@ -52,7 +52,7 @@ def common(folder: Path) -> list[str]:
 def test_both_teach(folder):
     words = ["--optim.steps", STEPS, "--optim.lr", "3e-3", "--optim.global_batch", 32, "--logging.every_steps", 1]
     engine = ["--deepspeed", "ds_configs/zero3.json"]
-    launch.deepspeed(2, "pipeline/distill.py", *teachers(folder, 1, 0.5), *common(folder), *words, *engine, port=29641)
+    launch.deepspeed(2, "pipeline/distill.py", *teachers(folder, 1, 0.5), *common(folder), *words, *engine)
     lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     assert len(lines) == STEPS
     for line in lines:
@@ -89,7 +89,7 @@ def gradients(folder) -> dict[str, dict[str, torch.Tensor]]:
     cases["a alone"] = teachers(folder, 1, 1, names="a")
     rest = [*common(folder), "--optim.global_batch", "6", "--deepspeed", "ds_configs/zero3.json"]
     words = {name: [*chosen, *rest] for name, chosen in cases.items()}
-    launch.deepspeed(2, "tests/distributed/gradients.py", folder, json.dumps(words), port=29643)
+    launch.deepspeed(2, "tests/distributed/gradients.py", folder, json.dumps(words))
     found = {name: load_file(folder / f"{name}.safetensors") for name in cases}
     return {n: {k: t for k, t in own.items() if k.startswith("gradient.0.")} for n, own in found.items()}
 

@@ -18,22 +18,27 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.recipe import BadInput, Recipe
-from pipeline.run_directory import read_json
+from pipeline.run_directory import file_sha256, read_json
 
 FORMAT = 1
 """Version of the columns and of what is in them; a new one makes every older dataset stale."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def file_sha256(path: Path) -> str:
-    """Hexadecimal digest of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def json_sha256(value: Any) -> str:
     """Hexadecimal digest of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def seal(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with a digest of its content, by which a reader sees damage."""
+    written = json.loads(json.dumps(record))
+    return {**written, "digest": json_sha256(written)}
+
+
+def is_sealed(record: Any) -> bool:
+    """Whether a record is as `seal` made it."""
+    return isinstance(record, dict) and record == seal({k: v for k, v in record.items() if k != "digest"})
 
 
 def tokenizer_fingerprint(path: str) -> dict[str, Any]:
@@ -79,7 +84,7 @@ def identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def place(source: Mapping[str, Any]) -> str:
     """Names the data behind a source or the validation rows."""
-    return f"{source['path']}:{source['split']}"
+    return f"{source['path']}:{source.get('config', '')}:{source['split']}"
 
 
 def _side(tokenizer: str, length: int) -> dict[str, Any]:
@@ -95,6 +100,8 @@ def load_manifest(folder: Path | str) -> dict[str, Any]:
     manifest = read_json(Path(folder) / "manifest.json")
     if manifest is None:
         raise BadInput(f"no aligned dataset in {folder}: run `{align_command()}` first")
+    if not is_sealed(manifest):
+        raise BadInput(f"{folder}/manifest.json is damaged or older than this program: run `{align_command()}`")
     if manifest["format"] != FORMAT:
         raise BadInput(f"{folder} has format {manifest['format']}, not {FORMAT}: run `{align_command()}`")
     return manifest

@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.alignment.chat import Messages
-from pipeline.alignment.manifest import file_sha256, is_intact, json_sha256, place
+from pipeline.alignment.manifest import is_intact, is_sealed, json_sha256, place, seal
 from pipeline.alignment.rows import AlignedBatch, align_rows
 from pipeline.alignment.sides import Side
 from pipeline.data.sources import Rows, read_messages, repeats
-from pipeline.run_directory import read_json, write_json
+from pipeline.recipe import BadInput
+from pipeline.run_directory import file_sha256, read_json, write_json
 
 BATCH_ROWS, BATCH_CHARACTERS = 256, 1_000_000
 """Rows that are rendered and tokenized together, and written as one record batch: as many as both limits allow."""
@@ -68,8 +69,11 @@ def _shard(prefix: str, number: int, split: str, source: Mapping[str, Any], star
 
 def finished(folder: Path, shard: Shard, key: str) -> dict[str, Any] | None:
     """The record of a shard that an earlier run built with the same key, if its data are intact."""
-    record = read_json(_record(folder, shard))
-    return record if record and record["key"] == key and is_intact(folder, record) else None
+    try:
+        record = read_json(_record(folder, shard))
+    except BadInput:
+        return None
+    return record if is_sealed(record) and record["key"] == key and is_intact(folder, record) else None
 
 
 def build(
@@ -86,14 +90,8 @@ def build(
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    record = {
-        "file": shard.file,
-        "split": shard.split,
-        "rows": counts["kept"],
-        "sha256": file_sha256(path),
-        "key": key,
-        "counts": dict(counts),
-    }
+    facts = {"file": shard.file, "split": shard.split, "rows": counts["kept"], "sha256": file_sha256(path)}
+    record = seal({**facts, "key": key, "counts": dict(counts)})
     write_json(_record(folder, shard), record)
     return record
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from itertools import zip_longest
 
 from transformers import PreTrainedTokenizerBase
@@ -48,18 +49,22 @@ def _steps(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     return {step["type"] for part in parts for step in part.get("decoders", part.get("pretokenizers", [part]))}
 
 
+def _speller(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes]:
+    """What spells an ordinary token; raises ValueError for a vocabulary of neither family."""
+    steps = _steps(tokenizer)
+    if "ByteLevel" in steps:
+        return _spell_byte_level
+    if steps & {"ByteFallback", "Metaspace"}:
+        return _spell_sentencepiece
+    raise ValueError(f"{tokenizer.name_or_path}: neither a byte-level nor a SentencePiece vocabulary")
+
+
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
     """The bytes of every id, up to the largest: b"" without a token, the literal text of added and special tokens.
 
     Raises ValueError for a vocabulary that is neither byte-level nor SentencePiece.
     """
-    steps = _steps(tokenizer)
-    if "ByteLevel" in steps:
-        spell = _spell_byte_level
-    elif steps & {"ByteFallback", "Metaspace"}:
-        spell = _spell_sentencepiece
-    else:
-        raise ValueError(f"{tokenizer.name_or_path}: neither a byte-level nor a SentencePiece vocabulary")
+    spell = _speller(tokenizer)
     spelled = {index: spell(token) for token, index in tokenizer.get_vocab().items()}
     spelled |= {index: token.content.encode() for index, token in tokenizer.added_tokens_decoder.items()}
     return [spelled.get(index, b"") for index in range(max(spelled) + 1)]
@@ -71,6 +76,8 @@ def shared_vocab(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerB
     With a shared vocabulary (WeDLM and Qwen3) logits can be compared id by id; added tokens behind it may differ.
     """
     try:
+        if _ordinary_tokens_differ(student, teacher):
+            return 0
         pairs = zip_longest(token_bytes(student), token_bytes(teacher))
     except ValueError:
         return 0
@@ -78,6 +85,18 @@ def shared_vocab(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerB
     if same is None:
         return max(student.get_vocab().values()) + 1
     return same if same >= max(_ordinary(student), _ordinary(teacher)) else 0
+
+
+def _ordinary_tokens_differ(*sides: PreTrainedTokenizerBase) -> bool:
+    """Whether an id is an ordinary token on both sides and spells different bytes: most pairs show it soon."""
+    added = set().union(*(tokenizer.added_tokens_decoder for tokenizer in sides))
+    common = range(min(tokenizer.vocab_size for tokenizer in sides))
+    tokens = [tokenizer.convert_ids_to_tokens(common) for tokenizer in sides]
+    first, second = map(_speller, sides)
+    return any(
+        (a != b or first is not second) and first(a or "") != second(b or "") and index not in added
+        for index, a, b in zip(common, *tokens, strict=True)
+    )
 
 
 def _ordinary(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -2,6 +2,7 @@
 
 from pipeline.data.aligned import AlignedRow, AlignedRows
 from pipeline.data.batch import Batch, BatchBuilder, Packed, Sample, Side, TeacherBatch, TeacherSide, row_tokens
+from pipeline.data.layout import from_response, from_sequence
 from pipeline.data.order import GlobalBatches, Visit, accumulation_steps, assign
 
 __all__ = [
@@ -18,5 +19,7 @@ __all__ = [
     "Visit",
     "accumulation_steps",
     "assign",
+    "from_response",
+    "from_sequence",
     "row_tokens",
 ]

@@ -75,6 +75,11 @@ class AlignedRows:
         )
         return AlignedRow(_int64(row["input_ids"]), torch.from_numpy(np.array(row["maskable"], bool)), teachers)
 
+    def origin(self, index: int) -> str:
+        """Source and row that a row was made of."""
+        row = self._rows[int(index)]
+        return f"{row['source']} row {row['row']}"
+
     def _lengths(self, column: str) -> np.ndarray:
         if not len(self):
             return np.zeros(0, np.int64)

@@ -5,7 +5,7 @@ Shapes: M masked student tokens, K predicted teacher tokens, N active chunks (of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.aligned import AlignedRow
-from pipeline.data.layout import Packed, Side, lay_out, pack
+from pipeline.data.layout import Packed, Side, from_sequence, lay_out, pack
 from pipeline.diffusion import complementary_split, complete_chunks, draw_mask, draw_t, generator_for
 from pipeline.diffusion.noise import touched_chunks
 
@@ -91,6 +91,7 @@ class _Noised:
     sample: Sample
     ids: Tensor
     maskable: Tensor
+    block: Tensor
     chunkings: list[Tensor]
     masked: Tensor
     t: float
@@ -109,6 +110,7 @@ class BatchBuilder:
         compdemo_ratio: CompDemo's split; None gives each teacher one view.
         mask_unit: draw tokens and complete chunks, or draw (the first teacher's) chunks.
         eos_tail: end token that fills the last block and is trained on; None leaves the row as it is.
+        blocks: where the student's blocks are cut: (maskable [L], block size) -> block of each token [L].
     """
 
     def __init__(
@@ -119,9 +121,11 @@ class BatchBuilder:
         compdemo_ratio: float | None = None,
         mask_unit: Literal["token", "chunk"] = "token",
         eos_tail: int | None = None,
+        blocks: Callable[[Tensor, int], Tensor] = from_sequence,
     ):
         self.student, self.teachers = student, tuple(teachers)
         self.compdemo_ratio, self.by_chunk, self.eos_tail = compdemo_ratio, mask_unit == "chunk", eos_tail
+        self.blocks = blocks
 
     def tokens(self, student_length, teacher_lengths: Sequence):
         """The most tokens that a row can take over all inputs: lengths in, integers or arrays of them."""
@@ -133,7 +137,7 @@ class BatchBuilder:
     def __call__(self, samples: Sequence[Sample], t: float | None = None) -> Batch:
         """The micro-batch of these samples (none is fine); `t` fixes the timestep, for validation."""
         noised = [self._noise(sample, t) for sample in samples]
-        packed, predict = pack([lay_out(n.ids, n.masked, self.student) for n in noised])
+        packed, predict = pack([lay_out(n.ids, n.masked, self.student, n.block) for n in noised])
         targets = _cat([n.ids[n.masked] for n in noised])
         teachers = tuple(self._teacher(k, noised, targets) for k in range(len(self.teachers)))
         return Batch(
@@ -148,15 +152,17 @@ class BatchBuilder:
 
     def _noise(self, sample: Sample, t: float | None) -> _Noised:
         ids, maskable = sample.row.ids, sample.row.maskable
+        block = self.blocks(maskable, self.student.block_size)
         chunkings = [teacher.student_chunks for teacher in sample.row.teachers]
         if self.eos_tail is not None:
-            tail = -ids.shape[0] % self.student.block_size
+            tail = self.student.block_size - int((block == block[-1]).sum())
             ids, maskable = _extend(ids, tail, self.eos_tail), _extend(maskable, tail, True)
+            block = _extend(block, tail, int(block[-1]))
             chunkings = [_extend(c, tail, -1) for c in chunkings]
         t = draw_t(generator_for(*sample.key, "t")) if t is None else t
         units = chunkings[0] if self.by_chunk and chunkings else None
         drawn = draw_mask(t, maskable, generator_for(*sample.key, "mask"), units)
-        return _Noised(sample, ids, maskable, chunkings, complete_chunks(drawn, maskable, chunkings), t)
+        return _Noised(sample, ids, maskable, block, chunkings, complete_chunks(drawn, maskable, chunkings), t)
 
     def _views(self, hidden: Tensor, sample: Sample, k: int) -> list[Tensor]:
         """Which chunks each view hides (and predicts): bool [chunks + 1] -> one or two of them."""

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from pipeline.data.order import assign
+
+MOST_PADDING = 0.05
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,33 @@ class Document:
     """places of the masked tokens in the document, in order"""
 
 
-def lay_out(ids: Tensor, masked: Tensor, side: Side) -> Document:
+def from_sequence(maskable: Tensor, size: int) -> Tensor:
+    """Block of each token, counted from the start of the sequence: bool [L] -> int64 [L]."""
+    return torch.arange(maskable.shape[0]) // size
+
+
+def from_response(maskable: Tensor, size: int) -> Tensor:
+    """Block of each token where every response (run of maskable tokens) opens a block: bool [L] -> int64 [L].
+
+    What comes before the first response is cut backwards from there, as the left padding of the published sampler does:
+    its first block may be short. So may be the last one before a later response.
+    """
+    position = torch.arange(maskable.shape[0])
+    opens = maskable & ~torch.cat([maskable.new_zeros(1), maskable])[:-1]
+    first = int(maskable.long().argmax())
+    start = torch.where(opens, position, -1).cummax(0).values  # of the response that a token follows or belongs to
+    start = torch.where(start < 0, first, start)
+    return ((position - start) % size == 0).index_fill(0, position[:1], True).cumsum(0) - 1
+
+
+def lay_out(ids: Tensor, masked: Tensor, side: Side, block: Tensor | None = None) -> Document:
     """A sample as its model's input, less what nobody reads.
 
     `full` is xt, one bidirectional block. `block` is [xt, x0] without the noisy blocks that hold no masked token (they
     carry no loss, and only their own tokens read them) and without the clean blocks from the last kept noisy one on
     (only later blocks read them). The document of a sample without a masked token is empty. Original positions stay.
+
+    block: of each token, int64 [L], rising; by default counted from the start of the sequence.
     """
     position = torch.arange(ids.shape[0])
     xt = torch.where(masked, side.mask_id, ids)
@@ -60,7 +86,7 @@ def lay_out(ids: Tensor, masked: Tensor, side: Side) -> Document:
         position, xt, masked = position[:0], xt[:0], masked[:0]
     if side.input == "full":
         return Document(xt, position, torch.zeros_like(position), torch.ones_like(masked), masked.nonzero()[:, 0])
-    block = position // side.block_size
+    block = (position // side.block_size if block is None else block)[position]
     kept = torch.isin(block, block[masked])
     noisy = kept.nonzero()[:, 0]
     clean = (block < block[noisy[-1:]]).nonzero()[:, 0]
@@ -70,22 +96,19 @@ def lay_out(ids: Tensor, masked: Tensor, side: Side) -> Document:
 
 
 def pack(documents: Sequence[Document]) -> tuple[Packed, Tensor]:
-    """First-fit-decreasing into rows as long as the longest document: the rows, and the flat places of all masked
-    tokens, in the documents' order.
+    """Documents side by side in rows of equal length: the rows, and the flat places of all masked tokens, in the
+    documents' order. At most MOST_PADDING of the tokens are padding.
 
     Without any token there is one row of padding, so that every rank runs the same forwards.
     """
-    capacity = max((d.ids.shape[0] for d in documents), default=0) or 1
-    free: list[int] = []
+    rows = _rows([d.ids.shape[0] for d in documents])
+    capacity = max(1, *(sum(documents[d].ids.shape[0] for d in row) for row in rows))
     start = [0] * len(documents)
-    for d in sorted(range(len(documents)), key=lambda i: -documents[i].ids.shape[0]):
-        length = documents[d].ids.shape[0]
-        row = next((r for r, room in enumerate(free) if room >= length), len(free))
-        if row == len(free):
-            free.append(capacity)
-        start[d] = row * capacity + capacity - free[row]
-        free[row] -= length
-    size = max(1, len(free)) * capacity
+    for number, row in enumerate(rows):
+        offsets = accumulate((documents[d].ids.shape[0] for d in row), initial=number * capacity)
+        for d, offset in zip(row, offsets, strict=False):
+            start[d] = offset
+    size = len(rows) * capacity
     ids, document = torch.zeros(size, dtype=torch.int64), torch.full((size,), -1)
     positions, block = torch.zeros(size, dtype=torch.int64), torch.zeros(size, dtype=torch.int64)
     noisy = torch.ones(size, dtype=torch.bool)
@@ -96,3 +119,14 @@ def pack(documents: Sequence[Document]) -> tuple[Packed, Tensor]:
     predict = [doc.masked_at + s for doc, s in zip(documents, start, strict=True)]
     packed = Packed(*(x.view(-1, capacity) for x in (ids, positions, document, block, noisy)))
     return packed, torch.cat(predict) if predict else torch.zeros(0, dtype=torch.int64)
+
+
+def _rows(lengths: Sequence[int]) -> list[list[int]]:
+    """Which documents share a row: as many rows of similar length as the padding allows, as attention's cost grows with
+    the square of a row's length; one row has none."""
+    total, longest = sum(lengths), max(lengths, default=0)
+    for count in range(total // max(1, longest), 1, -1):
+        rows = assign(lengths, count)
+        if total >= (1 - MOST_PADDING) * count * max(sum(lengths[d] for d in row) for row in rows):
+            return rows
+    return [list(range(len(lengths)))]

@@ -35,14 +35,14 @@ class Rows(Protocol):
     def load(self, start: int, stop: int) -> Iterable[Any]: ...
 
 
-def open_rows(path: str, split: str) -> Rows:
+def open_rows(path: str, split: str, config: str = "") -> Rows:
     """The rows behind a path or hub name. Raises BadInput if there is nothing to read."""
     if Path(path).is_file():
         rows = ParquetRows(path) if path.endswith(".parquet") else JsonRows(path)
     elif Path(path).suffix in {".jsonl", ".json", ".parquet"}:
         raise BadInput(f"no file {path}: give a JSONL or Parquet file, a saved dataset or a hub name")
     else:
-        rows = DatasetRows(path, split)
+        rows = DatasetRows(path, split, config)
     if not rows.count:
         raise BadInput(f"{path} is empty")
     return rows
@@ -160,9 +160,9 @@ def _row_group(path: str, group: int) -> Any:
 
 
 class DatasetRows:
-    """A split of a dataset that was saved to disk or lies on the hub."""
+    """A split of a dataset that was saved to disk or lies on the hub (there maybe in several configurations)."""
 
-    def __init__(self, path: str, split: str):
+    def __init__(self, path: str, split: str, config: str = ""):
         import datasets
 
         self.path = path
@@ -171,7 +171,7 @@ class DatasetRows:
                 found = datasets.load_from_disk(path)
                 dataset = found[split] if isinstance(found, datasets.DatasetDict) else found
             else:
-                dataset = datasets.load_dataset(path, split=split)
+                dataset = datasets.load_dataset(path, config or None, split=split)
         except KeyError:
             raise BadInput(f"{path} has no split {split!r}, but {', '.join(found)}") from None
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

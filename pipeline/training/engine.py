@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from pipeline.recipe import BadInput, Optim
+from pipeline.training.monitor import PACKAGES, check_packages
 
 _RECIPE_OWNS = {
     "optimizer": "optim",
@@ -41,6 +44,7 @@ def read_engine_config(path: Path) -> dict[str, Any]:
                 f"{path} sets {key}: remove it there and set {_RECIPE_OWNS[key]} in the recipe, its only home"
             )
     _check_settings(path, config)
+    check_packages(config)
     return config
 
 
@@ -82,6 +86,10 @@ def _check_settings(path: Path, config: dict[str, Any]) -> None:
         raise BadInput(f"{path}: DeepSpeed refuses it: {' '.join(str(error).split())}") from None
     if unknown := sorted(noted.keys() - noted.asked):
         raise BadInput(f"{path}: DeepSpeed knows no {', '.join(unknown)}: correct the name or remove it")
+    if config.get("fp16", {}).get("enabled"):
+        raise BadInput(f"{path} enables fp16: the student is float32 or, with bf16 instead of it, bfloat16")
+    if student_dtype(config) == torch.bfloat16 and not zero_stage(config):
+        raise BadInput(f"{path} enables bf16 without ZeRO: set zero_optimization.stage to 1, 2 or 3")
 
 
 def zero_stage(config: dict[str, Any]) -> int:
@@ -94,13 +102,32 @@ def student_dtype(config: dict[str, Any]) -> torch.dtype:
     return torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32
 
 
+class AdamWWithoutZeRO(torch.optim.AdamW):
+    """Does what ZeRO's optimizers do by themselves: measures and clips the gradient, and takes no step where it is not finite.
+
+    DeepSpeed reads both results under these names.
+    """
+
+    def __init__(self, clip: float, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.clip = clip
+
+    def step(self, closure: None = None) -> None:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        self._global_grad_norm = nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
+        self.overflow = not bool(self._global_grad_norm.isfinite())
+        if not self.overflow:
+            super().step()
+
+
 def build_engine(module: nn.Module, config: dict[str, Any], optim: Optim, accumulation: int):
     """Wraps the student in an engine with AdamW; from here on ZeRO-3 has partitioned its parameters."""
     import deepspeed
 
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay)
-    settings = _whole(config, optim, accumulation)
+    settings = _whole({k: v for k, v in config.items() if k not in PACKAGES}, optim, accumulation)
+    make = torch.optim.AdamW if zero_stage(config) else partial(AdamWWithoutZeRO, settings.pop("gradient_clipping"))
+    optimizer = make(parameters, lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, model_parameters=parameters, config=settings)
     return engine
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,9 +12,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.data import AlignedRows, Batch, BatchBuilder, GlobalBatches, Sample, assign
+from pipeline.data.order import Visit
 from pipeline.recipe import Recipe
 from pipeline.run_directory import StoppedEarly
+from pipeline.training.checkpoint import NotSaved
 from pipeline.training.metrics import Metrics
+from pipeline.training.signals import StopSignals
 from pipeline.training.step import counts, learning_rate
 from pipeline.training.terms import Term
 from pipeline.training.topology import Topology
@@ -42,12 +43,22 @@ class Trainer:
     """Balances a trained MoE's router; nothing for other students."""
 
     def run(
-        self, first: int, metrics: Metrics, *, validate: Callable[[int], None], save: Callable[[int], None]
+        self,
+        first: int,
+        metrics: Metrics,
+        stop: StopSignals,
+        *,
+        enter: Callable[[str], None],
+        validate: Callable[[int], None],
+        save: Callable[[int], None],
     ) -> None:
-        """Trains from step `first` to the last. Raises StoppedEarly after a signal, once a checkpoint is written."""
-        recipe = self.recipe
-        stop, saved_at = StopSignals(), time.monotonic()
+        """Trains from step `first` to the last, saying what it enters.
+
+        Raises StoppedEarly after a signal, once a checkpoint is written, and NotSaved where the last one cannot be written.
+        """
+        recipe, saved_at = self.recipe, time.monotonic()
         for step, micro_batches in self._prefetched(first):
+            enter(f"step {step + 1}")
             due = time.monotonic() - saved_at > 60 * recipe.checkpoint.every_minutes
             stopping, saving = self.train_step(step, micro_batches, metrics, [stop.seen, due])
             done = step + 1
@@ -57,12 +68,16 @@ class Trainer:
             if last or _every(recipe.logging.validate_every, done):
                 validate(done)
             if last or stopping or saving or _every(recipe.checkpoint.every_steps, done):
-                save(done)
+                enter(f"the checkpoint of step {done}")
+                try:
+                    save(done)
+                except NotSaved as error:  # the disk may have room by the next one
+                    if last or stopping:
+                        raise NotSaved(f"{error}: make room and run the same command to go on") from None
+                    metrics.say(f"WARNING {error}; the run goes on")
                 saved_at = time.monotonic()
             if stopping and not last:
-                raise StoppedEarly(
-                    f"stopped by a signal at step {done}/{self.steps}: run the same command to go on", done
-                )
+                raise StoppedEarly(f"stopped by a signal at step {done}/{self.steps}: run the same command to go on")
 
     def _prefetched(self, first: int) -> Iterator[tuple[int, list[Batch]]]:
         """Steps and their micro-batches, the next step's being made while this one runs."""
@@ -76,37 +91,81 @@ class Trainer:
 
     def micro_batches(self, step: int) -> list[Batch]:
         """This rank's part of a global batch: `accumulation` micro-batches, some maybe empty."""
+        return [self.micro_batch(visits) for visits in self.share(step)]
+
+    def micro_batch(self, visits: Sequence[Visit]) -> Batch:
+        """Rows with the noise of these visits; none is fine."""
+        seed = self.recipe.data.seed
+        return self.builder([Sample(self.rows[v.row], (seed, v.epoch, v.row)) for v in visits])
+
+    def share(self, step: int) -> list[list[Visit]]:
+        """This rank's visits of a global batch, by micro-batch."""
         visits = self.batches[step]
         own = [v.row for v in visits]
         costs = self.builder.tokens(self.rows.student_lengths[own], [n[own] for n in self.rows.teacher_lengths])
         groups = assign(costs, self.topology.world_size * self.accumulation)
         mine = groups[self.topology.rank * self.accumulation : (self.topology.rank + 1) * self.accumulation]
-        seed = self.recipe.data.seed
-        samples = [[Sample(self.rows[v.row], (seed, v.epoch, v.row)) for v in (visits[i] for i in g)] for g in mine]
-        return [self.builder(group) for group in samples]
+        return [[visits[i] for i in group] for group in mine]
 
     def train_step(self, step: int, micro_batches: list[Batch], metrics: Metrics, wishes: list[bool]) -> list[bool]:
-        """One optimizer step. Returns which `wishes` any rank has: they travel with the counts, in one all-reduce."""
+        """One optimizer step. Returns which `wishes` any rank has: they travel with the counts, in one all-reduce.
+
+        Raises FloatingPointError, on every rank and with nothing changed, where loss or gradient is not finite.
+        """
         terms = [term for term, _ in self.teachers]
         own = torch.stack([counts(batch, terms) for batch in micro_batches])
-        shared = torch.cat([own.sum(0), torch.tensor(wishes, dtype=torch.float64)]).to(self.topology.device)
-        dist.all_reduce(shared)
+        shared = torch.cat([own.sum(0), torch.tensor(wishes, dtype=torch.float64)])
+        dist.all_reduce(shared, group=self.topology.control)  # on the CPU: no device is waited for
         totals, agreed = shared[: own.shape[1]], shared[own.shape[1] :]
         parts = self.topology.world_size * self.accumulation
         progress = step / self.steps
         self._set_learning_rate(step)
         for batch, count in zip(micro_batches, own, strict=True):
             denominators = totals if self.recipe.objective.reduction == "global" else count.to(totals) * parts
-            batch = batch.to(self.topology.device)
-            observed = [term.observe(model, b) for (term, model), b in zip(self.teachers, batch.teachers, strict=True)]
-            means = self.engine(batch, observed, progress) / denominators.clamp(min=1)
+            means = self.forward(batch, progress) / denominators.clamp(min=1).to(self.topology.device)
             # DeepSpeed averages over ranks and micro-batches; our denominators already hold all of them
-            self.engine.backward((means * self.weights.to(means)).sum() * parts)
+            loss = (means * self.weights.to(means)).sum() * parts
+            # so that a loss that is not finite has such a gradient, whose norm DeepSpeed looks at before it steps
+            self.engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan))
             self.engine.step()
             metrics.add(means.detach(), batch.tokens)
+        if not self.engine.was_step_applied():
+            raise FloatingPointError(self._blame(step))
         self.after_step()
         metrics.step_done()
         return [x > 0 for x in agreed.tolist()]
+
+    def forward(self, batch: Batch, progress: float) -> Tensor:
+        """Sums of the cross-entropy and of each teacher's term: [1 + teachers]."""
+        batch = batch.to(self.topology.device)
+        observed = [term.observe(model, b) for (term, model), b in zip(self.teachers, batch.teachers, strict=True)]
+        return self.engine(batch, observed, progress)
+
+    def step_on_nothing(self) -> None:
+        """An optimizer step with a gradient and a rate of zero: changes no weight, but the optimizer has its state after it."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = 0.0
+        for _ in range(self.accumulation):
+            self.engine.backward(self.forward(self.micro_batch([]), 0.0).sum())
+            self.engine.step()
+
+    @torch.no_grad()
+    def _blame(self, step: int) -> str:
+        """Names the rows of a global batch whose loss is not finite, each taken alone. Collective."""
+        own = [visit for visits in self.share(step) for visit in visits]
+        sizes, bad = [0] * self.topology.world_size, [[]] * self.topology.world_size
+        dist.all_gather_object(sizes, len(own), group=self.topology.control)
+        found = []
+        for i in range(max(sizes)):  # as many forwards on every rank
+            if not self.forward(self.micro_batch(own[i : i + 1]), step / self.steps).isfinite().all():
+                found.append(self.rows.origin(own[i].row))
+        dist.all_gather_object(bad, found, group=self.topology.control)
+        rows = [row for part in bad for row in part]
+        named = ", ".join(rows[:20]) + (f" and {len(rows) - 20} more" if len(rows) > 20 else "")
+        what = (
+            f"the loss of {named} is not finite" if rows else "the gradient is not finite, though every row's loss is"
+        )
+        return f"{what} at step {step + 1}: no step was taken, checkpoints are as they were"
 
     def _set_learning_rate(self, step: int) -> None:
         optim = self.recipe.optim
@@ -121,23 +180,7 @@ class Trainer:
             "lr": self.engine.optimizer.param_groups[0]["lr"],
             "lambda": float(mixes[0]((done - 1) / self.steps, torch.zeros(()))) if mixes else None,
         }
-        line = metrics.write(done, weights=self.weights.tolist(), **facts)
-        if not math.isfinite(line["loss"]):
-            raise FloatingPointError(
-                f"the loss is {line['loss']} at step {done}: the last complete checkpoint is before it"
-            )
-
-
-class StopSignals:
-    """SIGTERM, SIGINT and SIGUSR1 (the scheduler's warning) set a flag; the loop reads it at a step's boundary."""
-
-    def __init__(self) -> None:
-        self.seen = False
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: object) -> None:
-        self.seen = True
+        metrics.write(done, weights=self.weights.tolist(), **facts)
 
 
 def _every(interval: int, step: int) -> bool:

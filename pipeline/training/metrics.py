@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.recipe import BadInput
+from pipeline.run_directory import read_metrics, write_text
+
 
 class Metrics:
     """Collects the sums of each loss term over steps; `write` reduces them over the ranks (collective) and logs a line."""
 
-    def __init__(self, path: Path, names: list[str], *, first: int, steps: int, device: torch.device):
+    def __init__(
+        self,
+        path: Path,
+        names: list[str],
+        *,
+        first: int,
+        steps: int,
+        device: torch.device,
+        monitor: Callable[[dict[str, Any]], None] = lambda record: None,
+    ):
+        """`monitor` gets every line of the file, too."""
         self.path, self.names, self.first, self.steps, self.device = path, names, first, steps, device
+        self._monitor = monitor
         self._started = time.perf_counter()
         self._clear()
 
@@ -32,6 +47,23 @@ class Metrics:
     def step_done(self) -> None:
         """An optimizer step is complete."""
         self._count += 1
+
+    def unwritten(self) -> Tensor:
+        """What a checkpoint must keep of this rank: sums and tokens since the last line, and their steps, float64 [terms + 2]."""
+        return torch.cat([self._sums.cpu(), torch.tensor([self._tokens, self._count], dtype=torch.float64)])
+
+    def take_up(self, kept: Sequence[Tensor]) -> None:
+        """Goes on from every rank's `unwritten`. Of other ranks than now, the first has it all."""
+        rank, whole = dist.get_rank(), torch.stack(list(kept))
+        same = len(whole) == dist.get_world_size()
+        own = whole[rank] if same else whole.sum(0) if rank == 0 else torch.zeros_like(whole[0])
+        self._sums, self._tokens, self._count = own[:-2].to(self.device), int(own[-2]), int(whole[0, -1])
+
+    def drop_later_lines(self) -> None:
+        """Drops what a killed run wrote past its last checkpoint (rank 0): those steps are taken again."""
+        if dist.get_rank() == 0:
+            kept = [line for line in read_metrics(self.path.parent) if line["step"] <= self.first]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, *, weights: list[float], **facts: Any) -> dict[str, Any]:
         """Averages since the last line, over all ranks: appends them to metrics.jsonl and prints them (rank 0)."""
@@ -67,8 +99,14 @@ class Metrics:
     def append(self, record: dict[str, Any]) -> None:
         """One line of metrics.jsonl (rank 0)."""
         if dist.get_rank() == 0:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+            except OSError as error:
+                raise BadInput(
+                    f"cannot write {self.path} ({error.strerror}): make room and run the same command to go on"
+                ) from None
+            self._monitor(record)
 
     def say(self, text: str) -> None:
         """A line on the terminal (rank 0)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import platform
 import subprocess
@@ -12,17 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import yaml
 
 from pipeline.alignment.manifest import check_manifest, load_manifest, verify_shards
 from pipeline.data import AlignedRows, accumulation_steps, row_tokens
 from pipeline.models import read_config
-from pipeline.models.expert_parallel import resolve_expert_parallel_size
+from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
 from pipeline.models.weights import weight_files
 from pipeline.recipe import BadInput, Recipe, Student, Teacher, compdemo_enabled, dump
-from pipeline.run_directory import complete_checkpoints, rank, read_json
-from pipeline.training import checkpoint
+from pipeline.run_directory import rank
 from pipeline.training.engine import read_engine_config, student_dtype, zero_stage
 from pipeline.training.terms import family
 from pipeline.training.topology import Topology, launched
@@ -59,7 +57,7 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
         model = _check_model(f"teacher {teacher.name}: length", teacher.length, teacher)
         sizes[teacher.name] = resolve_expert_parallel_size(
             teacher.expert_parallel_size,
-            experts=getattr(model, "num_experts", 1),
+            experts=expert_count(model),
             world_size=topology.world_size,
             local_world_size=topology.local_world_size,
         )
@@ -67,12 +65,9 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
     check_manifest(manifest, recipe)
     if rank() == 0:  # reads every byte: once is enough
         verify_shards(Path(recipe.data.aligned), manifest)
-        checkpoint.verify(Path(recipe.run_dir))
     plan = Plan(recipe, config, manifest, topology, sizes, _accumulation(recipe, manifest, topology.world_size))
     for teacher, shared in zip(recipe.teachers, plan.shared_vocab, strict=True):
         family(recipe.objective, teacher, shared)
-    if not finished(recipe):
-        checkpoint.check_ranks(Path(recipe.run_dir), topology.world_size)
     return plan
 
 
@@ -81,11 +76,17 @@ def _accumulation(recipe: Recipe, manifest: dict[str, Any], ranks: int) -> int:
     rows = AlignedRows(Path(recipe.data.aligned), manifest, "train", [t.name for t in recipe.teachers])
     if not len(rows):
         raise BadInput(f"{recipe.data.aligned} holds no training rows: see the reasons in its manifest.json")
-    views = 2 if compdemo_enabled(recipe) else 1
-    tail = -rows.student_lengths % recipe.student.block_size if recipe.student.eos_tail else 0
-    sides = [(recipe.student.input, rows.student_lengths + tail, 1)]
-    sides += [(t.input, n, views) for t, n in zip(recipe.teachers, rows.teacher_lengths, strict=True)]
-    return accumulation_steps(row_tokens(sides), recipe.optim.global_batch, ranks, recipe.optim.micro_tokens)
+    costs = row_costs(recipe, rows.student_lengths, rows.teacher_lengths)
+    return accumulation_steps(costs, recipe.optim.global_batch, ranks, recipe.optim.micro_tokens)
+
+
+def row_costs(recipe: Recipe, student: np.ndarray, teachers: Sequence[np.ndarray]) -> np.ndarray:
+    """The most tokens that rows of these lengths can take over all inputs, int64 [rows]."""
+    views, size = 2 if compdemo_enabled(recipe) else 1, recipe.student.block_size
+    tail = {"sequence": -student % size, "response": size - 1}[recipe.student.blocks]  # at most
+    sides = [(recipe.student.input, student + (tail if recipe.student.eos_tail else 0), 1)]
+    sides += [(t.input, n, views) for t, n in zip(recipe.teachers, teachers, strict=True)]
+    return row_tokens(sides)
 
 
 def _check_model(what: str, length: int, model: Student | Teacher) -> Any:
@@ -111,51 +112,6 @@ def announce(plan: Plan, warnings: Sequence[str]) -> None:
     for warning in warnings:
         print(f"WARNING {warning}")
     sys.stdout.flush()
-
-
-def finished(recipe: Recipe) -> bool:
-    """Whether this very run is done already."""
-    status = read_json(Path(recipe.run_dir) / "status" / "distill.json") or {}
-    return status.get("state") == "done" and bool(complete_checkpoints(Path(recipe.run_dir)))
-
-
-def claim(recipe: Recipe) -> Any:
-    """Takes the run directory for this process, until the returned handle is closed (rank 0 alone holds the lock).
-
-    Raises BadInput when another process holds it, or when it belongs to a recipe that would train otherwise.
-    """
-    run_dir = Path(recipe.run_dir)
-    kept = run_dir / "recipe.yaml"
-    if kept.is_file():
-        differing = _differences(yaml.safe_load(kept.read_text()), yaml.safe_load(dump(recipe)))
-        if differing:
-            raise BadInput(
-                f"{run_dir} belongs to another recipe (it differs in {', '.join(differing)}): "
-                "choose another --run_dir or delete it"
-            )
-    if rank() != 0:
-        return None
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        handle = (run_dir / ".lock").open("w")
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BadInput(f"{run_dir} is in use by another process: wait for it or choose another --run_dir") from None
-    except OSError as error:
-        raise BadInput(f"cannot write to {run_dir} ({error.strerror}): choose another --run_dir") from None
-    return handle
-
-
-# sections that do not change what is trained
-_FREE = ("checkpoint", "evaluation", "logging", "run_dir")
-
-
-def _differences(kept: Any, wanted: Any, prefix: str = "") -> list[str]:
-    """Dotted names of the fields that differ and that change what is trained."""
-    if not isinstance(kept, dict) or not isinstance(wanted, dict):
-        return [] if kept == wanted else [prefix]
-    names = [name for name in {**kept, **wanted} if prefix or name not in _FREE]
-    return [d for n in names for d in _differences(kept.get(n), wanted.get(n), f"{prefix}.{n}" if prefix else n)]
 
 
 def environment(plan: Plan) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,51 +13,92 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.data import AlignedRows, BatchBuilder, GlobalBatches, Side, TeacherSide
+from pipeline.data import AlignedRows, BatchBuilder, GlobalBatches, Side, TeacherSide, from_response, from_sequence
 from pipeline.models import load_student, load_teacher, load_tokenizer
+from pipeline.models.attention import use_flex
 from pipeline.models.llada2_moe import LLaDA2MoeModelLM
 from pipeline.objectives import cross_entropy_weight
 from pipeline.recipe import Recipe, Teacher, compdemo_enabled, dump
-from pipeline.run_directory import rank, write_json, write_text
-from pipeline.training import checkpoint
+from pipeline.run_directory import rank, saved_step, status_file, step_of, write_json, write_status, write_text
+from pipeline.training import checkpoint, state
 from pipeline.training.engine import build_engine, student_dtype
 from pipeline.training.loop import Trainer
 from pipeline.training.metrics import Metrics
+from pipeline.training.monitor import build_monitor
 from pipeline.training.plan import Plan, environment
+from pipeline.training.sanity import check_teachers
+from pipeline.training.signals import StopSignals
 from pipeline.training.step import StudentWithLoss
-from pipeline.training.terms import build_term
+from pipeline.training.terms import build_term, tidal_mix
 from pipeline.training.topology import Topology, start
 from pipeline.training.validation import probe, validation_loss
+from pipeline.training.watchdog import Watchdog
 
+_BLOCKS = {"sequence": from_sequence, "response": from_response}
 _CROSS_ENTROPY = {"schedule": cross_entropy_weight, "uniform": torch.ones_like}
 
 
-def train(plan: Plan, timeout_minutes: float) -> int:
-    """Trains to the last step and returns its number. Raises StoppedEarly after a signal."""
+def train(plan: Plan, stop: StopSignals, timeout_minutes: float) -> None:
+    """Trains to the last step. Raises StoppedEarly after a signal; ends the process where no rank can go on."""
+    run_dir, limit = Path(plan.recipe.run_dir), timedelta(minutes=timeout_minutes)
+    topology = start(limit + timedelta(minutes=1))  # the watchdog, which can say who hangs, is to speak first
+    with Watchdog(topology, limit.total_seconds(), partial(_fail, run_dir)) as watchdog:
+        _train(plan, topology, stop, watchdog.enter)
+
+
+def _fail(run_dir: Path, message: str, exit_code: int) -> None:
+    """Of the ranks that are left, the first to know writes the status file."""
+    if not status_file(run_dir, "distill").exists():
+        write_status(run_dir, "distill", "failed", exit_code, step=saved_step(run_dir), message=message)
+
+
+def _train(plan: Plan, topology: Topology, stop: StopSignals, enter: Callable[[str], None]) -> None:
     recipe, run_dir = plan.recipe, Path(plan.recipe.run_dir)
-    trainer = assemble(plan, start(timeout_minutes))
-    first = checkpoint.resume(trainer.engine, run_dir)
-    if rank() == 0:
-        write_text(run_dir / "recipe.yaml", dump(recipe))
-        write_json(run_dir / "environment.json", environment(plan))
-    if first == 0:
-        _probe_teachers(plan, trainer)
+    enter("the look at the checkpoints")
+    kept = checkpoint.newest_intact(run_dir, topology)
+    first = step_of(kept) if kept else 0
+    enter("the loading of models")
+    trainer = assemble(plan, topology)
     metrics = Metrics(
         run_dir / "metrics.jsonl",
         ["cross_entropy", *(t.name for t in recipe.teachers)],
         first=first,
         steps=trainer.steps,
-        device=trainer.topology.device,
+        device=topology.device,
+        monitor=build_monitor(plan.engine_config, run_dir),
     )
-    tokenizer = load_tokenizer(recipe.student.tokenizer)
-    provenance = {"recipe": asdict(recipe), "manifest_key": plan.manifest["key"]}
+    if kept:
+        enter(f"the loading of {kept.name}")
+        trainer.step_on_nothing()
+        metrics.take_up(state.restore(trainer.engine, kept / "state", first))
+        metrics.say(f"going on from {kept}")
+    metrics.drop_later_lines()
+    if rank() == 0:
+        write_text(run_dir / "recipe.yaml", dump(recipe))
+        write_json(run_dir / "environment.json", environment(plan) | {"steps": trainer.steps})
+    enter("the teachers' check")
+    check_teachers(trainer)
+    if first == 0:
+        enter("the teachers' probe")
+        _probe_teachers(plan, trainer)
+    checkpoints = checkpoint.Checkpoints(
+        run_dir,
+        trainer.engine,
+        load_tokenizer(recipe.student.tokenizer),
+        metrics,
+        topology,
+        provenance={"recipe": asdict(recipe), "manifest_key": plan.manifest["key"]},
+        keep=recipe.checkpoint.keep,
+    )
+    stop.defer()
     trainer.run(
         first,
         metrics,
+        stop,
+        enter=enter,
         validate=partial(_validate, plan, trainer, metrics),
-        save=partial(checkpoint.save, trainer.engine, tokenizer, run_dir, recipe.checkpoint.keep, provenance),
+        save=checkpoints.save,
     )
-    return trainer.steps
 
 
 def assemble(plan: Plan, topology: Topology) -> Trainer:
@@ -70,20 +112,19 @@ def assemble(plan: Plan, topology: Topology) -> Trainer:
         seed=recipe.data.seed,
     )
     teachers = [_load_teacher(plan, teacher, topology) for teacher in recipe.teachers]
-    terms = [
-        build_term(recipe.objective, teacher, shared, loaded.get_output_embeddings().weight)
-        for teacher, shared, loaded in zip(recipe.teachers, plan.shared_vocab, teachers, strict=True)
-    ]
+    if recipe.attention == "flex":
+        for loaded in (model, *teachers):
+            use_flex(loaded)
     rows = _rows(plan, "train", recipe.teachers)
     ratio = recipe.objective.compdemo.ratio if compdemo_enabled(recipe) else None
-    builder = _builder(plan, model.config, [t.config for t in teachers], ratio)
+    builder = batch_builder(plan, model.config, [t.config for t in teachers], ratio)
     batches = GlobalBatches(len(rows), recipe.optim.global_batch, recipe.data.seed)
-    module = StudentWithLoss(model, terms, _CROSS_ENTROPY[recipe.objective.cross_entropy])
+    module = student_with_loss(plan, model, teachers)
     return Trainer(
         recipe,
         topology,
         engine=build_engine(module, plan.engine_config, recipe.optim, plan.accumulation),
-        teachers=list(zip(terms, teachers, strict=True)),
+        teachers=list(zip(module.terms, teachers, strict=True)),
         rows=rows,
         batches=batches,
         builder=builder,
@@ -92,6 +133,20 @@ def assemble(plan: Plan, topology: Topology) -> Trainer:
         accumulation=plan.accumulation,
         after_step=_router_balance(model, recipe),
     )
+
+
+def student_with_loss(plan: Plan, model: nn.Module, teachers: Sequence[nn.Module]) -> StudentWithLoss:
+    """The student and its loss: the recipe's terms, one a teacher, bound to their heads."""
+    recipe = plan.recipe
+    if recipe.student.activation_checkpointing:
+        # no dropout anywhere: there is no random state to put back
+        model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    terms = [
+        build_term(recipe.objective, teacher, shared, loaded.get_output_embeddings().weight)
+        for teacher, shared, loaded in zip(recipe.teachers, plan.shared_vocab, teachers, strict=True)
+    ]
+    mix = tidal_mix(recipe.objective.tidal) if recipe.objective.tidal.cross_entropy else None
+    return StudentWithLoss(model, terms, _CROSS_ENTROPY[recipe.objective.cross_entropy], mix)
 
 
 def _load_teacher(plan: Plan, teacher: Teacher, topology: Topology) -> nn.Module:
@@ -117,7 +172,7 @@ def _rows(plan: Plan, split: str, teachers: Sequence[Teacher]) -> AlignedRows:
     return AlignedRows(Path(plan.recipe.data.aligned), plan.manifest, split, [t.name for t in teachers])
 
 
-def _builder(plan: Plan, student: Any, teachers: Sequence[Any], compdemo_ratio: float | None) -> BatchBuilder:
+def batch_builder(plan: Plan, student: Any, teachers: Sequence[Any], compdemo_ratio: float | None) -> BatchBuilder:
     """How models are fed: the configs of the student and of the teachers that take part (all of them, or none)."""
     recipe, block = plan.recipe, plan.recipe.student.block_size
     sides = [
@@ -130,13 +185,14 @@ def _builder(plan: Plan, student: Any, teachers: Sequence[Any], compdemo_ratio: 
         compdemo_ratio=compdemo_ratio,
         mask_unit=recipe.objective.mask_unit,
         eos_tail=student.eos_token_id if recipe.student.eos_tail else None,
+        blocks=_BLOCKS[recipe.student.blocks],
     )
 
 
 def _validate(plan: Plan, trainer: Trainer, metrics: Metrics, step: int) -> None:
     rows = _rows(plan, "validation", [])
     if len(rows):
-        builder = _builder(plan, trainer.engine.module.model.config, [], None)
+        builder = batch_builder(plan, trainer.engine.module.model.config, [], None)
         by_t = validation_loss(trainer.engine, rows, builder, trainer.topology, plan.recipe.optim.micro_tokens)
         metrics.validation(step, by_t)
 
@@ -148,7 +204,7 @@ def _probe_teachers(plan: Plan, trainer: Trainer) -> None:
     if not recipe.teachers or not len(rows):
         return
     models = [model for _, model in trainer.teachers]
-    build = partial(_builder, plan, trainer.engine.module.model.config, [m.config for m in models])
+    build = partial(batch_builder, plan, trainer.engine.module.model.config, [m.config for m in models])
     views = {"one_view": build(None), "two_views": build(recipe.objective.compdemo.ratio)}
     named = [(t.name, m) for t, m in zip(recipe.teachers, models, strict=True)]
     known = probe(named, rows, views, trainer.topology, recipe.optim.micro_tokens)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.data import Batch
 from pipeline.objectives import head_rows, token_log_prob
-from pipeline.training.terms import Term, hidden_states
+from pipeline.training.terms import Mix, Term, hidden_states
 
 
 class LMHead(nn.Module):
@@ -32,11 +32,18 @@ class LMHead(nn.Module):
 class StudentWithLoss(nn.Module):
     """The student and its loss in one forward, as ZeRO-3 wants it."""
 
-    def __init__(self, model: nn.Module, terms: Sequence[Term], cross_entropy_weight: Callable[[Tensor], Tensor]):
+    def __init__(
+        self,
+        model: nn.Module,
+        terms: Sequence[Term],
+        cross_entropy_weight: Callable[[Tensor], Tensor],
+        cross_entropy_mix: Mix | None = None,
+    ):
         super().__init__()
         self.model = model
         self.head = LMHead(model.get_output_embeddings().weight)
         self.terms, self.cross_entropy_weight = tuple(terms), cross_entropy_weight
+        self.cross_entropy_mix = cross_entropy_mix
 
     def forward(self, batch: Batch, observed: Sequence[Tensor], progress: float) -> Tensor:
         """Sums over the micro-batch of the cross-entropy and of each teacher's term: float32 [1 + teachers].
@@ -51,7 +58,10 @@ class StudentWithLoss(nn.Module):
         inputs = [term.row_inputs(teacher, seen, batch.t, progress) for term, teacher, seen in pairs]
         rows = self.head(_row_function(terms, inputs), hidden, batch.targets, *(x for own in inputs for x in own))
         logp, values = rows[:, 0], iter(rows[:, 1:].unbind(1))
-        sums = [-(self.cross_entropy_weight(batch.t) * logp).sum()]
+        weight = self.cross_entropy_weight(batch.t)
+        if terms and self.cross_entropy_mix:
+            weight = weight * self.cross_entropy_mix(progress, batch.t)
+        sums = [-(weight * logp).sum()]
         for term, teacher, seen in pairs:
             row = next(values) if term.row else None
             sums.append(term.total(logp, row, teacher, seen, batch.t, progress))

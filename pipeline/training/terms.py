@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pipeline.data import Packed, TeacherBatch
 from pipeline.diffusion import attention_mask
 from pipeline.objectives import calm, head_rows, kl, midrange_weight, tidal_lambda, token_log_prob
-from pipeline.recipe import BadInput, Objective, Teacher
+from pipeline.recipe import BadInput, Objective, Teacher, Tidal
 
 # strategy: (family, direction, TIDAL); "native" is KL with a shared tokenizer and CALM without
 _STRATEGIES = {
@@ -57,7 +57,8 @@ class Term(Protocol):
 
 def hidden_states(model: nn.Module, packed: Packed, places: Tensor) -> Tensor:
     """Final hidden states at the flat `places` of packed rows: [places, H]."""
-    mask = attention_mask(packed.document, packed.block, packed.noisy)
+    build_mask = getattr(model, "build_mask", attention_mask)  # FlexAttention has masks of its own
+    mask = build_mask(packed.document, packed.block, packed.noisy)
     output = model.model(input_ids=packed.ids, attention_mask=mask, position_ids=packed.positions)
     return output.last_hidden_state.flatten(0, 1)[places]
 
@@ -145,12 +146,16 @@ def family(objective: Objective, teacher: Teacher, shared_vocab: int) -> tuple[L
     return kind, direction, tidal
 
 
+def tidal_mix(tidal: Tidal) -> Mix:
+    """lambda(p, t) as the recipe shapes it."""
+    return partial(tidal_lambda, init=tidal.init, maximum=tidal.maximum, axes=tidal.axes, schedule=tidal.schedule)
+
+
 def build_term(objective: Objective, teacher: Teacher, shared_vocab: int, head: Tensor) -> Term:
     """The recipe's objective, bound for one teacher. Raises BadInput as `family` does."""
     kind, direction, tidal = family(objective, teacher, shared_vocab)
-    o = objective.tidal
-    mix = partial(tidal_lambda, init=o.init, maximum=o.maximum, axes=o.axes, schedule=o.schedule) if tidal else None
-    weight = midrange_weight if tidal and o.midrange else torch.ones_like
+    mix = tidal_mix(objective.tidal) if tidal else None
+    weight = midrange_weight if tidal and objective.tidal.midrange else torch.ones_like
     loss = partial({"calm": calm, "kl": kl}[kind], temperature=objective.temperature, direction=direction)
     if kind == "calm":
         return ChunkTerm(teacher.name, partial(loss, teacher_floor=objective.teacher_floor), mix, weight)

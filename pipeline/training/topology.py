@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from pipeline.launcher import build_cpu_ops
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -22,6 +24,8 @@ class Topology:
     local_world_size: int
     """Ranks on this node."""
     device: torch.device
+    control: dist.ProcessGroup | None = None
+    """The ranks' group for numbers and objects on the CPU, which no device waits for; None before `start`."""
 
 
 def launched() -> Topology:
@@ -31,10 +35,10 @@ def launched() -> Topology:
     return Topology(int(os.environ.get("RANK", 0)), world, local, torch.device("cpu"))
 
 
-def start(timeout_minutes: float) -> Topology:
-    """Joins the process group (gloo on CPU, nccl on GPU) and picks this rank's device.
+def start(timeout: timedelta) -> Topology:
+    """Joins the process groups (gloo on CPU, nccl on GPU) and picks this rank's device.
 
-    On CPU, the cores are shared out between the ranks of a node, unless OMP_NUM_THREADS says otherwise.
+    timeout: the longest that a collective waits for another rank. On CPU, the cores are shared out between the ranks of a node, unless OMP_NUM_THREADS says otherwise.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -50,18 +54,20 @@ def start(timeout_minutes: float) -> Topology:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // here.local_world_size))
     if not cpu:
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+    if cpu:
+        build_cpu_ops()
     deepspeed.init_distributed(
         dist_backend=accelerator.communication_backend_name() if not cpu else "gloo",
-        timeout=timedelta(minutes=timeout_minutes),
+        timeout=timeout,
         verbose=False,
     )
-    atexit.register(_remove_shared_memory, here.rank)
-    return Topology(
-        dist.get_rank(), dist.get_world_size(), here.local_world_size, torch.device(accelerator.current_device_name())
-    )
+    atexit.register(remove_shared_memory, here.rank)
+    device = torch.device(accelerator.current_device_name())
+    control = dist.group.WORLD if cpu else dist.new_group(backend="gloo", timeout=timeout)
+    return Topology(dist.get_rank(), dist.get_world_size(), here.local_world_size, device, control)
 
 
-def _remove_shared_memory(rank: int) -> None:
+def remove_shared_memory(rank: int) -> None:
     """DeepSpeed's CPU collectives leave 66 MiB a rank in /dev/shm, under a name of the port."""
     for file in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{os.environ['MASTER_PORT']}_{rank}"):
         file.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -30,7 +31,7 @@ STEPS = 2
 
 def main() -> None:
     *_, folder, cases = sys.argv  # the launcher puts --local_rank before them
-    topology = start(timeout_minutes=5)
+    topology = start(timedelta(minutes=5))
     for name, argv in json.loads(cases).items():
         p = parser(__doc__)
         p.add_argument("--deepspeed")
