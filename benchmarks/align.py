@@ -1,0 +1,127 @@
+"""The align stage beside what nobody can leave out, rendering and tokenizing, and beside a plain implementation.
+
+`python benchmarks/align.py`: 2,000 mixed chats, the real Qwen3 and Llama-3.1 tokenizers (`make code-data` fetches them).
+The stage does everything it does for a user: reads the JSONL, writes shards with checksums and the manifest; only the
+loading of the tokenizers is left out on all sides. One process and one thread each.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks import measure, workload
+from benchmarks.naive import align as naive_align
+from pipeline.align import align
+from pipeline.alignment.ranks import Ranks
+from pipeline.models import load_tokenizer
+from pipeline.recipe import Data, Optim, Recipe, Source, Student, Teacher
+from pipeline.run_directory import exit_code
+
+TOKENIZERS = ("data/tokenizers/qwen3", "data/tokenizers/llama3_1")
+QUICK_TOKENIZERS = ("demo/student", "demo/teacher")
+BATCH = 256
+
+
+def read(file: Path) -> list[list[dict[str, str]]]:
+    """The conversations of a JSONL file."""
+    return [json.loads(line)["messages"] for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def tokenizing(file: Path, names: tuple[str, str]) -> Callable[[int], int]:
+    """Both templates rendered and both sides tokenized, in batches: the tokens."""
+    rows, sides = read(file), [load_tokenizer(name) for name in names]
+
+    def run(_turn: int) -> int:
+        tokens = 0
+        for start in range(0, len(rows), BATCH):
+            for side in sides:
+                texts = side.apply_chat_template(rows[start : start + BATCH], tokenize=False, enable_thinking=False)
+                encoded = side.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+                tokens += sum(len(one.ids) for one in encoded)
+        return tokens
+
+    return run
+
+
+def ours(file: Path, names: tuple[str, str], folder: Path) -> Callable[[int], int]:
+    """The whole stage, on an empty folder: the chunks."""
+    recipe = recipe_for(file, names, folder, length=4096)
+
+    def run(_turn: int) -> int:
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.redirect_stdout(io.StringIO()):
+            manifest, _ = align(recipe, Ranks(), processes=1, shard_rows=4096)
+        return manifest["statistics"]["teacher"]["chunks"]
+
+    return run
+
+
+def recipe_for(file: Path, names: tuple[str, str], folder: Path, length: int) -> Recipe:
+    """A recipe with what the align stage reads."""
+    student, teacher = names
+    return Recipe(
+        name="benchmark",
+        student=Student(student),
+        data=Data([Source(str(file), "chats")], student_length=length, aligned=str(folder)),
+        teachers=[Teacher("teacher", teacher, length=length)],
+        optim=Optim(steps=1),
+    )
+
+
+def naive(file: Path, names: tuple[str, str]) -> Callable[[int], int]:
+    """Row by row: the chunks."""
+    rows, sides = read(file), [load_tokenizer(name) for name in names]
+    return lambda _turn: sum(naive_align.align(messages, sides) for messages in rows)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = measure.arguments(__doc__, threads=1).parse_args(argv)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    names, count = (QUICK_TOKENIZERS, 64) if options.quick else (TOKENIZERS, 2000)
+    source = Path("demo/data/student_train.jsonl" if options.quick else "data/code/train.jsonl")
+    chats = workload.mixed_chats(source, count)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "chats.jsonl")
+        file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")
+        contestants = {
+            "render + tokenize": partial(tokenizing, file, names),
+            "align stage": partial(ours, file, names, Path(scratch, "aligned")),
+            "naive": partial(naive, file, names),
+        }
+        found = measure.take_turns(contestants, options)
+    least = found["render + tokenize"]
+    rows = [
+        {
+            "align": name,
+            "rows/s": count / turns.seconds,
+            "seconds": turns.seconds,
+            "CPU s": turns.cpu_seconds,
+            "against render + tokenize": turns.seconds / least.seconds,
+        }
+        for name, turns in found.items()
+    ]
+    stage = found["align stage"]
+    facts = {"rows": count, "tokens of both sides": least.results[0]}
+    facts |= {"chunks": stage.results[0], "chunks, naive": found["naive"].results[0]}
+    targets = [
+        measure.at_most("align stage against render + tokenize", stage.seconds / least.seconds, 1.5, "x"),
+        measure.at_least("naive against align stage", found["naive"].seconds / stage.seconds, 10, "x"),
+    ]
+    measure.report("align", options, {"align": rows}, targets, facts)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("benchmark", main))

@@ -1,0 +1,105 @@
+"""The training step written plainly, as the published trainer computes it: the yardstick, not a part of the pipeline.
+
+Padded rows, the whole [xt, x0], full logits of every position on both sides, one teacher pass a view, dense matrices
+from tokens to chunks. Loss and gradient equal the pipeline's (tests/test_benchmarks.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.data import Sample
+from pipeline.diffusion import (
+    block_diffusion_mask,
+    complementary_split,
+    complete_chunks,
+    draw_mask,
+    draw_t,
+    generator_for,
+)
+from pipeline.diffusion.noise import touched_chunks
+from pipeline.objectives import calm, cross_entropy_weight, kl, tidal_lambda
+
+
+class NaiveStep:
+    """Loss of a micro-batch: Reverse CALM (`tidal=False`) or TIDAL over a shared vocabulary, both beside CE."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, *, block_size: int, tidal: bool, compdemo: bool):
+        self.student, self.teacher = student, teacher
+        self.block_size, self.tidal, self.compdemo = block_size, tidal, compdemo
+
+    def loss(self, samples: Sequence[Sample], progress: float) -> Tensor:
+        """CE over all maskable tokens + distillation over all masked chunks (or tokens)."""
+        rows = [sample.row for sample in samples]
+        ids, maskable = _padded([r.ids for r in rows], 0), _padded([r.maskable for r in rows], False)
+        student_chunks = _padded([r.teachers[0].student_chunks for r in rows], -1)
+        teacher_ids = _padded([r.teachers[0].ids for r in rows], 0)
+        teacher_chunks = _padded([r.teachers[0].chunks for r in rows], -1)
+        teacher_real = _padded([torch.ones_like(r.teachers[0].ids, dtype=torch.bool) for r in rows], False)
+        real = _padded([torch.ones_like(r.ids, dtype=torch.bool) for r in rows], False)
+        t, masked, views = self._noise(samples, ids.shape[1])
+
+        logits = self._student_logits(torch.where(masked, self.student.config.mask_token_id, ids), ids, real)
+        logp = logits.float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+        weight = cross_entropy_weight(t)[:, None]
+        cross_entropy = -(weight * logp)[masked].sum() / maskable.sum()
+
+        chunks = int(student_chunks.max()) + 1
+        to_student = student_chunks.unsqueeze(-1) == torch.arange(chunks)  # [rows, length, chunks]
+        to_teacher = teacher_chunks.unsqueeze(-1) == torch.arange(chunks)
+        answers = None
+        for hidden_chunks in views:
+            hidden = torch.einsum("bln,bn->bl", to_teacher.float(), _padded(hidden_chunks, False, chunks).float()) > 0
+            xt = torch.where(hidden, self.teacher.config.mask_token_id, teacher_ids)
+            answer = self._teacher_logits(xt, teacher_real)
+            if answers is None:
+                answers = answer
+            else:
+                answers[hidden] = answer[hidden]
+        active = torch.einsum("bln,bl->bn", to_student.float(), masked.float()) > 0
+        if self.tidal:
+            at_student, at_teacher = to_student & active[:, None], to_teacher & active[:, None]
+            s, z = logits[at_student.any(-1)], answers[at_teacher.any(-1)][:, : logits.shape[-1]]
+            mix = tidal_lambda(progress, t[:, None].expand_as(masked)[at_student.any(-1)])
+            distillation = kl(s, z, temperature=2.0, mix=mix).mean()
+        else:
+            teacher_logp = answers.log_softmax(-1).gather(-1, teacher_ids.unsqueeze(-1)).squeeze(-1)
+            a = torch.einsum("bl,bln->bn", logp, to_student.float())
+            b = torch.einsum("bl,bln->bn", teacher_logp, to_teacher.float())
+            distillation = calm(a[active], b[active], temperature=2.0, direction="reverse").mean()
+        return cross_entropy + distillation
+
+    def _noise(self, samples: Sequence[Sample], length: int) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
+        """The pipeline's draws: t [rows], masked [rows, length], and for every view the chunks that it hides."""
+        times, masks, views = [], [], []
+        for sample in samples:
+            row, chunks = sample.row, sample.row.teachers[0].student_chunks
+            times.append(draw_t(generator_for(*sample.key, "t")))
+            drawn = draw_mask(times[-1], row.maskable, generator_for(*sample.key, "mask"))
+            masks.append(complete_chunks(drawn, row.maskable, [chunks]))
+            touched = touched_chunks(masks[-1], chunks)
+            split = generator_for(*sample.key, "compdemo", 0)
+            views.append(complementary_split(touched, 0.5, split) if self.compdemo else (touched,))
+        by_view = [[view[:-1] for view in per_view] for per_view in zip(*views, strict=True)]
+        return torch.tensor(times), _padded(masks, False, length), by_view
+
+    def _student_logits(self, xt: Tensor, x0: Tensor, real: Tensor) -> Tensor:
+        length = xt.shape[1]
+        mask = block_diffusion_mask(length, self.block_size) & real.repeat(1, 2)[:, None]
+        mask |= torch.eye(2 * length, dtype=torch.bool)  # padding sees itself
+        positions = torch.arange(length).repeat(2).expand(xt.shape[0], -1)
+        whole = torch.cat([xt, x0], 1)
+        return self.student(whole, attention_mask=mask.unsqueeze(1), position_ids=positions).logits[:, :length]
+
+    @torch.no_grad()
+    def _teacher_logits(self, ids: Tensor, real: Tensor) -> Tensor:
+        mask = real[:, None] | torch.eye(ids.shape[1], dtype=torch.bool)
+        return self.teacher(ids, attention_mask=mask.unsqueeze(1)).logits.float()
+
+
+def _padded(rows: Sequence[Tensor], value: int | bool, length: int = 0) -> Tensor:
+    longest = max(length, *(len(row) for row in rows))
+    return torch.stack([torch.nn.functional.pad(row, (0, longest - len(row)), value=value) for row in rows])

@@ -1,0 +1,60 @@
+"""Writes benchmarks/RESULTS.md from the JSON files that the benchmarks leave: `python benchmarks/render.py [FOLDER]`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.measure import RESULTS, ROOT, text
+
+ORDER = ("step", "align", "packing", "sample", "scaling", "deploy", "expert_parallel")
+HEADER = """# What was measured, and where
+
+Written by `benchmarks/render.py` from the JSON files of one `make bench`; each benchmark's own text (`python
+benchmarks/NAME.py --help`) says what it runs. `naive` is a plain implementation of the same work inside this repository
+(`benchmarks/naive/`), as the published code does it; it gives the same losses, chunks and tokens, and contestants take
+turns, so the ratios hold where the absolute times would not. `published` was measured with the published trainer itself
+on another machine with two cores.
+
+The paths for a GPU (FlexAttention, grouped expert products, `--real`) have not been measured.
+"""
+
+
+def render(folder: Path) -> str:
+    """The whole page."""
+    records = [json.loads(file.read_text()) for name in ORDER if (file := folder / f"{name}.json").is_file()]
+    if any(record["quick"] for record in records):
+        raise SystemExit(f"{folder} holds figures of --quick runs, which mean nothing")
+    targets = [{"benchmark": record["benchmark"], **target} for record in records for target in record["targets"]]
+    parts = [HEADER, "## Targets\n", table(targets)] if targets else [HEADER]
+    for record in records:
+        parts += [f"## {record['benchmark']}\n", facts(record)]
+        parts += [table(rows) for rows in record["tables"].values()]
+    return "\n".join(parts)
+
+
+def facts(record: dict[str, Any]) -> str:
+    """Machine, versions and settings of a record, in a few lines."""
+    where = record["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    settings = ", ".join(f"{name.replace('_', ' ')} {text(value)}" for name, value in record["settings"].items())
+    load = " ".join(f"{x:.1f}" for x in where["load"])
+    return f"{where['device']}, {where['cores']} cores, load {load}, {where['time']}, {where['commit']}; {versions}; {settings}.\n"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows of equal keys in Markdown."""
+    columns = list(rows[0])
+    align = ["---" if isinstance(rows[0][column], str) else "---:" for column in columns]
+    lines = [columns, align, *([text(row[column]) for column in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
+    (ROOT / "benchmarks" / "RESULTS.md").write_text(render(folder))

@@ -1,0 +1,129 @@
+"""The block-diffusion sampler beside a plain one: tokens a second at equal tokens, and the fast preset on the demo.
+
+`python benchmarks/sample.py`: 256 new tokens in blocks of 32, one token a forward, hidden 256, 6 layers, Qwen3's
+vocabulary, prompts of 43 to 64 tokens, batch 1 and 8; batch 1 also at 64 and 512 tokens, as the gap grows with length.
+The demo's problems are solved by `runs/demo` where it was run, else by the demo's teacher.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+import re
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from benchmarks import measure, workload
+from benchmarks.naive import sampler as naive
+from pipeline.diffusion import GenerateConfig, generate
+from pipeline.models import load_teacher, load_tokenizer
+from pipeline.run_directory import complete_checkpoints, exit_code
+
+SAMPLERS = {"ours": generate, "naive": naive.generate}
+PROBLEMS = Path("demo/data/test.jsonl")
+
+
+def decoding(sampler: str, shape: tuple, batch: int, config: GenerateConfig) -> Callable[[int], list[list[int]]]:
+    """Decodes prompts of 43 to 64 random tokens; the first turn stops after a block."""
+    model = workload.model(workload.qwen3(*shape, initializer_range=0.1)).eval()
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.linspace(43, 64, batch + 1).long().tolist()[1:]
+    prompts = [torch.randint(model.config.vocab_size - 400, (n,), generator=generator).tolist() for n in lengths]
+    first = GenerateConfig(config.block_size, config.block_size, config.block_size)
+    return lambda turn: SAMPLERS[sampler](model, prompts, config if turn else first)
+
+
+def compare(options: Namespace, shape: tuple, batch: int, tokens: int, block: int) -> dict:
+    """One row of the table: the same tokens by both samplers."""
+    config = GenerateConfig(tokens, block, tokens)
+    found = measure.take_turns({name: partial(decoding, name, shape, batch, config) for name in SAMPLERS}, options)
+    ours, plain = found["ours"], found["naive"]
+    pairs = zip(ours.results[0], plain.results[0], strict=True)
+    rate = {name: batch * tokens / turns.seconds for name, turns in found.items()}
+    return {
+        "tokens": tokens,
+        "batch": batch,
+        "ours tokens/s": rate["ours"],
+        "naive tokens/s": rate["naive"],
+        "naive/ours time": plain.seconds / ours.seconds,
+        "naive/ours CPU": plain.cpu_seconds / ours.cpu_seconds,
+        "equal responses": f"{sum(a == b for a, b in pairs)} of {batch}",
+    }
+
+
+def solving(sampler: str, path: str, config: GenerateConfig, problems: int, batch: int) -> Callable[[int], float]:
+    """Solves the demo's problems: the share that is right."""
+    model, tokenizer = load_teacher(path, dtype=torch.float32, device="cpu"), load_tokenizer(path)
+    rows = [json.loads(line) for line in PROBLEMS.read_text(encoding="utf-8").splitlines()[:problems]]
+    texts = [
+        tokenizer.apply_chat_template(row["messages"][:1], tokenize=False, add_generation_prompt=True) for row in rows
+    ]
+    prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+
+    def run(_turn: int) -> float:
+        starts = range(0, len(prompts), batch)
+        answers = [a for s in starts for a in SAMPLERS[sampler](model, prompts[s : s + batch], config)]
+        integers = [re.findall(r"\d+", tokenizer.decode(answer)) for answer in answers]
+        return sum(bool(n) and n[-1] == row["answer"] for n, row in zip(integers, rows, strict=True)) / len(rows)
+
+    return run
+
+
+def demo(options: Namespace, batch: int) -> list[dict]:
+    """The demo's problems: the plain sampler, ours with the same schedule, and ours with the fast preset's threshold."""
+    found = complete_checkpoints(Path("runs/demo"))
+    path = str(found[-1] / "export") if found else "demo/teacher"
+    problems = 4 if options.quick else 100
+    schedule = GenerateConfig(24, 8, 24)
+    contestants = {
+        "naive": ("naive", schedule),
+        "ours": ("ours", schedule),
+        "ours, fast preset": ("ours", GenerateConfig(24, 8, 24, threshold=0.9)),
+    }
+    turns = measure.take_turns(
+        {name: partial(solving, s, path, config, problems, batch) for name, (s, config) in contestants.items()}, options
+    )
+    return [
+        {
+            "demo": name,
+            "batch": batch,
+            "exact match": own.results[0],
+            "problems/s": problems / own.seconds,
+            "naive/this time": turns["naive"].seconds / own.seconds,
+        }
+        for name, own in turns.items()
+    ]
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = measure.arguments(__doc__, turns=1).parse_args(argv)
+    if options.quick:
+        rows = [compare(options, (600, 64, 2), 2, 16, 8)]
+    else:
+        cases = [(1, 64), (1, 256), (1, 512), (8, 256)]
+        rows = [compare(options, (151936, 256, 6), batch, tokens, 32) for batch, tokens in cases]
+    targets = [
+        measure.at_least(f"{row['tokens']} tokens at batch {row['batch']}: naive/ours time", row["naive/ours time"], 2)
+        for row in rows
+        if row["tokens"] == 256
+    ]
+    solved = [row for batch in ((2,) if options.quick else (1, 8)) for row in demo(options, batch)]
+    for row in solved:
+        if "fast" in row["demo"]:
+            gain = row["naive/this time"]
+            targets.append(
+                measure.at_least(f"fast preset on the demo at batch {row['batch']}: naive/ours time", gain, 5)
+            )
+    measure.report("sample", options, {"sample": rows, "sample: demo": solved}, targets)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("benchmark", main))
