@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def kl(
@@ -38,4 +39,4 @@ def kl(
         first, second = log_s, log_r
     else:
         raise ValueError(f"direction {direction!r}: forward or reverse")
-    return (first.exp() * (first - second)).sum(-1) * temperature**2
+    return F.kl_div(second, first, reduction="none", log_target=True).sum(-1) * temperature**2

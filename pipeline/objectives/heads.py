@@ -9,14 +9,17 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 RowFunction = Callable[..., Tensor]
-CHUNK = 1 << 24  # elements of logits at once: 64 MiB in float32
+# Elements of logits at once, in float32: 1 GiB for the large products that accelerators want, 16 MiB on the CPU, where
+# larger temporaries cost new pages each time.
+CHUNK, CPU_CHUNK = 1 << 28, 1 << 22
 
 
 def token_log_prob(logits: Tensor, tokens: Tensor) -> Tensor:
     """Log-probability of the given token in each row: [c, V], int [c] -> [c]."""
-    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    return -F.cross_entropy(logits, tokens, reduction="none")
 
 
 def head_rows(function: RowFunction, hidden: Tensor, weight: Tensor, *rows: Tensor) -> Tensor:
@@ -60,6 +63,6 @@ def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 def _chunks(weight: Tensor, *rows: Tensor):
-    """Views of `rows` in step, so many at a time that their logits stay below CHUNK elements; at least one."""
-    size = max(1, CHUNK // weight.shape[0])
+    """Views of `rows` in step, so many at a time that their logits stay below the chunk's elements; at least one."""
+    size = max(1, (CPU_CHUNK if weight.device.type == "cpu" else CHUNK) // weight.shape[0])
     return zip(*(r.split(size) for r in rows), strict=True)
