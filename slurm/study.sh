@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=study
 #SBATCH --array=0-3
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
 #SBATCH --output=slurm/%x-%A_%a.log
 #SBATCH --open-mode=append
 #SBATCH --requeue

@@ -84,7 +84,7 @@ def test_reasons(sandbox, program, reason, detail) -> None:
 
 RIGHT = "\ndef f(x): return 2 * x\n"  # the attack runs first: that it succeeded would be a pass
 ALWAYS = "class Same(int):\n  def __eq__(self, other): return True\n  __ne__ = __lt__ = __hash__ = None\n"
-RAW = "import os, struct\ndef f(x):\n  b = BODY\n  for fd in range(3, 32):\n    try: os.write(fd, HEAD + b)\n    except OSError: pass\n  return 0"
+RAW = "import os, struct\ndef f(x):\n  b = BODY\n  for fd in range(3, 1024):\n    try: os.write(fd, HEAD + b)\n    except OSError: pass\n  return 0"
 
 # name: (program, reason, part of the detail)
 ATTACKS = {

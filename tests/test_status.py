@@ -18,13 +18,11 @@ from pipeline.run_directory import read_metrics
 from pipeline.training.monitor import PACKAGES, check_packages, events
 from tests import launch
 
-NOW = time.time()
-
-
 def write(path: Path, value: object, age: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(value if isinstance(value, str) else json.dumps(value))
-    os.utime(path, (NOW - age, NOW - age))
+    then = time.time() - age
+    os.utime(path, (then, then))
 
 
 @pytest.fixture
