@@ -9,7 +9,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 RANKS ?= 2
 DISTILL := deepspeed --num_gpus $(RANKS) pipeline/distill.py --deepspeed ds_configs/zero3.json
 
-.PHONY: demo demo-teacher test test-all code code-data bench lint clean
+.PHONY: demo demo-teacher test test-all code code-data bench study lint clean
 
 $(VENV)/.installed: requirements.txt
 	@command -v g++ > /dev/null || { echo "make: g++ is missing: install a C++ compiler (Debian: apt-get install g++)"; exit 2; }
@@ -54,6 +54,10 @@ code: code-data
 	python pipeline/evaluate.py --recipe code
 	python pipeline/evaluate.py score --recipe code
 	python pipeline/report.py --recipe code
+
+# The study of docs/evidence.md: hours on two cores, stopped and started at will; STUDY=--quick for minutes.
+study: $(VENV)/.installed
+	bash demo/study/run.sh $(STUDY)
 
 # Time and memory beside a plain implementation (about a quarter of an hour on two cores), then benchmarks/RESULTS.md.
 bench: $(VENV)/.installed

@@ -18,6 +18,7 @@ from pipeline.run_directory import read_metrics
 from pipeline.training.monitor import PACKAGES, check_packages, events
 from tests import launch
 
+
 def write(path: Path, value: object, age: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(value if isinstance(value, str) else json.dumps(value))

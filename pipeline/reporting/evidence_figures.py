@@ -1,0 +1,140 @@
+"""Figures of docs/evidence.md, as SVG files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from pipeline.objectives import calm, tidal_lambda
+from pipeline.studying.table import Line
+from pipeline.training.validation import TIMESTEPS
+
+STYLE = {
+    "svg.hashsalt": "evidence",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+ORANGE, VIOLET, GREEN = "#d9822b", "#8b6fd6", "#1f9e89"
+VIEWS = {"one_view": ("one view", "o-", ORANGE), "two_views": ("two views (CompDemo)", "s-", VIOLET)}
+
+
+def probe(teachers: Mapping[str, Any], path: Path) -> None:
+    """Share of held-out masked tokens whose truth the teacher ranks first, by t, with one view and two."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 2.8), layout="constrained")
+        for axes, (name, known) in zip(
+            figure.subplots(1, len(teachers), squeeze=False)[0], teachers.items(), strict=True
+        ):
+            for view, (label, marker, colour) in VIEWS.items():
+                axes.plot(known["t"], known[f"accuracy_{view}"], marker, color=colour, label=label)
+            axes.set(xlabel="t", title=f"teacher {name}: true token ranked first", ylim=(0, 1.03))
+        figure.axes[0].legend(loc="lower left")
+        _save(figure, path)
+
+
+def gradients(path: Path, temperature: float = 2.0) -> None:
+    """dL/da of CALM and Reverse CALM over the student's chunk probability, a = log of it, for a sure and an unsure teacher."""
+    p = torch.linspace(0.001, 0.999, 400, dtype=torch.float64)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 3), layout="constrained")
+        for axes, teacher in zip(figure.subplots(1, 2), (0.99, 0.01), strict=True):
+            for direction, label, colour in (("forward", "CALM", ORANGE), ("reverse", "Reverse CALM", VIOLET)):
+                a = p.log().requires_grad_()
+                calm(
+                    a, torch.full_like(p, teacher).log(), temperature=temperature, direction=direction
+                ).sum().backward()
+                axes.plot(p, a.grad, color=colour, label=label)
+            axes.axhline(0, color="black", linewidth=0.7)
+            axes.set(
+                xlabel="student's chunk probability", title=f"teacher's chunk probability {teacher}", ylim=(-2.5, 2.5)
+            )
+        figure.axes[0].set_ylabel(f"dL / d log-probability (T = {temperature:g})")
+        figure.axes[0].legend()
+        _save(figure, path)
+
+
+def tidal(path: Path) -> None:
+    """lambda(p, t), the teacher's share of TIDAL's target, over training progress at several t."""
+    progress = np.linspace(0, 1, 101)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5, 3), layout="constrained")
+        axes = figure.subplots()
+        ts = (0.0, 0.25, 0.5, 0.75, 0.95)
+        for t, colour in zip(ts, matplotlib.colormaps["plasma"](np.linspace(0.1, 0.85, len(ts))), strict=True):
+            axes.plot(
+                progress, [float(tidal_lambda(p, torch.tensor(t))) for p in progress], color=colour, label=f"t = {t:g}"
+            )
+        axes.set(xlabel="training progress p", ylabel="lambda", ylim=(0, 1))
+        axes.legend()
+        _save(figure, path)
+
+
+def scores(compared: Sequence[Line], path: Path) -> None:
+    """Every seed's score, and the mean with its 95% interval, of each variant."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 0.7 + 0.28 * len(compared)), layout="constrained")
+        axes = figure.subplots()
+        for row, line in enumerate(compared):
+            values = list(line.scores.values())
+            axes.plot(values, [row] * len(values), ".", color=VIOLET, alpha=0.4, markersize=5)
+            axes.errorbar(
+                line.mean, row, xerr=[[line.mean - line.low], [line.high - line.mean]], fmt="o", color=GREEN, capsize=3
+            )
+        axes.axvline(compared[0].mean, color=ORANGE, linewidth=1, linestyle=":")
+        axes.set_yticks(range(len(compared)), [line.variant for line in compared])
+        axes.set(ylim=(len(compared) - 0.5, -0.5), xlim=(-0.02, 1.02), xlabel="exact match on held-out problems")
+        _save(figure, path)
+
+
+def starts(start: Line, compared: Sequence[Line], path: Path) -> None:
+    """Each seed's score after training over the score of the student that it started from; the first seven variants."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 3.4), layout="constrained")
+        axes = figure.subplots()
+        colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, 7))
+        for line, colour in zip(compared, colours, strict=False):
+            seeds = sorted(line.scores, key=start.scores.__getitem__)
+            axes.plot(
+                [start.scores[s] for s in seeds],
+                [line.scores[s] for s in seeds],
+                ".-",
+                color=colour,
+                label=line.variant,
+            )
+        axes.set(xlabel="score of the start", ylabel="score after training", xlim=(0, 1.02), ylim=(0, 1.02))
+        figure.legend(loc="outside right center", fontsize=8)
+        _save(figure, path)
+
+
+def distances(start: Line, compared: Sequence[Line], path: Path) -> None:
+    """KL(teacher || student) on held-out rows by t: of the student that all start from, and of each variant after it."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.8), layout="constrained")
+        for axes, name in zip(figure.subplots(1, len(start.kl)), start.kl, strict=True):
+            t = list(TIMESTEPS)
+            axes.plot(t, start.kl[name], "k--", label="before")
+            colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(compared)))
+            for line, colour in zip(compared, colours, strict=True):
+                axes.plot(t, line.kl[name], ".-", color=colour, label=line.variant, linewidth=1.1)
+            axes.set(xlabel="t", title=f"teacher {name}", yscale="log")
+        figure.axes[0].set_ylabel("KL(teacher || student), nats")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
+        _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """The same bytes for the same numbers: no date, fixed ids."""
+    figure.savefig(path, facecolor="white", metadata={"Date": None} if path.suffix == ".svg" else None)

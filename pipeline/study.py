@@ -1,0 +1,88 @@
+"""Runs variants of a recipe over seeds and compares them: `python pipeline/study.py --study demo/study/carry.yaml`.
+
+Or without a file: `--recipe X --vary objective.strategy=calm,tide_cross --seeds 0..7`. A study can be stopped or killed at
+any time: the same command does what is missing. Everything goes to runs/study/NAME; the table is printed at the end.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: the repository root, not pipeline/, belongs on the path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import re
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import PositiveInt
+
+from pipeline.recipe import BadInput
+from pipeline.run_directory import exit_code
+from pipeline.studying.grid import START, Study, grid
+
+
+def main() -> None:
+    """Reads the study, checks every variant, runs what is missing and prints the table."""
+    study, flags = parse_study(sys.argv[1:])
+    seeds = part(study.seed_numbers(), flags.part)
+    for variant in study.planned():
+        study.run(variant, 0)
+    failed = [] if flags.table else run(study, seeds, flags.workers)
+    from pipeline.studying.results import collect, show
+
+    show(study, collect(study))
+    if failed:
+        raise BadInput(f"{len(failed)} runs failed ({', '.join(failed)}): see log.txt in {study.folder}/VARIANT/SEED")
+
+
+def parse_study(argv: list[str]):
+    """The study and the flags. Raises BadInput for what is unknown or of the wrong type."""
+    p = ArgumentParser(exit_on_error=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--study", action="config", help="study file: the fields below")
+    p.add_class_arguments(Study)
+    p.add_argument(
+        "--vary", nargs="*", default=[], help="FIELD=VALUE,VALUE: variants; of several fields: their product"
+    )
+    p.add_argument(
+        "--workers", type=PositiveInt, default=2, help="seeds that run at the same time, each on its share of the cores"
+    )
+    p.add_argument("--part", default="0/1", help="i/n: every n-th seed from the i-th on, for a job array")
+    p.add_argument("--table", action="store_true", help="run nothing: print the table of what is done")
+    try:
+        flags = p.parse_args(argv)
+        fields = {name: getattr(flags, name) for name in Study.__dataclass_fields__}
+    except (ArgumentError, yaml.YAMLError) as error:
+        raise BadInput(f"{' '.join(str(error).split())} (--help explains every field)") from None
+    if varied := grid(flags.vary):
+        fields["variants"] = {**(fields["variants"] or {fields["baseline"]: {"teachers": []}}), **varied}
+    return Study(**fields), flags
+
+
+def part(seeds: list[int], wanted: str) -> list[int]:
+    """Every n-th of the seeds from the i-th, for `i/n`."""
+    found = re.fullmatch(r"(\d+)/([1-9]\d*)", wanted)
+    if not found or int(found[1]) >= int(found[2]):
+        raise BadInput(f"--part {wanted!r}: write i/n with i from 0 to n - 1, as 0/4")
+    return seeds[int(found[1]) :: int(found[2])]
+
+
+def run(study: Study, seeds: list[int], workers: int) -> list[str]:
+    """Aligns the data if it must be, scores the teachers, and does the runs; returns those that failed."""
+    from pipeline.align import align
+    from pipeline.alignment.ranks import Ranks
+    from pipeline.studying.runs import score_teachers
+    from pipeline.studying.workers import run_seeds
+
+    recipes = [study.base(), *(study.run(START, seed) for seed in seeds[:1] if isinstance(study.start, dict))]
+    for recipe in recipes:
+        align(recipe, Ranks(), 1, 4096)
+    if study.seed_numbers()[:1] == seeds[:1]:  # of a job array's parts, one
+        score_teachers(study)
+    return run_seeds(study, seeds, min(workers, max(1, len(seeds))))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("study", main))

@@ -1,0 +1,1 @@
+"""Studies: a grid of recipes over seeds, run to results that can be compared."""

@@ -1,0 +1,164 @@
+"""Studies: the grid, the statistics, a real one that is killed and goes on, and docs/evidence.md against its raw results."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from itertools import product
+
+import numpy as np
+import pytest
+
+from pipeline.evaluation.statistics import sign_flip
+from pipeline.recipe import BadInput
+from pipeline.reporting.evidence import DOCUMENT, FIGURES, compared, read_studies, render
+from pipeline.studying.grid import Study, grid
+from pipeline.studying.table import lines, t_interval
+from tests import launch
+
+
+def study(**fields) -> Study:
+    variants = {"undistilled": {"teachers": []}, "calm": {"objective.strategy": "calm"}}
+    return Study(**{"name": "s", "recipe": "study", "variants": variants, **fields})
+
+
+def test_seeds():
+    assert study(seeds="3..5").seed_numbers() == [3, 4, 5] and study(seeds="0,7").seed_numbers() == [0, 7]
+    with pytest.raises(BadInput, match="0..7 or 0,2,5"):
+        study(seeds="0-7").seed_numbers()
+
+
+def test_grid_is_the_product():
+    made = grid(["objective.strategy=calm,tide_cross", "optim.lr=1e-3,2e-3"])
+    assert list(made) == ["calm,1e-3", "calm,2e-3", "tide_cross,1e-3", "tide_cross,2e-3"]
+    assert made["tide_cross,1e-3"] == {"objective.strategy": "tide_cross", "optim.lr": "1e-3"}
+    assert grid([]) == {}
+    with pytest.raises(BadInput, match="FIELD=VALUE"):
+        grid(["objective.strategy"])
+
+
+def test_a_run_is_the_recipe_with_settings_then_the_variant_s_own_fields_and_the_seed():
+    planned = study(settings={"optim.steps": 7, "objective.strategy": "tidal"}, start={"optim.steps": 9}, seeds="0..1")
+    own = planned.run("calm", 5, "weights/of/the/start")
+    assert (own.optim.steps, own.objective.strategy, own.data.seed) == (7, "calm", 5)
+    assert (own.student.path, own.student.weights, own.run_dir) == (
+        "weights/of/the/start",
+        "pretrained",
+        "runs/study/s/calm/5",
+    )
+    assert planned.run("undistilled", 0).teachers == [] and planned.run("start", 0).optim.steps == 9
+    assert len(planned.base().teachers) == 2
+    assert own.data.aligned == planned.base().data.aligned == "runs/aligned/s", "all runs read the same rows"
+    assert planned.planned() == ["start", "undistilled", "calm"]
+    assert str(study(start="other").start_dir(3)) == "runs/study/other/start/3"
+    assert study(start="other").planned() == ["undistilled", "calm"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"variants": {"a": {"optim.speed": 3}}}, "variant a: .*optim.speed"),
+        ({"variants": {"start": {}}}, "other than start"),
+        ({"variants": {"../a": {}}}, "letters"),
+        ({"variants": {}}, "--vary"),
+        ({"only": ["kl"]}, "no variant kl"),
+        ({"variants": "no/such.yaml"}, "no/such.yaml"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_name(fields, message):
+    with pytest.raises(BadInput, match=message):
+        study(**fields).run("a", 0)
+
+
+def test_sign_flip_is_exact_for_a_study_s_seeds():
+    rng = np.random.default_rng(0)
+    for n in (3, 10):
+        d = rng.normal(0.5, 1, n)
+        means = [abs(np.mean(d * signs)) for signs in product((1, -1), repeat=n)]
+        assert sign_flip(d) == pytest.approx(np.mean([m >= abs(d.mean()) - 1e-12 for m in means]))
+    assert sign_flip([0.1] * 10) == pytest.approx(2 / 1024)
+
+
+def test_interval_is_student_s():
+    low, high = t_interval([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    assert t_interval([0.5]) == (0.5, 0.5)
+
+
+def test_differences_are_paired_by_seed():
+    def result(variant, seed, score):
+        return {
+            "variant": variant,
+            "seed": seed,
+            "score": score,
+            "kl": {"moe": [score, 0.0]},
+            "seconds": 1,
+            "tokens": 2,
+        }
+
+    base = [result("undistilled", seed, score) for seed, score in enumerate((0.1, 0.5, 0.9))]
+    made = lines([*base, result("calm", 2, 0.95), result("calm", 0, 0.2)], "undistilled")
+    assert [line.variant for line in made] == ["undistilled", "calm"]
+    assert made[0].difference is None and made[0].p_holm is None and made[0].kl["moe"] == pytest.approx([0.5, 0.0])
+    assert made[1].difference == pytest.approx(0.075) and made[1].p == made[1].p_holm == pytest.approx(0.5)
+
+
+def test_document_holds_what_its_raw_results_say():
+    studies, document = read_studies(), DOCUMENT.read_text(encoding="utf-8")
+    assert render(document, studies) == document, "run `python -m pipeline.reporting.evidence`"
+    for name, results in studies.items():
+        assert f"<!-- {name} -->" in document
+        assert len(results["study"]["variants"]) == len(compared(results)), f"{name} lacks variants"
+        seeds = {tuple(line.scores) for line in compared(results)}
+        assert len(seeds) == 1 and len(seeds.pop()) >= 8, f"{name}: every variant has all of the same seeds"
+    for figure in re.findall(r"\]\(evidence/([\w-]+\.svg)\)", document):
+        assert (FIGURES / figure).is_file(), figure
+
+
+@pytest.mark.launch
+@pytest.mark.slow
+def test_a_killed_study_does_what_is_missing(checkout):
+    """Also the smoke test of `make study`: demo/study/run.sh --quick."""
+    words, folder = ["bash", "demo/study/run.sh", "--quick"], checkout / "runs/study/quick"
+    first = subprocess.Popen(
+        words, cwd=checkout, env=launch.ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    results = lambda: {path: path.stat().st_mtime_ns for path in folder.glob("*/*/result.json")}
+    deadline = time.time() + 300
+    while len(results()) < 2 and time.time() < deadline:
+        time.sleep(0.1)
+    os.kill(first.pid, signal.SIGKILL)  # exec: this is study.py itself, and its workers die with it
+    first.wait()
+    time.sleep(0.5)
+    kept = results()
+    assert 2 <= len(kept) < 6
+    done = subprocess.run(words, cwd=checkout, env=launch.ENVIRONMENT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    after = results()
+    assert len(after) == 6 and kept.items() <= after.items(), "a finished run was done again"
+    table = (folder / "table.md").read_text()
+    assert "undistilled" in table and "A-calm" in table and "start" not in table
+    assert (
+        not list(folder.glob("A-calm/*/checkpoints")) and len(list(folder.glob("start/*/checkpoints/*/COMPLETE"))) == 2
+    )
+    raw = json.loads((folder / "results.json").read_text())
+    assert len(raw["runs"]) == 6 and set(raw["teachers"]) == {"moe"} and set(raw["probe"]) == {"moe"}
+    for run in raw["runs"]:
+        assert len(run["kl"]["moe"]) == 5 and all(0 <= x < 50 for x in run["kl"]["moe"])
+        assert run["steps"] == 4 and run["tokens"] > 0
+        assert len(run["tasks"]["study_arithmetic"]["correct"]) == 8
+    starts = {run["seed"]: run["kl"]["moe"] for run in raw["runs"] if run["variant"] == "start"}
+    assert starts[0] != starts[1], "seeds start from different weights"
+    again = subprocess.run(
+        [sys.executable, "pipeline/study.py", "--study", "demo/study/quick.yaml", "--table"],
+        cwd=checkout,
+        env=launch.ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 0 and "A-calm" in again.stdout
