@@ -82,7 +82,9 @@ class Watchdog:
         failed = error is not None and not isinstance(error, StoppedEarly)
         if failed and self.topology.rank == 0:
             if self.topology.world_size > 1:
-                time.sleep(3)  # if another rank is the cause, the thread ends this process within that time
+                time.sleep(
+                    3
+                )  # if another rank is the cause, the thread ends this process within that time: a round and 1 s
             return
         facts: dict[str, Any] = {"ended": True}
         if failed:
@@ -148,7 +150,7 @@ class Watchdog:
     def _judge(self) -> None:
         """Rank 0: reads notes, and ends the run when one is missing or bad."""
         while not self._ended.is_set():
-            lost = self._read(self.beat)
+            lost = self._read(min(1.0, self.beat))  # ranks that connect meanwhile are heard in the next round
             if lost and not self._ended.is_set():
                 time.sleep(1)  # a death makes others fail: hear all, then name the first cause
                 lost += self._read(0)
