@@ -62,9 +62,17 @@ def start(timeout: timedelta) -> Topology:
         verbose=False,
     )
     atexit.register(remove_shared_memory, here.rank)
+    if cpu:
+        atexit.register(_leave)
     device = torch.device(accelerator.current_device_name())
     control = dist.group.WORLD if cpu else dist.new_group(backend="gloo", timeout=timeout)
     return Topology(dist.get_rank(), dist.get_world_size(), here.local_world_size, device, control)
+
+
+def _leave() -> None:
+    """Ends gloo's threads before Python ends: a process that dies with them running is aborted now and then."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def remove_shared_memory(rank: int) -> None:
