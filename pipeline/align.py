@@ -32,7 +32,6 @@ from pipeline.alignment.manifest import (
     describe,
     identity,
     is_sealed,
-    json_sha256,
     place,
     seal,
 )
@@ -44,7 +43,7 @@ from pipeline.alignment.vocabulary import shared_vocab
 from pipeline.data.sources import Rows, open_rows
 from pipeline.models import load_tokenizer
 from pipeline.recipe import BadInput, Recipe, parse, parser
-from pipeline.run_directory import exit_code, read_json, record_status, write_json
+from pipeline.run_directory import exit_code, json_sha256, read_json, record_status, write_json
 
 
 @dataclass

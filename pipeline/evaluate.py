@@ -23,7 +23,7 @@ from functools import partial
 from importlib import import_module
 
 from pipeline.recipe import BadInput, Recipe, parse, parser
-from pipeline.run_directory import StoppedEarly, complete_checkpoints, exit_code, record_status, step_name
+from pipeline.run_directory import StoppedEarly, complete_checkpoints, exit_code, record_status, step_name, step_of
 
 COMMANDS = {
     "compare": "pipeline.evaluation.compare:main",
@@ -49,7 +49,7 @@ def main() -> None:
     from pipeline.evaluation.answers import Share
 
     share = Share.parse(flags.shard, dict(os.environ))
-    stage = "watch" if flags.watch else "evaluate" if share.of == 1 else f"evaluate-{share.index}-of-{share.of}"
+    stage = "watch" if flags.watch else f"evaluate{share.suffix}"
     with record_status(run_dir, stage) as status:
         signal.signal(signal.SIGTERM, _stop)
         if flags.watch:
@@ -58,7 +58,7 @@ def main() -> None:
             folder, label = flags.model, flags.label or Path(flags.model).resolve().name
         else:
             folder, step = checkpoint(recipe, flags.step)
-            label, status["step"] = flags.label or step, int(step.removeprefix("step-"))
+            label, status["step"] = flags.label or step, step_of(Path(step))
         status["message"] = label
         evaluate(recipe, folder, label, share=share, shown=flags.show)
 

@@ -39,8 +39,9 @@ def adopt() -> None:
         for name, theirs in _MPI.items():
             for value in filter(None, map(os.environ.get, theirs)):
                 os.environ.setdefault(name, value)
-        if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) < int(os.environ.get("WORLD_SIZE", 1)):
-            _require_address()
+        several_nodes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) < int(os.environ.get("WORLD_SIZE", 1))
+        if several_nodes and "MASTER_ADDR" not in os.environ:
+            raise BadInput("ranks on several nodes need the first node's name: mpirun -x MASTER_ADDR=NODE ...")
         _refuse_plain_srun()
     if "WORLD_SIZE" not in os.environ:
         os.environ.setdefault("MASTER_PORT", str(free_port()))
@@ -54,11 +55,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _require_address() -> None:
-    if "MASTER_ADDR" not in os.environ:
-        raise BadInput("ranks on several nodes need the first node's name: mpirun -x MASTER_ADDR=NODE ...")
 
 
 def _refuse_plain_srun() -> None:

@@ -42,7 +42,7 @@ def main() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing here needs a GPU, nor the tools to find one
 
     from pipeline.planning.configs import read_configs  # torch: seconds, so after the command line
-    from pipeline.planning.facts import gather_facts
+    from pipeline.planning.facts import gather_facts, row_means
     from pipeline.planning.memory import count_held
     from pipeline.planning.report import Machine, report
     from pipeline.planning.rows import read_data
@@ -54,9 +54,11 @@ def main() -> None:
     settings = read_settings(engine, flags.deepspeed)
     configs, data = read_configs(recipe, flags.config), read_data(recipe, flags.rows, flags.mean_tokens)
     facts = [gather_facts(recipe, engine, settings, configs, data, n, flags.gpus_per_node) for n in flags.nodes]
-    held = count_held(facts[0])
+    held, means = count_held(facts[0]), row_means(facts[0])
     gpu = (flags.gpus_per_node, flags.gpu_memory, flags.headroom, flags.gpu_tflops, flags.mfu)
-    answers = [report(known, held, Machine(nodes, *gpu)) for known, nodes in zip(facts, flags.nodes, strict=True)]
+    answers = [
+        report(known, held, means, Machine(nodes, *gpu)) for known, nodes in zip(facts, flags.nodes, strict=True)
+    ]
     if flags.json:
         print(json.dumps(answers, indent=1))
     else:

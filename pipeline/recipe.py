@@ -427,6 +427,11 @@ def compdemo_enabled(recipe: Recipe) -> bool:
     return recipe.objective.strategy == "tide_shared" if enabled is None else enabled
 
 
+def compdemo_ratio(recipe: Recipe) -> float | None:
+    """CompDemo's split; None where every teacher has one view."""
+    return recipe.objective.compdemo.ratio if compdemo_enabled(recipe) else None
+
+
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML."""
     return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,12 @@ class StoppedEarly(BaseException):
 
     Like KeyboardInterrupt it may come out of a signal handler, and no `except Exception` swallows it.
     """
+
+
+def code_version() -> str | None:
+    """Commit of this program; None outside a git checkout."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip() or None
 
 
 def rank() -> int:
@@ -68,6 +75,21 @@ def read_json(path: Path) -> Any:
         return None
     except ValueError as error:  # UnicodeDecodeError too
         raise BadInput(f"{path}: not JSON ({error}); delete it and run its stage again") from None
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Rows of a JSONL file; [] where there is none. Only a line break ends a row: texts may hold other separators."""
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Write and rename, as `write_text`; a row a line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def json_sha256(value: Any) -> str:
+    """Digest of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -188,10 +210,9 @@ def exit_code(stage: str, main: Callable[[], None]) -> int:
     except BadInput as error:
         if int(os.environ.get("LOCAL_RANK", rank())) == 0:  # a node may lack what the others have
             print(f"{stage}: {error}", file=sys.stderr, flush=True)
+        # A launcher ends all ranks after the first: rank 0, which may be slower, writes the status file.
         if rank() != 0:
-            time.sleep(
-                60
-            )  # a launcher ends all ranks after the first: rank 0, which may be slower, writes the status file
+            time.sleep(60)
         return BAD_INPUT
     except StoppedEarly as stop:
         if rank() == 0:

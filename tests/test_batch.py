@@ -28,7 +28,7 @@ from pipeline.data.aligned import AlignedTeacher
 from pipeline.data.layout import lay_out, pack
 from pipeline.diffusion import block_diffusion_mask
 from pipeline.recipe import BadInput
-from pipeline.training.terms import hidden_states
+from pipeline.models.attention import hidden_states
 
 MASK = 1
 

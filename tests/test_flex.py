@@ -10,7 +10,7 @@ from benchmarks import workload
 from pipeline.data.layout import Side, lay_out, pack
 from pipeline.diffusion import blocks_for_flex
 from pipeline.models.attention import use_flex
-from pipeline.training.terms import hidden_states
+from pipeline.models.attention import hidden_states
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -55,6 +56,9 @@ class Changed:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def pick(self, places: np.ndarray) -> Changed:
+        return Changed(self.rows.pick(places), self.change)
 
     def __getitem__(self, index: int) -> AlignedRow:
         row = self.rows[index]

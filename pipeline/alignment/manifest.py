@@ -6,7 +6,6 @@ no dataset. Settings of training (block size, batch, objective) are no part of i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -18,16 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.recipe import BadInput, Recipe
-from pipeline.run_directory import file_sha256, read_json
+from pipeline.run_directory import file_sha256, json_sha256, read_json
 
 FORMAT = 1
 """Version of the columns and of what is in them; a new one makes every older dataset stale."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-
-
-def json_sha256(value: Any) -> str:
-    """Hexadecimal digest of a value's canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def seal(record: Mapping[str, Any]) -> dict[str, Any]:

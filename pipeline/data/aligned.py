@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,14 @@ class AlignedRows:
             for name in self._teachers
         )
         return AlignedRow(_int64(row["input_ids"]), torch.from_numpy(np.array(row["maskable"], bool)), teachers)
+
+    def pick(self, places: np.ndarray) -> AlignedRows:
+        """The rows at these places alone."""
+        picked = copy.copy(self)
+        picked._rows = self._rows.select(places)
+        picked.student_lengths = self.student_lengths[places]
+        picked.teacher_lengths = [lengths[places] for lengths in self.teacher_lengths]
+        return picked
 
     def origin(self, index: int) -> str:
         """Source and row that a row was made of."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -56,17 +56,21 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same micro-batch on another device."""
-        return _to(self, device)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def map(self, function: Callable[[Tensor], Any]) -> Batch:
+        """The same micro-batch with `function` of every tensor in its place."""
+        return _map(self, function)
 
 
-def _to(value, device):
+def _map(value, function: Callable[[Tensor], Any]):
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return function(value)
     if isinstance(value, tuple):
-        return tuple(_to(v, device) for v in value)
-    return (
-        value if isinstance(value, int) else type(value)(*(_to(getattr(value, f.name), device) for f in fields(value)))
-    )
+        return tuple(_map(item, function) for item in value)
+    if isinstance(value, int):
+        return value
+    return type(value)(*(_map(getattr(value, f.name), function) for f in fields(value)))
 
 
 @dataclass(frozen=True)
@@ -177,9 +181,8 @@ class BatchBuilder:
         for n in noised:
             teacher, student_ids = n.sample.row.teachers[k], n.chunkings[k]
             hidden = touched_chunks(n.masked, student_ids)
-            active = hidden & ~touched_chunks(
-                ~n.maskable, student_ids
-            )  # a chunk that reaches into the prompt is only hidden
+            # a chunk that reaches into the prompt is only hidden
+            active = hidden & ~touched_chunks(~n.maskable, student_ids)
             number = torch.where(active, chunks + active.cumsum(0) - 1, -1)
             chunks += int(active.sum())
             for view in self._views(hidden, n.sample, k):

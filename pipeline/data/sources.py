@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.alignment.manifest import file_sha256
 from pipeline.recipe import BadInput
+from pipeline.run_directory import file_sha256
 
 ROLES = ("system", "user", "assistant", "tool")
 

@@ -7,7 +7,6 @@ everything that the answer depends on. Whoever looks for an answer reads all of 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.recipe import BadInput
+from pipeline.run_directory import json_sha256
 
 Record = dict[str, Any]
 
@@ -46,22 +46,29 @@ class Share:
         )
         return cls((task - first) // step, int(environment["SLURM_ARRAY_TASK_COUNT"]))
 
+    @property
+    def suffix(self) -> str:
+        """What tells a share's files from those of others."""
+        return "" if self.of == 1 else f"-{self.index}-of-{self.of}"
+
     def __str__(self) -> str:
         return f"{self.index}/{self.of}"
 
 
 def request_key(*parts: Any) -> str:
     """24 hex digits of a request and all that its answer depends on (JSON values)."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+    return json_sha256(parts)[:24]
 
 
 class Answers:
     """A task's answers in a folder; without a folder, in memory. Close it (or use `with`) to let others write.
 
-    Raises BadInput when another process writes the same share.
+    `kind` names the files, and what is kept so. Raises BadInput when another process writes the same share.
     """
 
-    def __init__(self, folder: Path | None = None, task: str = "", share: Share | None = None) -> None:
+    def __init__(
+        self, folder: Path | None = None, task: str = "", share: Share | None = None, kind: str = "answers"
+    ) -> None:
         self.share = share or Share()
         self._known: dict[str, Record] = {}
         self._file: IO[bytes] | None = None
@@ -69,8 +76,7 @@ class Answers:
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        suffix = "" if self.share.of == 1 else f"-{self.share.index}-of-{self.share.of}"
-        own = folder / f"{task}.answers{suffix}.jsonl"
+        own = folder / f"{task}.{kind}{self.share.suffix}.jsonl"
         self._file = own.open("ab+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,7 +86,7 @@ class Answers:
                 f"{own} is being written by another process: wait for it, or give it another --shard"
             ) from None
         _drop_torn_line(self._file)
-        self._folder, self._names = folder, f"{task}.answers*.jsonl"
+        self._folder, self._names = folder, f"{task}.{kind}*.jsonl"
         self.refresh()
 
     def __enter__(self) -> Answers:

@@ -7,13 +7,13 @@ hand.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.recipe import BadInput
+from pipeline.run_directory import read_json_lines
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def read(name: str) -> list[dict[str, Any]]:
             "BENCHMARK_DATA to the folder that has it"
         )
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = read_json_lines(path)
     except ValueError as error:
         raise BadInput(f"{path}: not JSON lines ({error}); delete it and prefetch again") from None
     missing = [column for column in SOURCES[name].columns if not rows or any(column not in row for row in rows)]

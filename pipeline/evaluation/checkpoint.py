@@ -17,6 +17,7 @@ from pipeline.diffusion.sampler import SpecialTokens
 from pipeline.models import load_teacher, load_tokenizer, read_config
 from pipeline.models.loading import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, fetch
 from pipeline.recipe import BadInput
+from pipeline.run_directory import file_sha256
 
 CUTS = {"sequence": "training", "response": "reference"}  # student.blocks -> GenerateConfig.blocks
 
@@ -73,8 +74,7 @@ class Checkpoint:
             raise BadInput(f"{self.path}: no *.safetensors; give the folder of a model")
         total = hashlib.sha256()
         for file in files:
-            with file.open("rb") as content:
-                total.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+            total.update(f"{file.name} {file_sha256(file)}\n".encode())
         return total.hexdigest()
 
     def hardware(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ verdict is kept as soon as it is there, so a killed scoring goes on where it was
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -14,18 +13,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from rich.progress import track
 
 from pipeline.evaluation import results
+from pipeline.evaluation.answers import Answers, Record, request_key
 from pipeline.evaluation.sandbox import Limits, Sandbox, Tests
 from pipeline.evaluation.statistics import interval
 from pipeline.recipe import BadInput, parse, parser
-from pipeline.run_directory import read_json, record_status, write_json, write_text
+from pipeline.run_directory import read_json, read_json_lines, record_status, write_json, write_json_lines
 
 METRIC = "pass@1"
-Record = dict[str, Any]
 
 
 def main(argv: list[str]) -> None:
@@ -70,8 +68,8 @@ def score_samples(path: Path, sandbox: Sandbox, workers: int) -> Record:
     """Judges the samples of a file. Writes TASK.verdicts.jsonl, `pass@1` and `correct` into the samples and the score
     into TASK.json, which it returns."""
     task = path.name.removesuffix(".samples.jsonl")
-    samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    verdicts = _verdicts(path.with_name(f"{task}.verdicts.jsonl"), samples, sandbox, workers)
+    samples = read_json_lines(path)
+    verdicts = _verdicts(path.parent, task, samples, sandbox, workers)
     for sample, verdict in zip(samples, verdicts, strict=True):
         told = {name: verdict[name] for name in ("reason", "detail")}
         sample |= {METRIC: float(verdict["passed"]), "correct": verdict["passed"], **told}
@@ -86,45 +84,29 @@ def score_samples(path: Path, sandbox: Sandbox, workers: int) -> Record:
         "reasons": dict(Counter(verdict["reason"] for verdict in verdicts).most_common()),
         "limits": asdict(sandbox.limits),
     }
-    score["alarms"] = results.alarms(score)
-    if score["alarms"]:
-        score["raw_outputs"] = [{k: s[k] for k in ("prompt", "response")} for s in samples[: results.RAW_OUTPUTS]]
-    write_text(path, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
+    score = results.with_alarms(score, samples)
+    write_json_lines(path, samples)
     write_json(path.with_name(f"{task}.json"), score)
     results.update_card(path.parent.absolute())
     return score
 
 
-def _verdicts(path: Path, samples: list[Record], sandbox: Sandbox, workers: int) -> list[Record]:
-    """One verdict a sample, in their order; those that the file has for the same program, tests and limits stay."""
+def _verdicts(folder: Path, task: str, samples: list[Record], sandbox: Sandbox, workers: int) -> list[Record]:
+    """One verdict a sample, in their order; those that TASK.verdicts.jsonl has for the same program, tests and limits stay."""
     limits = asdict(sandbox.limits)
-    asked = [json.dumps([limits, sample["answer"], sample["target"]]) for sample in samples]
-    keys = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in asked]
-    known = {verdict["key"]: verdict for verdict in _read_lines(path)}
-    missing = {key: sample for key, sample in zip(keys, samples, strict=True) if key not in known}
+    keys = [request_key(limits, sample["answer"], sample["target"]) for sample in samples]
 
-    def judge(key: str) -> Record:
-        sample = missing[key]
-        return {"key": key, **asdict(sandbox.judge(sample["answer"], Tests(**sample["target"])))}
+    def judge(sample: Record) -> Record:
+        return asdict(sandbox.judge(sample["answer"], Tests(**sample["target"])))
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(workers) as pool:
-        for verdict in track(pool.map(judge, missing), description=path.stem, total=len(missing)):
-            known[verdict["key"]] = verdict
-            file.write(json.dumps(verdict, ensure_ascii=False) + "\n")
-            file.flush()
-    verdicts = [{"id": sample["id"], **known[key]} for key, sample in zip(keys, samples, strict=True)]
-    write_text(path, "".join(json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in verdicts))
+    with Answers(folder, task, kind="verdicts") as known, ThreadPoolExecutor(workers) as pool:
+        missing = {key: sample for key, sample in zip(keys, samples, strict=True) if key not in known}
+        judged = track(pool.map(judge, missing.values()), description=f"{task}.verdicts", total=len(missing))
+        for key, verdict in zip(missing, judged, strict=True):
+            known.add(key, verdict)
+        verdicts = [{"id": sample["id"], "key": key, **known[key]} for key, sample in zip(keys, samples, strict=True)]
+        write_json_lines(folder / f"{task}.verdicts.jsonl", verdicts)
     return verdicts
-
-
-def _read_lines(path: Path) -> Iterator[Record]:
-    """Complete lines; one that a kill has cut is left out."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
 
 
 def show(path: Path, score: Record) -> None:

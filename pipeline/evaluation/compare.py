@@ -7,7 +7,6 @@ folder under its evaluation/, or several of those joined by commas: the same mod
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -22,7 +21,7 @@ from rich.table import Table
 
 from pipeline.evaluation.statistics import bootstrap, holm, mcnemar, sign_flip
 from pipeline.recipe import BadInput
-from pipeline.run_directory import read_json, write_json
+from pipeline.run_directory import read_json, read_json_lines, write_json
 
 REAL = 0.05
 SAMPLES = ".samples.jsonl"
@@ -46,7 +45,6 @@ class Scored:
     """Problem id -> score, averaged over seeds."""
     facts: Record
     """Of the first result: what MATTERS names."""
-    higher_is_better: bool = True
 
     @classmethod
     def of(cls, results: Sequence[tuple[Record, Sequence[Record]]]) -> Scored:
@@ -59,7 +57,7 @@ class Scored:
                 values.setdefault(row["id"], []).append(float(row[metric]))
         asked = {i: fmean(v) for i, v in values.items() if len(v) == len(results)}
         facts = {name: {**first.get("settings", {}), **first}.get(name) for name in MATTERS}
-        return cls(metric, asked, facts, first.get("higher_is_better", True))
+        return cls(metric, asked, facts)
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ def read(name: str) -> dict[str, Scored]:
     tasks = [path.name.removesuffix(SAMPLES) for path in sorted(folders[0].glob(f"*{SAMPLES}"))]
     found = {}
     for task in tasks:
-        results = [(read_json(f / f"{task}.json"), _samples(f / f"{task}{SAMPLES}")) for f in folders]
+        results = [(read_json(f / f"{task}.json"), read_json_lines(f / f"{task}{SAMPLES}")) for f in folders]
         if any(score is None for score, _ in results):
             raise BadInput(f"{name}: not all of these have {task}.json")
         if all(comparable(score["metric"], rows) for score, rows in results):
@@ -146,10 +144,6 @@ def _folder(path: Path) -> Path:
     if not path.is_dir():
         raise BadInput(f"{path}: no such folder; give a run directory or a folder of its evaluation/")
     return path
-
-
-def _samples(path: Path) -> list[Record]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def main(argv: Sequence[str]) -> None:

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from pipeline.data import Side
 from pipeline.data.layout import Document, from_response, from_sequence, lay_out, pack
 from pipeline.diffusion import generator_for
+from pipeline.models.attention import hidden_states
 from pipeline.objectives import head_rows, token_log_prob
-from pipeline.training.terms import hidden_states
 
 CUTS = {"training": from_sequence, "reference": from_response}
 
@@ -118,20 +118,19 @@ class Continuation:
 
     def masked(self) -> Iterator[Tensor]:
         """The masked tokens of each forward, bool [T]: the next draw of every block that still has one."""
-        last = int(self.block[-1])
+        ends = {b: int((self.block <= b).sum()) for b in self.draws}
         for n in range(max(draws.masks.shape[0] for draws in self.draws.values())):
             mask = torch.zeros(len(self.ids), dtype=torch.bool)
             for b, draws in self.draws.items():
                 if n < draws.masks.shape[0]:
-                    end = int((self.block <= b).sum()) if b < last else len(mask)
-                    mask[end - draws.masks.shape[1] : end] = draws.masks[n]
+                    mask[ends[b] - draws.masks.shape[1] : ends[b]] = draws.masks[n]
             yield mask
 
-    def estimate(self, log_probs: list[Tensor], right: list[Tensor]) -> Estimate:
-        """From each forward's log-probabilities and right guesses at its masked tokens, in order."""
+    def estimate(self, masks: list[Tensor], log_probs: list[Tensor], right: list[Tensor]) -> Estimate:
+        """From each forward's mask (of `masked`), and log-probabilities and right guesses at its masked tokens, in order."""
         sums = [
             torch.zeros(int(self.block[-1]) + 1, dtype=torch.float64).index_add(0, self.block[mask], logp.double())
-            for mask, logp in zip(self.masked(), log_probs, strict=True)
+            for mask, logp in zip(masks, log_probs, strict=True)
         ]
         parts = [d.estimate(torch.stack([s[b] for s in sums[: d.masks.shape[0]]])) for b, d in self.draws.items()]
         return Estimate(sum(v for v, _ in parts), sum(v for _, v in parts), bool(right[0].all()))
@@ -143,7 +142,8 @@ def log_likelihoods(
 ) -> list[Estimate]:
     """The bound of each continuation; `batch_size` inputs share a forward."""
     side = Side(model.config.mask_token_id, "block", block_size)
-    jobs = [(c, mask) for c in continuations for mask in c.masked()]
+    masks = [list(c.masked()) for c in continuations]
+    jobs = [(c, mask) for c, own in zip(continuations, masks, strict=True) for mask in own]
     found: list[Tensor] = []
     for start in range(0, len(jobs), batch_size):
         group = jobs[start : start + batch_size]
@@ -151,9 +151,9 @@ def log_likelihoods(
         found += _known(model, documents, [c.ids[mask] for c, mask in group])
     known = iter(found)
     estimates = []
-    for c in continuations:
-        rows = [next(known) for _ in c.masked()]
-        estimates.append(c.estimate([r[:, 0] for r in rows], [r[:, 1] for r in rows]))
+    for c, own in zip(continuations, masks, strict=True):
+        rows = [next(known) for _ in own]
+        estimates.append(c.estimate(own, [r[:, 0] for r in rows], [r[:, 1] for r in rows]))
     return estimates
 
 

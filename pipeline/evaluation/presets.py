@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.diffusion.sampler import GenerateConfig
 from pipeline.recipe import BadInput
+from pipeline.run_directory import json_sha256
 
 
 @dataclass(frozen=True)
@@ -57,4 +56,4 @@ def _named(name: str) -> Preset:
 
 def preset_hash(config: GenerateConfig) -> str:
     """12 hex digits that change with any decoding setting."""
-    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
+    return json_sha256(asdict(config))[:12]

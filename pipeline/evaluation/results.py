@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -13,7 +11,7 @@ from typing import Any
 
 from pipeline.evaluation.answers import Record
 from pipeline.evaluation.statistics import interval
-from pipeline.run_directory import read_json
+from pipeline.run_directory import json_sha256, read_json
 
 MANY_TRUNCATED = 0.2
 MANY_UNSURE = 0.1
@@ -80,7 +78,7 @@ def _verdict(sample: Record, metric: str | None) -> Record:
 def prompts_hash(samples: Sequence[Record]) -> str:
     """12 hex digits that change with any prompt (template, shots, their order) and with the problems' choice."""
     asked = [[a for a in args if isinstance(a, str)] for sample in samples for args in sample["arguments"]]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
+    return json_sha256(asked)[:12]
 
 
 def generation_facts(answers: Sequence[Record]) -> Record:
@@ -140,6 +138,13 @@ def alarms(score: Record) -> list[str]:
             f"{unsure:.0%} of the choices are within the estimator's noise: raise evaluation.likelihood_samples"
         )
     return found
+
+
+def with_alarms(score: Record, rows: Sequence[Record]) -> Record:
+    """The score with its alarms and, where there are any, raw outputs."""
+    found = alarms(score)
+    raw = [{name: row[name] for name in ("prompt", "response")} for row in rows[:RAW_OUTPUTS]]
+    return score | {"alarms": found} | ({"raw_outputs": raw} if found else {})
 
 
 def update_card(folder: Path) -> None:

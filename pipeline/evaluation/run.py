@@ -95,7 +95,4 @@ def run_task(
         "prompts_hash": results.prompts_hash(first),
         "devices": sorted({answer["device"] for answer in answers}),
     }
-    score["alarms"] = results.alarms(score)
-    if score["alarms"]:
-        score["raw_outputs"] = [{k: row[k] for k in ("prompt", "response")} for row in rows[: results.RAW_OUTPUTS]]
-    return score, rows
+    return results.with_alarms(score, rows), rows

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +17,7 @@ from pipeline.evaluation.results import update_card
 from pipeline.evaluation.run import load_tasks, run_task
 from pipeline.evaluation.show import show_response, show_samples, show_scores
 from pipeline.recipe import BadInput, Evaluation, Recipe
-from pipeline.run_directory import write_json, write_text
+from pipeline.run_directory import code_version, write_json, write_json_lines
 
 
 def check(wanted: Evaluation) -> None:
@@ -73,9 +71,9 @@ def evaluate(recipe: Recipe, folder: str, label: str, share: Share | None = None
                     "shard scores, or the same command without --shard"
                 )
                 continue
-        write_text(into / f"{name}.samples.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-        write_json(into / f"{name}.json", score | provenance(recipe, checkpoint, config, label))
-        scores.append(score | {"preset_hash": preset_hash(config)})
+        write_json_lines(into / f"{name}.samples.jsonl", rows)
+        scores.append(score | provenance(recipe, checkpoint, config, label))
+        write_json(into / f"{name}.json", scores[-1])
         show_samples(console, rows[:shown])
     if scores:
         update_card(into)
@@ -98,7 +96,6 @@ def provenance(recipe: Recipe, checkpoint: Checkpoint, config: GenerateConfig, l
     """What a score was made with."""
     wanted = asdict(recipe.evaluation)
     del wanted["tasks"], wanted["preset"]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     packages = ("torch", "transformers", "tokenizers", "lm_eval", "datasets")
     hardware = checkpoint.hardware()
     return {
@@ -114,5 +111,5 @@ def provenance(recipe: Recipe, checkpoint: Checkpoint, config: GenerateConfig, l
             "device": hardware["device"],
         },
         "hardware": hardware,
-        "versions": {"pipeline": commit.stdout.strip() or None, **{name: version(name) for name in packages}},
+        "versions": {"pipeline": code_version(), **{name: version(name) for name in packages}},
     }

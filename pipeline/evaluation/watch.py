@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.evaluation.answers import Record
-from pipeline.run_directory import StoppedEarly, complete_checkpoints, damaged_file, read_json, write_json
+from pipeline.run_directory import StoppedEarly, complete_checkpoints, damaged_file, read_json, step_of, write_json
 
 BEST = "best.json"
 
@@ -65,7 +65,7 @@ def mark_best(run_dir: Path, task: str) -> Record | None:
         score = read_json(path)
         sign = 1 if score.get("higher_is_better", True) else -1
         if score["value"] is not None and (best is None or sign * score["value"] > sign * best["value"]):
-            step = int(path.parent.name.removeprefix("step-"))
+            step = step_of(path.parent)
             best = {"step": step, "task": task, "metric": score["metric"], "value": score["value"]}
     if best:
         write_json(run_dir / "evaluation" / BEST, best)

@@ -1,6 +1,6 @@
-"""FlexAttention as the attention of a model (recipe: `attention: flex`): tiles in which nobody attends are skipped.
+"""Models under packed rows' masks: boolean ones, or FlexAttention's (recipe: `attention: flex`), which skip hidden tiles.
 
-Compiled on a GPU; elsewhere it is the plain computation, without gradients, for comparisons.
+FlexAttention is compiled on a GPU; elsewhere it is the plain computation, without gradients, for comparisons.
 """
 
 from __future__ import annotations
@@ -13,9 +13,18 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from pipeline.diffusion import blocks_for_flex
+from pipeline.data import Packed
+from pipeline.diffusion import attention_mask, blocks_for_flex
 
 NAME = "mask_in_blocks"
+
+
+def hidden_states(model: nn.Module, packed: Packed, places: Tensor) -> Tensor:
+    """Final hidden states at the flat `places` of packed rows: [places, H]."""
+    build_mask = getattr(model, "build_mask", attention_mask)  # set by `use_flex`
+    mask = build_mask(packed.document, packed.block, packed.noisy)
+    output = model.model(input_ids=packed.ids, attention_mask=mask, position_ids=packed.positions)
+    return output.last_hidden_state.flatten(0, 1)[places]
 
 
 def use_flex(model: PreTrainedModel) -> None:

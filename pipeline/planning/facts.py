@@ -13,15 +13,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig
 
 from pipeline.data import BatchBuilder, Packed, accumulation_steps
-from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
 from pipeline.models.experts import MoE
 from pipeline.planning import zero
 from pipeline.planning.arithmetic import Flops, flops
 from pipeline.planning.rows import Data, sample
 from pipeline.planning.step import fake_model, routed_bytes
-from pipeline.recipe import Recipe, compdemo_enabled
+from pipeline.recipe import Recipe, compdemo_ratio
 from pipeline.training.engine import student_dtype
-from pipeline.training.plan import Plan
+from pipeline.training.plan import Plan, expert_parallel_sizes
 from pipeline.training.run import batch_builder, student_with_loss
 from pipeline.training.topology import Topology
 
@@ -74,20 +73,12 @@ def gather_facts(
     """Raises BadInput as a run would: for rows, expert parallelism and objectives that cannot be."""
     student, teachers = (_named(configs[0]), {name: _named(config) for name, config in configs[1].items()})
     ranks = nodes * gpus_per_node
-    sizes = {
-        teacher.name: resolve_expert_parallel_size(
-            teacher.expert_parallel_size,
-            experts=expert_count(teachers[teacher.name]),
-            world_size=ranks,
-            local_world_size=gpus_per_node,
-        )
-        for teacher in recipe.teachers
-    }
+    topology = Topology(0, ranks, gpus_per_node, torch.device("cpu"))
+    sizes = expert_parallel_sizes(recipe, teachers, topology)
     batch = recipe.optim.global_batch
     accumulation = accumulation_steps(data.costs, batch, ranks, recipe.optim.micro_tokens)
     shared = data.shared_vocab or {n: student.vocab_size * _same_vocab(student, c) for n, c in teachers.items()}
     manifest = {"teachers": {name: {"shared_vocab": size} for name, size in shared.items()}}
-    topology = Topology(0, ranks, gpus_per_node, torch.device("cpu"))
     plan = Plan(recipe, engine, manifest, topology, sizes, accumulation)
     dtype, longest = student_dtype(engine), int(data.costs.max())
     with FakeTensorMode():
@@ -104,7 +95,7 @@ def gather_facts(
             offloaded=zero.shards(module, replace(settings, offload_optimizer=True), ranks, dtype.itemsize),
             student=flops(model),
             teachers={name: _teacher_facts(m, sizes[name]) for name, m in models.items()},
-            builder=batch_builder(plan, student, list(teachers.values()), _ratio(recipe)),
+            builder=batch_builder(plan, student, list(teachers.values()), compdemo_ratio(recipe)),
             configs=(student, *teachers.values()),
         )
 
@@ -120,10 +111,6 @@ def _named(config: PreTrainedConfig) -> PreTrainedConfig:
 def _same_vocab(student: PreTrainedConfig, teacher: PreTrainedConfig) -> bool:
     """Stands in for the tokenizers where they are not at hand."""
     return student.vocab_size == teacher.vocab_size
-
-
-def _ratio(recipe: Recipe) -> float | None:
-    return recipe.objective.compdemo.ratio if compdemo_enabled(recipe) else None
 
 
 def _teacher_facts(model: torch.nn.Module, size: int) -> TeacherFacts:

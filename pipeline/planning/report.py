@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.planning.facts import Facts, row_means
+from pipeline.planning.facts import Facts, Means
 from pipeline.planning.memory import Held, interpolate, largest_rows, memory
 from pipeline.planning.work import arithmetic, epoch, traffic
 from pipeline.planning.zero import Shards
@@ -34,12 +34,12 @@ class Machine:
         return self.memory * GB * (1 - self.headroom)
 
 
-def report(facts: Facts, held: dict[bool, tuple[Held, Held]], machine: Machine) -> dict[str, Any]:
-    """Memory by part and phase, what else would fit, traffic, arithmetic and time. `held`: of `count_held`."""
+def report(facts: Facts, held: dict[bool, tuple[Held, Held]], means: list[Means], machine: Machine) -> dict[str, Any]:
+    """Memory by part and phase, what else would fit, traffic, arithmetic and time. `held`: of `count_held`; `means`: of
+    `row_means`."""
     recipe, rows = facts.plan.recipe, facts.rows_at_once
     own = held[recipe.student.activation_checkpointing]
     now, at = memory(facts, facts.shards, own, rows), interpolate(own, rows)
-    means = row_means(facts)
     flops = arithmetic(facts, means)
     return {
         "recipe": recipe.name,

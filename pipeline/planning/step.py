@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from pipeline.data import Batch
+from pipeline.models.expert_parallel import mixture_layers
 from pipeline.models.experts import MoE
 from pipeline.models.loading import build
 from pipeline.planning.live import LiveBytes
@@ -62,7 +62,7 @@ def fake_model(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
 
 def routed_bytes(model: nn.Module) -> int:
     """What one token sends to its experts in one layer; 0 without any."""
-    if not any(isinstance(module, MoE) for module in model.modules()):
+    if not mixture_layers(model.config):
         return 0
     return model.config.num_experts_per_tok * model.config.hidden_size * model.dtype.itemsize
 
@@ -79,7 +79,7 @@ def hold(
         for parameter in model.parameters():  # a gradient leaves as soon as it is there: to its bucket
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
         module = student_with_loss(_with_checkpointing(plan, False), model, models)
-        batch = _fake(mode, batch)
+        batch = batch.map(mode.from_tensor)
         with LiveBytes(t for m in (model, *models) for t in (*m.parameters(), *m.buffers())) as live:
             peaks, observed = [], []
             for term, teacher, own in zip(module.terms, models, batch.teachers, strict=True):
@@ -114,21 +114,7 @@ def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def _leaves(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if is_dataclass(value):
-        return [leaf for field in fields(value) for leaf in _leaves(getattr(value, field.name))]
-    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, tuple) else []
-
-
 def _bytes(batch: Batch) -> int:
-    return sum(leaf.untyped_storage().nbytes() for leaf in _leaves(batch))
-
-
-def _fake(mode: FakeTensorMode, value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return mode.from_tensor(value)
-    if is_dataclass(value):
-        return type(value)(*(_fake(mode, getattr(value, field.name)) for field in fields(value)))
-    return tuple(_fake(mode, item) for item in value) if isinstance(value, tuple) else value
+    sizes: list[int] = []
+    batch.map(lambda tensor: sizes.append(tensor.untyped_storage().nbytes()))
+    return sum(sizes)

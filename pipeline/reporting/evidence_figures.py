@@ -12,23 +12,11 @@ import torch
 from matplotlib.figure import Figure
 
 from pipeline.objectives import calm, tidal_lambda
+from pipeline.reporting.figures import GREEN, ORANGE, PLAIN, VIEWS, VIOLET
 from pipeline.studying.table import Line
 from pipeline.training.validation import TIMESTEPS
 
-STYLE = {
-    "svg.hashsalt": "evidence",
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-}
-ORANGE, VIOLET, GREEN = "#d9822b", "#8b6fd6", "#1f9e89"
-VIEWS = {"one_view": ("one view", "o-", ORANGE), "two_views": ("two views (CompDemo)", "s-", VIOLET)}
+STYLE = PLAIN | {"svg.hashsalt": "evidence"}
 
 
 def probe(teachers: Mapping[str, Any], path: Path) -> None:
@@ -137,4 +125,4 @@ def distances(start: Line, compared: Sequence[Line], path: Path) -> None:
 
 def _save(figure: Figure, path: Path) -> None:
     """The same bytes for the same numbers: no date, fixed ids."""
-    figure.savefig(path, facecolor="white", metadata={"Date": None} if path.suffix == ".svg" else None)
+    figure.savefig(path, facecolor="white", metadata={"Date": None})

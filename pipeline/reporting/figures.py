@@ -18,26 +18,30 @@ from pipeline.reporting.run import Record, Run
 
 INK = "#010203"  # stands for the page's text colour, which differs between light and dark
 COLOURS = {"teacher": "#8b6fd6", "undistilled": "#d9822b", "distilled": "#1f9e89"}
-STYLE = {
+PLAIN = {
     "svg.fonttype": "none",
     "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+STYLE = PLAIN | {
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
     "axes.titlecolor": INK,
-    "axes.titlesize": 10,
     "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
     "grid.color": "#808080",
-    "grid.alpha": 0.25,
     "xtick.color": INK,
     "ytick.color": INK,
-    "legend.frameon": False,
     "figure.facecolor": "none",
-    "lines.linewidth": 1.6,
 }
+ORANGE, VIOLET, GREEN = COLOURS["undistilled"], COLOURS["teacher"], COLOURS["distilled"]
+VIEWS = {"one_view": ("one view", "o-", ORANGE), "two_views": ("two views (CompDemo)", "s-", VIOLET)}
 
 
 def by_t(ts: Sequence[object]) -> list[tuple[float, ...]]:
@@ -111,12 +115,11 @@ def validation(runs: Mapping[str, Run]) -> Markup:
 
 def probe(ts: Sequence[float], teachers: Mapping[str, Record]) -> Markup:
     """Log-probability of the truth and accuracy over t, with one view and with two; a row a teacher."""
-    views = {"one_view": ("one view", "o-", "#d9822b"), "two_views": ("two views (CompDemo)", "s-", "#8b6fd6")}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 2.8 * len(teachers)), layout="constrained")
         rows = figure.subplots(len(teachers), 2, squeeze=False)
         for (left, right), (name, values) in zip(rows, teachers.items(), strict=True):
-            for view, (label, marker, colour) in views.items():
+            for view, (label, marker, colour) in VIEWS.items():
                 left.plot(ts, values[view], marker, color=colour, label=label)
                 right.plot(ts, values[f"accuracy_{view}"], marker, color=colour, label=label)
             left.axhline(values["uniform"], color=INK, linestyle=":", linewidth=1, label="uniform guess")

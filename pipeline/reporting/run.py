@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.run_directory import read_json, read_metrics
+from pipeline.run_directory import read_json, read_json_lines, read_metrics
 
 Record = dict[str, Any]
 
@@ -59,8 +58,7 @@ class Run:
 
     def samples(self, name: str, task: str) -> list[Record]:
         """The evaluated samples of a task, in order; [] without a file."""
-        path = self.folder / "evaluation" / name / f"{task}.samples.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        return read_json_lines(self.folder / "evaluation" / name / f"{task}.samples.jsonl")
 
 
 def read_run(folder: Path, recipe: Record | None = None) -> Run:

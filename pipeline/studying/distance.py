@@ -11,7 +11,7 @@ from pipeline.data import TeacherBatch
 from pipeline.objectives import calm
 from pipeline.recipe import Objective
 from pipeline.training.plan import Plan
-from pipeline.training.run import _rows, batch_builder
+from pipeline.training.run import aligned_rows, batch_builder
 from pipeline.training.step import StudentWithLoss
 from pipeline.training.terms import Term, build_term
 from pipeline.training.topology import Topology
@@ -38,7 +38,7 @@ def teacher_student_kl(
         for teacher, shared, model in zip(recipe.teachers, plan.shared_vocab, teachers, strict=True)
     ]
     module = StudentWithLoss(student, terms, torch.ones_like).eval()
-    rows = _rows(plan, "validation", recipe.teachers)
+    rows = aligned_rows(plan, "validation", recipe.teachers)
     builder = batch_builder(plan, student.config, [model.config for model in teachers], None)
     by_t = []
     for t in TIMESTEPS:

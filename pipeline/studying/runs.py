@@ -5,7 +5,6 @@ An interrupted run goes on from its newest checkpoint, as `distill` does.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from datetime import timedelta
@@ -20,7 +19,7 @@ from pipeline.distill import distill
 from pipeline.evaluate import evaluate
 from pipeline.models import load_teacher
 from pipeline.recipe import BadInput
-from pipeline.run_directory import complete_checkpoints, read_json, read_metrics, write_json
+from pipeline.run_directory import complete_checkpoints, read_json, read_json_lines, read_metrics, write_json
 from pipeline.studying.distance import teacher_student_kl
 from pipeline.studying.grid import START, Study
 from pipeline.training.plan import prepare
@@ -89,7 +88,7 @@ def _scores(folder: Path) -> dict[str, Any]:
 
 def _correct(folder: Path, task: str) -> str:
     """A character a problem, in the task's order: 1 right, 0 wrong, - for scores that are neither."""
-    rows = map(json.loads, (folder / f"{task}.samples.jsonl").read_text(encoding="utf-8").splitlines())
+    rows = read_json_lines(folder / f"{task}.samples.jsonl")
     return "".join(
         {True: "1", False: "0", None: "-"}[row["correct"]] for row in sorted(rows, key=lambda row: row["id"])
     )

@@ -6,7 +6,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -16,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
 from functools import lru_cache
 
+from pipeline.launcher import free_port
 from pipeline.recipe import BadInput
 from pipeline.run_directory import StoppedEarly
 from pipeline.studying.grid import START, Study
@@ -53,9 +53,7 @@ def _start_worker(workers: int) -> None:
 def _prepare(workers: int) -> None:
     """This process's share of the cores, and a port of its own; before torch is imported."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    os.environ["MASTER_PORT"] = str(free_port())
 
 
 @lru_cache

@@ -146,8 +146,9 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def prune(run_dir: Path, keep: int) -> None:
     """Deletes all complete checkpoints but the last `keep` and the best."""
-    found, best = complete_checkpoints(run_dir), best_step(run_dir)
-    for old in found[:-keep]:
+    older = complete_checkpoints(run_dir)[:-keep]
+    best = best_step(run_dir) if older else None
+    for old in older:
         if step_of(old) != best:
             doomed = old.with_name(f".pruned-{old.name}")
             os.rename(old, doomed)  # at once: half a checkpoint must not look complete

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedConfig
 
 from pipeline.alignment.manifest import check_manifest, load_manifest, verify_shards
 from pipeline.data import AlignedRows, accumulation_steps, row_tokens
@@ -20,7 +20,7 @@ from pipeline.models import read_config
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
 from pipeline.models.weights import weight_files
 from pipeline.recipe import BadInput, Recipe, Student, Teacher, compdemo_enabled, dump
-from pipeline.run_directory import rank
+from pipeline.run_directory import code_version, rank
 from pipeline.training.engine import read_engine_config, student_dtype, zero_stage
 from pipeline.training.terms import family
 from pipeline.training.topology import Topology, launched
@@ -52,15 +52,8 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
     """
     config, topology = read_engine_config(engine_config), launched()
     _check_model("data.student_length", recipe.data.student_length, recipe.student)
-    sizes = {}
-    for teacher in recipe.teachers:
-        model = _check_model(f"teacher {teacher.name}: length", teacher.length, teacher)
-        sizes[teacher.name] = resolve_expert_parallel_size(
-            teacher.expert_parallel_size,
-            experts=expert_count(model),
-            world_size=topology.world_size,
-            local_world_size=topology.local_world_size,
-        )
+    models = {t.name: _check_model(f"teacher {t.name}: length", t.length, t) for t in recipe.teachers}
+    sizes = expert_parallel_sizes(recipe, models, topology)
     manifest = load_manifest(Path(recipe.data.aligned))
     check_manifest(manifest, recipe)
     if rank() == 0:  # reads every byte: once is enough
@@ -69,6 +62,21 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
     for teacher, shared in zip(recipe.teachers, plan.shared_vocab, strict=True):
         family(recipe.objective, teacher, shared)
     return plan
+
+
+def expert_parallel_sizes(
+    recipe: Recipe, configs: Mapping[str, PreTrainedConfig], topology: Topology
+) -> dict[str, int]:
+    """Ranks that share one set of experts, by teacher. Raises BadInput for a size that does not divide ranks and experts."""
+    return {
+        teacher.name: resolve_expert_parallel_size(
+            teacher.expert_parallel_size,
+            experts=expert_count(configs[teacher.name]),
+            world_size=topology.world_size,
+            local_world_size=topology.local_world_size,
+        )
+        for teacher in recipe.teachers
+    }
 
 
 def _accumulation(recipe: Recipe, manifest: dict[str, Any], ranks: int) -> int:
@@ -117,12 +125,11 @@ def announce(plan: Plan, warnings: Sequence[str]) -> None:
 def environment(plan: Plan) -> dict[str, Any]:
     """What environment.json says of where a run ran."""
     packages = ("torch", "deepspeed", "transformers", "datasets")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     on_gpu = torch.cuda.is_available()
     return {
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
-        "commit": commit.stdout.strip() or None,
+        "commit": code_version(),
         "command": sys.argv,
         "world_size": plan.topology.world_size,
         "accumulation": plan.accumulation,

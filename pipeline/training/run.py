@@ -18,7 +18,7 @@ from pipeline.models import load_student, load_teacher, load_tokenizer
 from pipeline.models.attention import use_flex
 from pipeline.models.llada2_moe import LLaDA2MoeModelLM
 from pipeline.objectives import cross_entropy_weight
-from pipeline.recipe import Recipe, Teacher, compdemo_enabled, dump
+from pipeline.recipe import Recipe, Teacher, compdemo_ratio, dump
 from pipeline.run_directory import rank, saved_step, status_file, step_of, write_json, write_status, write_text
 from pipeline.training import checkpoint, state
 from pipeline.training.engine import build_engine, student_dtype
@@ -115,9 +115,8 @@ def assemble(plan: Plan, topology: Topology) -> Trainer:
     if recipe.attention == "flex":
         for loaded in (model, *teachers):
             use_flex(loaded)
-    rows = _rows(plan, "train", recipe.teachers)
-    ratio = recipe.objective.compdemo.ratio if compdemo_enabled(recipe) else None
-    builder = batch_builder(plan, model.config, [t.config for t in teachers], ratio)
+    rows = aligned_rows(plan, "train", recipe.teachers)
+    builder = batch_builder(plan, model.config, [t.config for t in teachers], compdemo_ratio(recipe))
     batches = GlobalBatches(len(rows), recipe.optim.global_batch, recipe.data.seed)
     module = student_with_loss(plan, model, teachers)
     return Trainer(
@@ -168,7 +167,8 @@ def _router_balance(model: nn.Module, recipe: Recipe) -> Callable[[], None]:
     return lambda: None
 
 
-def _rows(plan: Plan, split: str, teachers: Sequence[Teacher]) -> AlignedRows:
+def aligned_rows(plan: Plan, split: str, teachers: Sequence[Teacher]) -> AlignedRows:
+    """The plan's rows of a split, with these teachers' sides."""
     return AlignedRows(Path(plan.recipe.data.aligned), plan.manifest, split, [t.name for t in teachers])
 
 
@@ -190,7 +190,7 @@ def batch_builder(plan: Plan, student: Any, teachers: Sequence[Any], compdemo_ra
 
 
 def _validate(plan: Plan, trainer: Trainer, metrics: Metrics, step: int) -> None:
-    rows = _rows(plan, "validation", [])
+    rows = aligned_rows(plan, "validation", [])
     if len(rows):
         builder = batch_builder(plan, trainer.engine.module.model.config, [], None)
         by_t = validation_loss(trainer.engine, rows, builder, trainer.topology, plan.recipe.optim.micro_tokens)
@@ -200,7 +200,7 @@ def _validate(plan: Plan, trainer: Trainer, metrics: Metrics, step: int) -> None
 def _probe_teachers(plan: Plan, trainer: Trainer) -> None:
     """Says what the teachers know before anything is trained on it, and writes teacher_probe.json."""
     recipe = plan.recipe
-    rows = _rows(plan, "validation", recipe.teachers)
+    rows = aligned_rows(plan, "validation", recipe.teachers)
     if not recipe.teachers or not len(rows):
         return
     models = [model for _, model in trainer.teachers]

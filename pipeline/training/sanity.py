@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipeline.data import AlignedRow, AlignedRows, BatchBuilder
+from pipeline.data import AlignedRows, BatchBuilder
+from pipeline.models.attention import hidden_states
 from pipeline.objectives import head_rows, token_log_prob
 from pipeline.recipe import BadInput
 from pipeline.run_directory import rank
 from pipeline.training.loop import Trainer
-from pipeline.training.terms import hidden_states
 from pipeline.training.validation import held_out_batches
 
 ROWS = 64
@@ -38,7 +37,7 @@ def check_teachers(trainer: Trainer) -> None:
     bound and likely causes.
     """
     builder = BatchBuilder(trainer.builder.student, trainer.builder.teachers, blocks=trainer.builder.blocks)
-    picked = Picked(trainer.rows, np.unique(np.linspace(0, len(trainer.rows) - 1, ROWS).astype(int)))
+    picked = trainer.rows.pick(np.unique(np.linspace(0, len(trainer.rows) - 1, ROWS).astype(int)))
     problems = []
     for k, (teacher, (_, model)) in enumerate(zip(trainer.recipe.teachers, trainer.teachers, strict=True)):
         if teacher.weights == "random":
@@ -61,30 +60,10 @@ def check_teachers(trainer: Trainer) -> None:
         raise BadInput(f"{'; '.join(problems)}: check its tokenizer, chat template, weights and `input`")
 
 
-@dataclass(frozen=True)
-class Picked:
-    """Some rows of a dataset, in the form that `held_out_batches` takes."""
-
-    rows: AlignedRows
-    places: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> AlignedRow:
-        return self.rows[self.places[index]]
-
-    @property
-    def student_lengths(self) -> np.ndarray:
-        return self.rows.student_lengths[self.places]
-
-    @property
-    def teacher_lengths(self) -> list[np.ndarray]:
-        return [lengths[self.places] for lengths in self.rows.teacher_lengths]
-
-
 @torch.no_grad()
-def likelihood(model: nn.Module, k: int, rows: Picked, builder: BatchBuilder, trainer: Trainer) -> tuple[float, float]:
+def likelihood(
+    model: nn.Module, k: int, rows: AlignedRows, builder: BatchBuilder, trainer: Trainer
+) -> tuple[float, float]:
     """Of teacher k's masked tokens on all ranks: mean negative log-likelihood, and entropy of their frequencies (nats)."""
     head, device = model.get_output_embeddings().weight, trainer.topology.device
     nats = torch.zeros((), dtype=torch.float64, device=device)

@@ -6,7 +6,6 @@ A checkpoint's state/ holds safetensors, one file a rank. Of each parameter: `we
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import deepspeed
@@ -33,7 +32,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def collect(engine) -> dict[str, Tensor]:
     """This rank's share of the state, on the CPU: whole tensors, shares of similar size. Collective."""
     parameters = dict(engine.module.model.named_parameters())
-    shares = assign([shape.numel() for shape in _shapes(parameters.values())], dist.get_world_size())
+    sizes = [getattr(p, "ds_shape", p.shape).numel() for p in parameters.values()]  # under ZeRO-3 a parameter is empty
+    shares = assign(sizes, dist.get_world_size())
     mine = set(shares[dist.get_rank()])
     found = {}
     for number, (name, parameter) in enumerate(parameters.items()):
@@ -73,11 +73,6 @@ def restore(engine, folder: Path, step: int) -> list[Tensor]:
     return [saved(f"metrics.{rank}") for rank in range(len(files))]
 
 
-def _shapes(parameters) -> list[torch.Size]:
-    """Of whole parameters: under ZeRO-3 a parameter itself is empty."""
-    return [getattr(p, "ds_shape", p.shape) for p in parameters]
-
-
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
     persistent = model.state_dict().keys()
     return {name: buffer for name, buffer in model.named_buffers() if name in persistent}
@@ -99,16 +94,11 @@ def _set(engine, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         if kind != "weight":  # without ZeRO the parameter is the master
             engine.optimizer.state[parameter][kind].copy_(value)
         return
+    weight, moment = safe_set_full_fp32_param, safe_set_full_optimizer_state
     if stage == 3:  # DeepSpeed 0.19's setters of whole tensors fail where the last partition is padded
+        weight, moment = safe_set_local_fp32_param, safe_set_local_optimizer_state
         size = parameter.ds_tensor.numel()
         start = size * dist.get_rank()
         own = value.flatten()[start : start + size]
         value = torch.cat([own, own.new_zeros(size - own.numel())])
-    weight, moment = _SETTERS[stage == 3]
     weight(parameter, value) if kind == "weight" else moment(parameter, value, kind)
-
-
-_SETTERS: dict[bool, tuple[Callable[..., None], Callable[..., None]]] = {
-    False: (safe_set_full_fp32_param, safe_set_full_optimizer_state),
-    True: (safe_set_local_fp32_param, safe_set_local_optimizer_state),
-}

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data import Batch
+from pipeline.models.attention import hidden_states
 from pipeline.objectives import head_rows, token_log_prob
-from pipeline.training.terms import Mix, Term, hidden_states
+from pipeline.training.terms import Mix, Term
 
 
 class LMHead(nn.Module):

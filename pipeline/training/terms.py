@@ -18,8 +18,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from pipeline.data import Packed, TeacherBatch
-from pipeline.diffusion import attention_mask
+from pipeline.data import TeacherBatch
+from pipeline.models.attention import hidden_states
 from pipeline.objectives import calm, head_rows, kl, midrange_weight, tidal_lambda, token_log_prob
 from pipeline.recipe import BadInput, Objective, Teacher, Tidal
 
@@ -53,14 +53,6 @@ class Term(Protocol):
     def total(
         self, logp: Tensor, row: Tensor | None, batch: TeacherBatch, observed: Tensor, t: Tensor, progress: float
     ) -> Tensor: ...
-
-
-def hidden_states(model: nn.Module, packed: Packed, places: Tensor) -> Tensor:
-    """Final hidden states at the flat `places` of packed rows: [places, H]."""
-    build_mask = getattr(model, "build_mask", attention_mask)  # FlexAttention has masks of its own
-    mask = build_mask(packed.document, packed.block, packed.noisy)
-    output = model.model(input_ids=packed.ids, attention_mask=mask, position_ids=packed.positions)
-    return output.last_hidden_state.flatten(0, 1)[places]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ def launched() -> Topology:
 def start(timeout: timedelta) -> Topology:
     """Joins the process groups (gloo on CPU, nccl on GPU) and picks this rank's device.
 
-    timeout: the longest that a collective waits for another rank. On CPU, the cores are shared out between the ranks of a node, unless OMP_NUM_THREADS says otherwise.
+    timeout: the longest that a collective waits for another rank. On CPU, the cores are shared out between the ranks of a
+    node, unless OMP_NUM_THREADS says otherwise.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -50,14 +51,14 @@ def start(timeout: timedelta) -> Topology:
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "29500")
     cpu = accelerator.device_name() == "cpu"
-    if cpu and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // here.local_world_size))
-    if not cpu:
-        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
     if cpu:
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // here.local_world_size))
         build_cpu_ops()
+    else:
+        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(
-        dist_backend=accelerator.communication_backend_name() if not cpu else "gloo",
+        dist_backend="gloo" if cpu else accelerator.communication_backend_name(),
         timeout=timeout,
         verbose=False,
     )

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.data import AlignedRows, Batch, BatchBuilder, Sample, TeacherBatch, accumulation_steps, assign
+from pipeline.models.attention import hidden_states
 from pipeline.objectives import head_rows, token_log_prob
-from pipeline.training.terms import hidden_states
 from pipeline.training.topology import Topology
 
 TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)

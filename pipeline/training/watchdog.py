@@ -81,10 +81,9 @@ class Watchdog:
         """Tells the others of a failure or an orderly end."""
         failed = error is not None and not isinstance(error, StoppedEarly)
         if failed and self.topology.rank == 0:
+            # If another rank is the cause, the thread ends this process within that time: a round and 1 s.
             if self.topology.world_size > 1:
-                time.sleep(
-                    3
-                )  # if another rank is the cause, the thread ends this process within that time: a round and 1 s
+                time.sleep(3)
             return
         facts: dict[str, Any] = {"ended": True}
         if failed:

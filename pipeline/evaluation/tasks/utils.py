@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from lm_eval.api.samplers import ContextSampler
 from pipeline.evaluation import code_answers
 from pipeline.evaluation.benchmarks import BBH, SOURCES, read
 from pipeline.recipe import BadInput
+from pipeline.run_directory import read_json_lines
 
 
 def chat_rows(path: str, **_metadata: Any) -> dict[str, Dataset]:
@@ -23,8 +23,7 @@ def chat_rows(path: str, **_metadata: Any) -> dict[str, Dataset]:
     file = Path(path)
     if not file.is_file():
         raise BadInput(f"no file {path}: make the data of this task first (see the README)")
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return {"test": Dataset.from_list(rows)}
+    return {"test": Dataset.from_list(read_json_lines(file))}
 
 
 def benchmark(name: str, **_metadata: Any) -> dict[str, Dataset]:
