@@ -30,8 +30,6 @@ from pipeline.models import load_tokenizer
 from pipeline.recipe import Data, Optim, Recipe, Source, Student, Teacher
 from pipeline.run_directory import exit_code
 
-TOKENIZERS = ("data/tokenizers/qwen3", "data/tokenizers/llama3_1")
-QUICK_TOKENIZERS = ("demo/student", "demo/teacher")
 BATCH = 256
 
 
@@ -90,12 +88,11 @@ def naive(file: Path, names: tuple[str, str]) -> Callable[[int], int]:
 def main(argv: list[str] | None = None) -> None:
     options = measure.arguments(__doc__, threads=1).parse_args(argv)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    names, count = (QUICK_TOKENIZERS, 64) if options.quick else (TOKENIZERS, 2000)
-    source = Path("demo/data/student_train.jsonl" if options.quick else "data/code/train.jsonl")
-    chats = workload.mixed_chats(source, count)
+    names, source = workload.tokenizers_and_text(options.quick)
+    count = 64 if options.quick else 2000
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "chats.jsonl")
-        file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")
+        workload.write_chats(file, source, count)
         contestants = {
             "render + tokenize": partial(tokenizing, file, names),
             "align stage": partial(ours, file, names, Path(scratch, "aligned")),

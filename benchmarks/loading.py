@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from math import prod
 from pathlib import Path
 
@@ -115,14 +116,14 @@ def proc(file: str, field: str) -> int:
 
 def worker(folder: str, size: int, into: Path) -> None:
     """One rank: loads once, and writes what that took."""
-    import deepspeed
     import torch
     import torch.distributed as dist
     from deepspeed.module_inject.auto_ep import AutoEP  # noqa: F401  what loading imports counts as before
 
     from pipeline.models import load_teacher
+    from pipeline.training.topology import start
 
-    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    start(timedelta(minutes=10))
     dist.barrier()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
     held, read, started = proc("status", "VmRSS"), proc("io", "rchar"), time.perf_counter()

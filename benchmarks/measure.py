@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import platform
 import resource
-import socket
 import statistics
 import subprocess
 import time
@@ -26,6 +25,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from pipeline.launcher import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -108,9 +109,7 @@ def _work(pipe: Any, make: Make, threads: int) -> None:
 
 def _prepare(threads: int) -> None:
     torch.set_num_threads(threads)
-    with socket.socket() as free:  # for a process group of one rank
-        free.bind(("127.0.0.1", 0))
-        os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+    os.environ["MASTER_PORT"] = str(free_port())  # for a process group of one rank
 
 
 def measure(run: Run, turn: int) -> Turn:

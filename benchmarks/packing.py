@@ -12,7 +12,6 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import json
 import tempfile
 from collections.abc import Iterator
 
@@ -74,12 +73,10 @@ def share(rows: AlignedRows, build: BatchBuilder, budget: int, steps: int) -> di
 def main(argv: list[str] | None = None) -> None:
     options = measure.arguments(__doc__, turns=1).parse_args(argv)
     quick = options.quick
-    names = align_benchmark.QUICK_TOKENIZERS if quick else align_benchmark.TOKENIZERS
-    source = Path("demo/data/student_train.jsonl" if quick else "data/code/train.jsonl")
+    names, source = workload.tokenizers_and_text(quick)
     with tempfile.TemporaryDirectory() as scratch:
         file, folder = Path(scratch, "chats.jsonl"), Path(scratch, "aligned")
-        chats = workload.mixed_chats(source, 128 if quick else 2000)
-        file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")
+        workload.write_chats(file, source, 128 if quick else 2000)
         recipe = align_benchmark.recipe_for(file, names, folder, length=512)
         recipe.teachers[0].length = 1024
         manifest, _ = align(recipe, Ranks(), processes=1, shard_rows=4096)

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks import align as align_benchmark
 from benchmarks import measure, workload
 from benchmarks import step as step_benchmark
 from pipeline.alignment.rows import align_rows
@@ -60,11 +59,11 @@ def step_growth(options: Namespace) -> list[dict]:
     """One row for each size."""
     rows = []
     for name, cases in step_cases(options.quick).items():
-        runs = {
-            str(size): partial(step_benchmark.ours, shape, "reverse_calm", False, fixed_t=t) for size, shape, t in cases
-        }
-        found = {size: measure.take_turns({size: run}, options)[size] for size, run in runs.items()}
-        rows += grown(name, [(size, found[str(size)]) for size, *_ in cases])
+        found = []
+        for size, shape, t in cases:
+            run = partial(step_benchmark.ours, shape, "reverse_calm", False, fixed_t=t)
+            found.append((size, measure.take_turns({"step": run}, options)["step"]))
+        rows += grown(name, found)
     return rows
 
 
@@ -88,8 +87,7 @@ def aligning(names: tuple[str, str], text: str) -> Callable[[int], int]:
 
 def align_growth(options: Namespace) -> list[dict]:
     """One row for each length."""
-    names = align_benchmark.QUICK_TOKENIZERS if options.quick else align_benchmark.TOKENIZERS
-    source = Path("demo/data/student_train.jsonl" if options.quick else "data/code/train.jsonl")
+    names, source = workload.tokenizers_and_text(options.quick)
     text = "\n".join(m["content"] for chat in workload.mixed_chats(source, 500) for m in chat)
     sizes = (1000, 4000) if options.quick else (40_000, 400_000, 4_000_000)  # about 4 characters a token
     found = []

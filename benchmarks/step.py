@@ -65,8 +65,7 @@ def ours(
     student = workload.model(shape.student, device=device, dtype=dtype)
     teacher = workload.teacher(shape.teacher, device=device, dtype=dtype)
     head = teacher.get_output_embeddings().weight
-    shared = shape.student.vocab_size if shape.shared_tokenizer else 0
-    term = build_term(Objective(strategy), Teacher("teacher", ""), shared, head)
+    term = build_term(Objective(strategy), Teacher("teacher", ""), shape.shared_vocabulary, head)
     build = builder(shape, compdemo)
     wrapped = build_engine(StudentWithLoss(student, [term], cross_entropy_weight), config, Optim(lr=LR), accumulation=1)
     rows = workload.rows(shape)
@@ -103,10 +102,9 @@ def ours(
 
 def builder(shape: Shape, compdemo: bool) -> BatchBuilder:
     """What makes the shape's micro-batches."""
-    shared = shape.student.vocab_size if shape.shared_tokenizer else 0
     return BatchBuilder(
         Side(shape.student.mask_token_id, "block", shape.block_size),
-        [TeacherSide(shape.teacher.mask_token_id, "full", shape.block_size, shared)],
+        [TeacherSide(shape.teacher.mask_token_id, "full", shape.block_size, shape.shared_vocabulary)],
         compdemo_ratio=0.5 if compdemo else None,
     )
 

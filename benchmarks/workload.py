@@ -36,6 +36,11 @@ class Shape:
     shared_tokenizer: bool = False
     """every token a chunk, the same on both sides; otherwise about one chunk in five holds several tokens"""
 
+    @property
+    def shared_vocabulary(self) -> int:
+        """Ids that both sides share, 0 = none."""
+        return self.student.vocab_size if self.shared_tokenizer else 0
+
     def but(self, **changes: Any) -> Shape:
         """Another shape."""
         return replace(self, **changes)
@@ -135,6 +140,19 @@ def _after_prompt(chunks: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 def _ids(length: int, vocabulary: int, generator: torch.Generator) -> Tensor:
     return torch.randint(vocabulary - 400, (length,), generator=generator)
+
+
+def tokenizers_and_text(quick: bool) -> tuple[tuple[str, str], Path]:
+    """The student's and the teacher's tokenizer and a JSONL file of single-turn rows: real ones, or the demo's."""
+    if quick:
+        return ("demo/student", "demo/teacher"), Path("demo/data/student_train.jsonl")
+    return ("data/tokenizers/qwen3", "data/tokenizers/llama3_1"), Path("data/code/train.jsonl")
+
+
+def write_chats(file: Path, source: Path, count: int) -> None:
+    """Writes `mixed_chats` as the align stage reads them."""
+    chats = mixed_chats(source, count)
+    file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")
 
 
 def mixed_chats(source: Path, count: int, seed: int = 0) -> list[list[dict[str, str]]]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from pipeline.launcher import free_port
 
@@ -40,9 +41,14 @@ def run(
     return done
 
 
+def launcher(ranks: int) -> list[object]:
+    """`deepspeed --num_gpus RANKS`, on a port of its own; a script and its options follow."""
+    return [BIN / "deepspeed", "--num_gpus", ranks, "--master_port", free_port()]
+
+
 def deepspeed(ranks: int, *words: object, **kwargs) -> subprocess.CompletedProcess:
     """`deepspeed --num_gpus RANKS ...`"""
-    return run(BIN / "deepspeed", "--num_gpus", ranks, "--master_port", free_port(), *words, **kwargs)
+    return run(*launcher(ranks), *words, **kwargs)
 
 
 def python(*words: object, **kwargs) -> subprocess.CompletedProcess:
@@ -50,9 +56,9 @@ def python(*words: object, **kwargs) -> subprocess.CompletedProcess:
     return run(sys.executable, *words, **kwargs)
 
 
-def popen(*words: object, **kwargs) -> subprocess.Popen:
-    """Starts a command."""
-    return subprocess.Popen([str(word) for word in words], cwd=ROOT, env=ENVIRONMENT, **kwargs)
+def popen(*words: object, cwd: Path = ROOT, env: dict[str, str] = ENVIRONMENT, **kwargs: Any) -> subprocess.Popen:
+    """Starts a command; `env` is its whole environment."""
+    return subprocess.Popen([str(word) for word in words], cwd=cwd, env=env, **kwargs)
 
 
 def children(pid: int) -> list[int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import getpass
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from pipeline.launcher import free_port
 
 HOSTS = {"node-1": "127.0.0.2", "node-2": "127.0.0.3"}
 """What the test's ssh knows; all are this machine."""
@@ -52,9 +53,7 @@ Host * !node-1 !node-2
 def loop_sshd(folder: Path, path: str) -> Iterator[Path]:
     """The server; yields a folder for PATH whose `ssh` knows HOSTS. `path` is the PATH of remote commands."""
     server, client = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin"), shutil.which("ssh")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        names = {"folder": folder, "port": free.getsockname()[1], "user": getpass.getuser(), "path": path}
+    names = {"folder": folder, "port": free_port(), "user": getpass.getuser(), "path": path}
     for key in ("host_key", "id"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
     (folder / "sshd_config").write_text(SERVER.format(**names))

@@ -18,37 +18,19 @@ from pipeline import align, distill, evaluate
 from pipeline.evaluation import run as tasks
 from pipeline.recipe import Recipe, dump, parse, parser
 from pipeline.run_directory import exit_code
-from tests.alignment_tokenizers import byte_level, metaspace
+from tests import tiny
 
-ROOT = Path(__file__).resolve().parents[1]
 ROWS = [
     {"messages": [{"role": "user", "content": f"{n} plus 12?"}, {"role": "assistant", "content": f"{n + 12}."}]}
     for n in range(6)
 ]
-MODEL = {
-    "vocab_size": 512,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 2,  # dense, then experts
-    "num_attention_heads": 1,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "max_position_embeddings": 128,
-}
-EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 16}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A recipe, two models of random weights, chat rows and their aligned dataset."""
     folder = tmp_path_factory.mktemp("place")
-    sides = {
-        "student": (byte_level(), {"model_type": "qwen3"}),
-        "teacher": (metaspace(), {"model_type": "llada2_moe", **EXPERTS}),
-    }
-    for name, (tokenizer, config) in sides.items():
-        tokenizer.save_pretrained(folder / name)
-        (folder / name / "config.json").write_text(json.dumps(MODEL | config))
+    tiny.write_models(folder)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     recipe = {
         "name": "test",

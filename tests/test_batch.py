@@ -27,8 +27,8 @@ from pipeline.data import (
 from pipeline.data.aligned import AlignedTeacher
 from pipeline.data.layout import lay_out, pack
 from pipeline.diffusion import block_diffusion_mask
-from pipeline.recipe import BadInput
 from pipeline.models.attention import hidden_states
+from pipeline.recipe import BadInput
 
 MASK = 1
 

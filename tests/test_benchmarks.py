@@ -33,8 +33,8 @@ def test_the_plain_step_has_the_pipeline_s_loss_and_gradient(strategy, compdemo)
     expected = plain.loss(samples, 0.3)
     expected_gradients = torch.autograd.grad(expected, parameters)
 
-    shared = shape.student.vocab_size if shape.shared_tokenizer else 0
-    term = build_term(Objective(strategy), Teacher("t", ""), shared, teacher.get_output_embeddings().weight)
+    head = teacher.get_output_embeddings().weight
+    term = build_term(Objective(strategy), Teacher("t", ""), shape.shared_vocabulary, head)
     batch = step.builder(shape, compdemo)(samples)
     module = StudentWithLoss(student, [term], cross_entropy_weight)
     loss = (module(batch, [term.observe(teacher, batch.teachers[0])], 0.3) / counts(batch, [term])).sum()

@@ -9,8 +9,7 @@ from torch.testing import assert_close
 from benchmarks import workload
 from pipeline.data.layout import Side, lay_out, pack
 from pipeline.diffusion import blocks_for_flex
-from pipeline.models.attention import use_flex
-from pipeline.models.attention import hidden_states
+from pipeline.models.attention import hidden_states, use_flex
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 

@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.launcher import adopt, check_hostfile, free_port
 from pipeline.recipe import BadInput
+from pipeline.run_directory import read_metrics
 from tests import launch
 from tests.loop_sshd import loop_sshd
 
@@ -154,9 +155,7 @@ WORDS += ["--checkpoint.every_steps", "0"]
 
 def trained(run: Path) -> list[int]:
     """Steps in metrics.jsonl."""
-    file = run / "metrics.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    return [line["step"] for line in lines if line["kind"] == "train"]
+    return [line["step"] for line in read_metrics(run) if line["kind"] == "train"]
 
 
 def signal_one_rank(_: subprocess.Popen, run: Path) -> None:
@@ -194,8 +193,8 @@ class TestHandedOn:
         (place / ".deepspeed_env").write_text("".join(f"{name}={variables[name]}\n" for name in passed_on))
         log = place / "launcher.log"
         with log.open("w") as file:
-            process = subprocess.Popen(
-                [*command.split(), *WORDS], cwd=place, env=variables, stdout=file, stderr=subprocess.STDOUT
+            process = launch.popen(
+                *command.split(), *WORDS, cwd=place, env=variables, stdout=file, stderr=subprocess.STDOUT
             )
         try:
             deadline = time.monotonic() + 240

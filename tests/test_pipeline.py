@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.run_directory import read_metrics
 from tests import launch
 
 pytestmark = pytest.mark.launch
@@ -21,15 +23,7 @@ pytestmark = pytest.mark.launch
 
 def demo(checkout: Path, *words: str, timeout: float) -> dict:
     """demo/run.sh there; returns the summary."""
-    done = subprocess.run(
-        ["bash", "demo/run.sh", "2", *words],
-        cwd=checkout,
-        env=launch.ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    done = launch.run("bash", "demo/run.sh", "2", *words, cwd=checkout, timeout=timeout)
     return json.loads((checkout / "runs/demo/summary.json").read_text()) | {"output": done.stdout}
 
 
@@ -46,7 +40,7 @@ def test_a_few_steps_of_everything(checkout):
         assert (run / name).is_file(), name
     (card,) = run.glob("checkpoints/*/export/README.md")
     assert "| demo_arithmetic | exact_match |" in card.read_text(), "the scores are in the model card"
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(run)
     assert [r["step"] for r in lines if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert all(r["loss"] == pytest.approx(r["cross_entropy"] + r["llada2"]) for r in lines if r["kind"] == "train")
     assert "runs/demo/report.html" in summary["output"].replace("\n", "")
@@ -54,44 +48,29 @@ def test_a_few_steps_of_everything(checkout):
 
 def test_baseline_and_distilled_student_start_alike(checkout):
     """Equal data, seed and initial weights: before the first update only the completion of masked chunks differs."""
-    first = [
-        json.loads((checkout / run / "metrics.jsonl").read_text().splitlines()[0])
-        for run in ("runs/demo", "runs/demo-undistilled")
-    ]
+    first = [read_metrics(checkout / run)[0] for run in ("runs/demo", "runs/demo-undistilled")]
     assert first[0]["cross_entropy"] == pytest.approx(first[1]["cross_entropy"], rel=0.15)
 
 
 def test_a_finished_run_is_left_alone(checkout):
     before = (checkout / "runs/demo/status/distill.json").read_text()
     words = [w for w in launch.SHORT if "evaluation" not in w and w != "12"]
-    done = subprocess.run(
-        [launch.BIN / "python", "pipeline/distill.py", *words],
-        cwd=checkout,
-        env=launch.ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and "is done" in done.stdout
+    assert "is done" in launch.python("pipeline/distill.py", *words, cwd=checkout).stdout
     assert (checkout / "runs/demo/status/distill.json").read_text() == before
 
 
 def distill(checkout: Path, name: str) -> subprocess.Popen:
     words = ["--name", name, "--data.aligned", "runs/aligned/demo", "--teachers", "[]", "--optim.steps", "40"]
     words += ["--logging.every_steps", "1", "--checkpoint.every_steps", "0", "--data.validation.rows", "32"]
-    return subprocess.Popen(
-        [launch.BIN / "python", "pipeline/distill.py", *words],
-        cwd=checkout,
-        env=launch.ENVIRONMENT,
-    )
+    return launch.popen(sys.executable, "pipeline/distill.py", *words, cwd=checkout)
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(checkout):
     """SIGTERM saves at a step's boundary and exits with 75; the resumed run ends with the uninterrupted run's weights."""
     assert distill(checkout, "whole").wait(timeout=200) == 0
     stopped = distill(checkout, "stopped")
-    metrics = checkout / "runs/stopped/metrics.jsonl"
     deadline = time.monotonic() + 200
-    while not metrics.is_file() or metrics.read_text().count("\n") < 5:
+    while len(read_metrics(checkout / "runs/stopped")) < 5:
         assert stopped.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(stopped.pid, signal.SIGTERM)

@@ -115,18 +115,8 @@ def test_a_signal_while_models_load_ends_at_once(recipe, tmp_path):
 def test_a_rank_without_its_launcher_saves_and_stops(recipe, tmp_path):
     """The launcher dies by SIGKILL: nobody tells the ranks, and the launcher's own parent sees nothing wrong."""
     run_dir = tmp_path / "run"
-    words = [
-        "--num_gpus",
-        "2",
-        "--master_port",
-        launch.free_port(),
-        "pipeline/distill.py",
-        "--recipe",
-        recipe,
-        "--run_dir",
-        run_dir,
-    ]
-    launcher = launch.popen(launch.BIN / "deepspeed", *words, *LONG)
+    words = [*launch.launcher(2), "pipeline/distill.py", "--recipe", recipe, "--run_dir", run_dir]
+    launcher = launch.popen(*words, *LONG)
     wait_for(trained(run_dir, 3), [launcher])
     (middle,) = launch.children(launcher.pid)
     ranks = launch.children(middle)

@@ -12,6 +12,7 @@ import pytest
 from deepspeed.launcher.runner import fetch_hostfile
 
 from pipeline.recipe import Recipe
+from pipeline.run_directory import read_metrics
 from tests import launch
 from tests.mini_slurm import MISSING, NODES, MiniSlurm, mini_slurm, wait_until
 
@@ -166,12 +167,11 @@ class TestRealSlurm:
         submitted = slurm("bash", "slurm/pipeline.sh", *words, cwd=checkout).splitlines()
         jobs = {stage: number for number, stage in (line.split(" ") for line in submitted)}
         run = checkout / "runs/staged"
-        metrics = run / "metrics.jsonl"
-        wait_until(lambda: metrics.is_file() and metrics.read_text().count("\n") > 3, 300)
+        wait_until(lambda: len(read_metrics(run)) > 3, 300)
         slurm("scancel", "--signal=USR1", "--batch", jobs["distill"])
         wait_until(lambda: statuses(run).get("distill") == ("stopped", 75), 120)
-        trained = metrics.read_text().count("\n")
-        wait_until(lambda: metrics.read_text().count("\n") > trained, 300)
+        trained = len(read_metrics(run))
+        wait_until(lambda: len(read_metrics(run)) > trained, 300)
         whole_nodes = ("--partition=urgent", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=4")
         urgent = slurm("sbatch", "--parsable", *whole_nodes, "--output=/dev/null", "--wrap=true")
         for stage, number in (("urgent", urgent), *jobs.items()):
@@ -179,7 +179,7 @@ class TestRealSlurm:
             assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), f"{stage}\n{logs(checkout)}"
             assert ended["Restarts"] == ("2" if stage == "distill" else "0"), f"{stage}\n{logs(checkout)}"
         assert statuses(run) == dict.fromkeys(("align", "distill", "evaluate", "report"), ("done", 0))
-        steps = [line["step"] for line in map(json.loads, metrics.read_text().splitlines()) if line["kind"] == "train"]
+        steps = [line["step"] for line in read_metrics(run) if line["kind"] == "train"]
         assert steps == list(range(1, 121))
 
     def test_a_watching_job_survives_its_time_limit(self, slurm, checkout):

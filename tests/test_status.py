@@ -108,8 +108,8 @@ def lived(tmp_path_factory) -> dict:
     common = ["--run_dir", run, "--data.aligned", folder / "aligned", *launch.SHORT]
     launch.python("pipeline/align.py", *common, timeout=300)
     words = [*common, "--deepspeed", engine, "--teachers", "[]", "--optim.steps", "30", "--checkpoint.every_steps", "5"]
-    command = [sys.executable, "pipeline/distill.py", *map(str, words)]
-    process = subprocess.Popen(command, cwd=launch.ROOT, env=launch.ENVIRONMENT, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "pipeline/distill.py", *words]
+    process = launch.popen(*command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     try:
         while (running := facts(run))["checkpoint"] is None:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from itertools import product
 
@@ -125,9 +124,7 @@ def test_document_holds_what_its_raw_results_say():
 def test_a_killed_study_does_what_is_missing(checkout):
     """Also the smoke test of `make study`: demo/study/run.sh --quick."""
     words, folder = ["bash", "demo/study/run.sh", "--quick"], checkout / "runs/study/quick"
-    first = subprocess.Popen(
-        words, cwd=checkout, env=launch.ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    first = launch.popen(*words, cwd=checkout, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     results = lambda: {path: path.stat().st_mtime_ns for path in folder.glob("*/*/result.json")}
     deadline = time.time() + 300
     while len(results()) < 2 and time.time() < deadline:
@@ -137,8 +134,7 @@ def test_a_killed_study_does_what_is_missing(checkout):
     time.sleep(0.5)
     kept = results()
     assert 2 <= len(kept) < 6
-    done = subprocess.run(words, cwd=checkout, env=launch.ENVIRONMENT, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    launch.run(*words, cwd=checkout, timeout=400)
     after = results()
     assert len(after) == 6 and kept.items() <= after.items(), "a finished run was done again"
     table = (folder / "table.md").read_text()
@@ -154,11 +150,5 @@ def test_a_killed_study_does_what_is_missing(checkout):
         assert len(run["tasks"]["study_arithmetic"]["correct"]) == 8
     starts = {run["seed"]: run["kl"]["moe"] for run in raw["runs"] if run["variant"] == "start"}
     assert starts[0] != starts[1], "seeds start from different weights"
-    again = subprocess.run(
-        [sys.executable, "pipeline/study.py", "--study", "demo/study/quick.yaml", "--table"],
-        cwd=checkout,
-        env=launch.ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
-    assert again.returncode == 0 and "A-calm" in again.stdout
+    again = launch.python("pipeline/study.py", "--study", "demo/study/quick.yaml", "--table", cwd=checkout)
+    assert "A-calm" in again.stdout

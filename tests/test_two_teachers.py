@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from pipeline import recipe
 from pipeline.alignment.manifest import load_manifest
 from pipeline.recipe import BadInput, Objective, parse, parser
+from pipeline.run_directory import read_metrics
 from pipeline.training.terms import family
 from tests import launch
 
@@ -53,7 +54,7 @@ def test_both_teach(folder):
     words = ["--optim.steps", STEPS, "--optim.lr", "3e-3", "--optim.global_batch", 32, "--logging.every_steps", 1]
     engine = ["--deepspeed", "ds_configs/zero3.json"]
     launch.deepspeed(2, "pipeline/distill.py", *teachers(folder, 1, 0.5), *common(folder), *words, *engine)
-    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(folder / "run")
     assert len(lines) == STEPS
     for line in lines:
         assert line["loss"] == pytest.approx(line["cross_entropy"] + line["a"] + 0.5 * line["b"])

@@ -32,8 +32,8 @@ ODD = "日本語"
 """Only the last training row holds these characters."""
 
 
-def make(folder: Path, rows: int = 41, **sections: object) -> Path:
-    """A student, a teacher, chat rows, their aligned dataset and a recipe in a folder; returns the recipe."""
+def write_models(folder: Path) -> None:
+    """Configs and tokenizers of the student and the teacher, in folders of these names; there are no weights."""
     sides = {
         "student": (byte_level(), {"model_type": "qwen3"}),
         "teacher": (metaspace(), {"model_type": "llada2_moe", **EXPERTS}),
@@ -41,6 +41,11 @@ def make(folder: Path, rows: int = 41, **sections: object) -> Path:
     for name, (tokenizer, config) in sides.items():
         tokenizer.save_pretrained(folder / name)
         (folder / name / "config.json").write_text(json.dumps(MODEL | config))
+
+
+def make(folder: Path, rows: int = 41, **sections: object) -> Path:
+    """A student, a teacher, chat rows, their aligned dataset and a recipe in a folder; returns the recipe."""
+    write_models(folder)
     draw = random.Random(0)
     texts = [f"{draw.randint(0, 99)} plus {draw.randint(0, 99)}" + "?" * (n % 7) for n in range(rows - 1)] + [ODD]
     chats = [[{"role": "user", "content": t}, {"role": "assistant", "content": f"{t}: a sum."}] for t in texts]
@@ -84,9 +89,8 @@ def start(recipe: Path, run_dir: Path, ranks: int, *words: object) -> list[subpr
         command = [sys.executable, "pipeline/distill.py", "--recipe", recipe, "--run_dir", run_dir, *words]
         with log(run_dir, rank).open("ab") as output:
             found.append(
-                subprocess.Popen(
-                    [str(word) for word in command],
-                    cwd=launch.ROOT,
+                launch.popen(
+                    *command,
                     env=launch.ENVIRONMENT | {name: str(value) for name, value in place.items()},
                     stdout=output,
                     stderr=output,
@@ -111,9 +115,9 @@ def finish(ranks: list[subprocess.Popen], timeout: float = 240) -> list[int]:
                 rank.wait()
 
 
-def train(recipe: Path, run_dir: Path, ranks: int, *words: object, **kwargs) -> str:
+def train(recipe: Path, run_dir: Path, ranks: int, *words: object) -> str:
     """Runs to the end; returns what rank 0 printed."""
-    codes = finish(start(recipe, run_dir, ranks, *words, **kwargs))
+    codes = finish(start(recipe, run_dir, ranks, *words))
     text = log(run_dir, 0).read_text()
     assert codes == [0] * ranks, text[-3000:]
     return text

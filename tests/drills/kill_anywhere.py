@@ -64,19 +64,9 @@ def drill(folder: Path, kills: int, seed: int) -> list[Kill]:
 
 def start(recipe: Path, run_dir: Path) -> subprocess.Popen:
     """The run as a user starts it; output goes to RUN_DIR.log."""
-    words = [
-        "--num_gpus",
-        RANKS,
-        "--master_port",
-        launch.free_port(),
-        "pipeline/distill.py",
-        "--recipe",
-        recipe,
-        "--run_dir",
-        run_dir,
-    ]
+    words = [*launch.launcher(RANKS), "pipeline/distill.py", "--recipe", recipe, "--run_dir", run_dir]
     with run_dir.with_name(f"{run_dir.name}.log").open("a") as output:
-        return launch.popen(launch.BIN / "deepspeed", *words, stdout=output, stderr=output)
+        return launch.popen(*words, stdout=output, stderr=output)
 
 
 def killed(recipe: Path, run_dir: Path, chance: random.Random, until: int) -> Kill:
