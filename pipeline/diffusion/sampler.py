@@ -278,15 +278,17 @@ def _gumbel(masked: Tensor, vocabulary: int, generators: list[torch.Generator]) 
 
 
 def _choose(logits: Tensor, never: list[int], noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The token for each position and its probability: [N] each. Overwrites the logits of ids that are never chosen.
+    """The token for each position and its probability: [N] each.
 
     Probabilities are over the whole vocabulary, as published: where the model would rather keep the mask, whatever is
     chosen in its place has little confidence and waits.
     """
-    total = torch.cat([few.logsumexp(1) for few in logits.split(32)])  # all at once would fill memory with temporaries
+    kept = logits[:, never]
     logits[:, never] = -math.inf
     tokens = (logits if noise is None else logits + noise).argmax(1)
-    return tokens, (logits.gather(1, tokens[:, None])[:, 0] - total).exp()
+    logits[:, never] = kept
+    pairs = zip(logits.split(32), tokens.split(32), strict=True)  # all at once would fill memory with temporaries
+    return tokens, torch.cat([few.softmax(1).gather(1, chosen[:, None])[:, 0] for few, chosen in pairs])
 
 
 def _commit(masked: Tensor, confidence: Tensor, count: Tensor, threshold: float) -> Tensor:
