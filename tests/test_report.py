@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TS = [0.1, 0.3, 0.5, 0.7, 0.9]
 SCORES = {"teacher": (0.97, 0.95, 0.99), "undistilled": (0.83, 0.80, 0.86), "distilled": (0.96, 0.94, 0.975)}
 SECTIONS = [
-    "Scores: arithmetic", "Training losses", "Validation loss by t", "What the teacher knows", "TIDAL lambda",
+    "Scores: arithmetic", "Training losses", "Validation loss by t", "What the teacher knows",
+    "KL to the teachers", "Gradient of CALM and Reverse CALM", "TIDAL lambda",
     "Alignment", "Sample chunks", "Throughput", "Sample generations", "Recipe", "Environment",
 ]  # fmt: skip
 
@@ -44,6 +45,7 @@ def recipe(folder: Path, teachers: list[dict]) -> dict:
         "teachers": teachers,
         "objective": {
             "strategy": "tide_cross",
+            "temperature": 2.0,
             "tidal": {"axes": "both", "schedule": "cosine", "init": 0.1, "maximum": 0.9},
         },
         "evaluation": {"tasks": ["arithmetic"]},
@@ -64,6 +66,11 @@ def write_run(folder: Path, model: str, floor: float, teacher: str | None) -> No
         if step % 100 == 0:
             by_t = {str(t): entropy * (0.2 + t) for t in TS}
             lines.append({"kind": "validation", "step": step, "loss": entropy, "by_t": by_t})
+    if teacher:
+        lines += [
+            {"kind": "distance", "step": step, teacher: {str(t): t * kl for t in TS}}
+            for step, kl in ((0, 2), (400, 0.2))
+        ]
     write(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     write(
         folder / "status" / "distill.json",
@@ -196,7 +203,7 @@ def test_the_whole_report(run_dirs, tmp_path):
     page = Page(html)
     assert page.headings == SECTIONS
     assert page.fetched == [] and not re.search(r"https?://|url\((?!#)|@import", html)
-    assert html.count("<svg") == 7
+    assert html.count("<svg") == 9
     assert "␣$um$" in html, "the order in which positions were filled"
     text = " ".join(page.text)
     assert (
@@ -240,7 +247,7 @@ def test_parts_stand_alone(run_dirs):
     state = read_run(run)
     html = render(state, None, scores(state, None, "teacher"))
     assert "No teacher_probe.json" in html and "No manifest.json" in html and "No sample alignment" in html
-    assert "No score of: undistilled" in html and html.count("<svg") == 6
+    assert "No score of: undistilled" in html and html.count("<svg") == 8
 
 
 def test_several_teachers_and_tasks(run_dirs):

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from pipeline.objectives import calm, tidal_lambda
-from pipeline.reporting.figures import GREEN, ORANGE, PLAIN, VIEWS, VIOLET
+from pipeline.objectives import tidal_lambda
+from pipeline.reporting.figures import GREEN, ORANGE, PLAIN, VIEWS, VIOLET, draw_gradients
 from pipeline.studying.table import Line
 from pipeline.training.validation import TIMESTEPS
 
@@ -34,23 +34,10 @@ def probe(teachers: Mapping[str, Any], path: Path) -> None:
 
 
 def gradients(path: Path, temperature: float = 2.0) -> None:
-    """dL/da of CALM and Reverse CALM over the student's chunk probability, a = log of it, for a sure and an unsure teacher."""
-    p = torch.linspace(0.001, 0.999, 400, dtype=torch.float64)
+    """`draw_gradients` as a file."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 3), layout="constrained")
-        for axes, teacher in zip(figure.subplots(1, 2), (0.99, 0.01), strict=True):
-            for direction, label, colour in (("forward", "CALM", ORANGE), ("reverse", "Reverse CALM", VIOLET)):
-                a = p.log().requires_grad_()
-                calm(
-                    a, torch.full_like(p, teacher).log(), temperature=temperature, direction=direction
-                ).sum().backward()
-                axes.plot(p, a.grad, color=colour, label=label)
-            axes.axhline(0, color="black", linewidth=0.7)
-            axes.set(
-                xlabel="student's chunk probability", title=f"teacher's chunk probability {teacher}", ylim=(-2.5, 2.5)
-            )
-        figure.axes[0].set_ylabel(f"dL / d log-probability (T = {temperature:g})")
-        figure.axes[0].legend()
+        draw_gradients(figure, temperature)
         _save(figure, path)
 
 

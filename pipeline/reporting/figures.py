@@ -12,7 +12,7 @@ import torch
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from pipeline.objectives import tidal_lambda
+from pipeline.objectives import calm, tidal_lambda
 from pipeline.reporting.chunks import VISIBLE
 from pipeline.reporting.run import Record, Run
 
@@ -143,6 +143,44 @@ def tidal(init: float, maximum: float, axes: str, schedule: str) -> Markup:
         figure.colorbar(filled, label="lambda")
         panel.set(xlabel="training progress p", ylabel="diffusion time t")
         return svg(figure, "tidal")
+
+
+def gradients(temperature: float) -> Markup:
+    """`draw_gradients` for the page."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 3), layout="constrained")
+        draw_gradients(figure, temperature)
+        return svg(figure, "gradients")
+
+
+def draw_gradients(figure: Figure, temperature: float) -> None:
+    """dL/da of CALM and Reverse CALM over the student's chunk probability, a = log of it, for a sure and an unsure teacher."""
+    p = torch.linspace(0.001, 0.999, 400, dtype=torch.float64)
+    for axes, teacher in zip(figure.subplots(1, 2), (0.99, 0.01), strict=True):
+        for direction, label, colour in (("forward", "CALM", ORANGE), ("reverse", "Reverse CALM", VIOLET)):
+            a = p.log().requires_grad_()
+            loss = calm(a, torch.full_like(p, teacher).log(), temperature=temperature, direction=direction)
+            axes.plot(p, torch.autograd.grad(loss.sum(), a)[0], color=colour, label=label)
+        axes.axhline(0, color="#808080", linewidth=0.7)
+        axes.set(xlabel="student's chunk probability", title=f"teacher's chunk probability {teacher}", ylim=(-2.5, 2.5))
+    figure.axes[0].set_ylabel(f"dL / d log-probability (T = {temperature:g})")
+    figure.axes[0].legend()
+
+
+def distances(teachers: Sequence[str], lines: Sequence[Record]) -> Markup:
+    """KL from each teacher to the student over t, one line a measured step, one panel a teacher."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.2 * len(teachers), 2.8), layout="constrained")
+        for axes, name in zip(figure.subplots(1, len(teachers), squeeze=False)[0], teachers, strict=True):
+            for line, colour in zip(lines, (ORANGE, GREEN), strict=False):
+                axes.plot(
+                    [float(t) for t in line[name]], list(line[name].values()), "o-", color=colour,
+                    label=f"step {line['step']}",
+                )  # fmt: skip
+            axes.set(xlabel="t", title=name, yscale="log")
+            axes.legend()
+        figure.axes[0].set_ylabel("KL(teacher || student), nats")
+        return svg(figure, "distances")
 
 
 def throughput(runs: Mapping[str, Run]) -> Markup:

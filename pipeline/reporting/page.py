@@ -49,6 +49,8 @@ def render(run: Run, baseline: Run | None, scores: dict[str, dict[str, Record]],
         losses(runs),
         validation(runs),
         probe(run),
+        distance(run),
+        gradients(run),
         tidal(run),
         alignment(run),
         *alignments(run),
@@ -150,6 +152,34 @@ def probe(run: Run) -> Section:
         "a wrong tokenizer, template or mask."
     )
     return Section(title, note=note, figure=figures.probe(run.probe["t"], run.probe["teachers"]))
+
+
+def distance(run: Run) -> Section:
+    title = "KL to the teachers"
+    if not run.distance:
+        return Section(
+            title,
+            note="No distance lines in metrics.jsonl: the recipe has no teachers or no data.validation, or distill has not run.",
+        )
+    names = [name for name in run.teachers if name in run.distance[0]]
+    rows = [["mean over t, nats", *names]]
+    rows += [[f"step {line['step']}", *(statistics.mean(line[n].values()) for n in names)] for line in run.distance]
+    note = (
+        "KL(teacher || student) on held-out rows before training and after, T = 1. Of a masked token's distribution where "
+        "the tokenizer is shared; otherwise of a true chunk's probability, the event that both tokenizers have."
+    )
+    return Section(title, note=note, figure=figures.distances(names, run.distance), tables=[rows])
+
+
+def gradients(run: Run) -> Section:
+    title = "Gradient of CALM and Reverse CALM"
+    if "temperature" not in (objective := run.recipe.get("objective", {})):
+        return Section(title, note="No recipe.yaml in the run directory.")
+    note = (
+        "How hard a chunk pulls at the student's log-probability of it. Where the student gives the truth nothing, CALM "
+        "pulls most and Reverse CALM hardly at all; where it is nearly sure, Reverse CALM does not insist."
+    )
+    return Section(title, note=note, figure=figures.gradients(objective["temperature"]))
 
 
 def tidal(run: Run) -> Section:

@@ -20,10 +20,12 @@ from pipeline.evaluate import evaluate
 from pipeline.models import load_teacher
 from pipeline.recipe import BadInput
 from pipeline.run_directory import complete_checkpoints, read_json, read_json_lines, read_metrics, write_json
-from pipeline.studying.distance import teacher_student_kl
 from pipeline.studying.grid import START, Study
+from pipeline.training.distance import distance_terms, teacher_student_kl
 from pipeline.training.plan import prepare
+from pipeline.training.run import aligned_rows, batch_builder
 from pipeline.training.signals import StopSignals
+from pipeline.training.step import StudentWithLoss
 from pipeline.training.topology import start
 
 TIMEOUT_MINUTES = 30.0
@@ -112,8 +114,16 @@ def _distances(study: Study, folder: str) -> dict[str, list[float]]:
     plan, topology = prepare(base, Path(study.engine)), start(timedelta(minutes=TIMEOUT_MINUTES))
     teachers = [_teacher(t.path, t.dtype, topology.device) for t in base.teachers]
     student = load_teacher(folder, dtype=torch.float32, device=topology.device)
-    kl = teacher_student_kl(plan, topology, student, teachers)
-    return {name: [round(value, 5) for value in by_t] for name, by_t in kl.items()}
+    terms = distance_terms(base.teachers, plan.shared_vocab, teachers)
+    kl = teacher_student_kl(
+        StudentWithLoss(student, terms, torch.ones_like).eval(),
+        list(zip(terms, teachers, strict=True)),
+        aligned_rows(plan, "validation", base.teachers),
+        batch_builder(plan, student.config, [model.config for model in teachers], None),
+        topology,
+        base.optim.micro_tokens,
+    )
+    return {name: [round(value, 5) for value in by_t.values()] for name, by_t in kl.items()}
 
 
 @lru_cache

@@ -2,61 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.data import TeacherBatch
+from pipeline.data import AlignedRows, BatchBuilder, TeacherBatch
 from pipeline.objectives import calm
-from pipeline.recipe import Objective
-from pipeline.training.plan import Plan
-from pipeline.training.run import aligned_rows, batch_builder
-from pipeline.training.step import StudentWithLoss
+from pipeline.recipe import Objective, Teacher
 from pipeline.training.terms import Term, build_term
 from pipeline.training.topology import Topology
 from pipeline.training.validation import TIMESTEPS, held_out_batches
 
 
-@torch.no_grad()
-def teacher_student_kl(
-    plan: Plan, topology: Topology, student: nn.Module, teachers: Sequence[nn.Module]
-) -> dict[str, list[float]]:
-    """KL(teacher || student) in nats at each of TIMESTEPS, for each teacher of the plan's recipe, on its validation rows.
-
-    With a shared tokenizer: of the distributions over tokens, mean over masked tokens. Across tokenizers the common event
-    is a chunk's text: KL of the two Bernoulli distributions of the true chunk, mean over chunks. T = 1, one view.
-    """
-    recipe = plan.recipe
-    terms = [
+def distance_terms(teachers: Sequence[Teacher], shared_vocab: Sequence[int], models: Sequence[nn.Module]) -> list[Term]:
+    """What measures the distance to each teacher: KL(teacher || student) at T = 1, of tokens or of chunks."""
+    return [
         build_term(
             Objective(strategy="kl" if shared else "calm", temperature=1.0),
             teacher,
             shared,
             model.get_output_embeddings().weight,
         )
-        for teacher, shared, model in zip(recipe.teachers, plan.shared_vocab, teachers, strict=True)
+        for teacher, shared, model in zip(teachers, shared_vocab, models, strict=True)
     ]
-    module = StudentWithLoss(student, terms, torch.ones_like).eval()
-    rows = aligned_rows(plan, "validation", recipe.teachers)
-    builder = batch_builder(plan, student.config, [model.config for model in teachers], None)
-    by_t = []
+
+
+@torch.no_grad()
+def teacher_student_kl(
+    student: Callable[..., Tensor],
+    teachers: Sequence[tuple[Term, nn.Module]],
+    rows: AlignedRows,
+    builder: BatchBuilder,
+    topology: Topology,
+    budget: int,
+) -> dict[str, dict[str, float]]:
+    """KL(teacher || student) in nats for each teacher at each of TIMESTEPS. Collective.
+
+    With a shared tokenizer: of the distributions over tokens, mean over masked tokens. Across tokenizers the common event
+    is a chunk's text: KL of the two Bernoulli distributions of the true chunk, mean over chunks. T = 1, one view.
+
+    Args:
+        student: `StudentWithLoss`, or its engine.
+        teachers: each with its term of `distance_terms`.
+        builder: makes one view of every teacher's masked tokens.
+    """
+    terms = [term for term, _ in teachers]
+    kl: dict[str, dict[str, float]] = {term.name: {} for term in terms}
     for t in TIMESTEPS:
-        sums, counts = torch.zeros(2, len(terms), dtype=torch.float64)
-        for batch in held_out_batches(rows, builder, topology, recipe.optim.micro_tokens, t):
-            observed = [term.observe(model, b) for term, model, b in zip(terms, teachers, batch.teachers, strict=True)]
-            sums += module(batch, observed, 0.0)[1:].double().cpu()
-            sums -= torch.tensor([_floor(*x) for x in zip(terms, batch.teachers, observed, strict=True)])
-            counts += torch.tensor([term.count(b) for term, b in zip(terms, batch.teachers, strict=True)])
-        by_t.append((sums / counts.clamp(min=1)).tolist())
-    return {
-        teacher.name: list(values) for teacher, values in zip(recipe.teachers, zip(*by_t, strict=True), strict=True)
-    }
+        sums, counts = torch.zeros(2, len(terms), dtype=torch.float64, device=topology.device)
+        for batch in held_out_batches(rows, builder, topology, budget, t):
+            pairs = zip(teachers, batch.teachers, strict=True)
+            observed = [term.observe(model, own) for (term, model), own in pairs]
+            sums += student(batch, observed, 0.0, terms)[1:]
+            sums -= torch.stack([_floor(*x) for x in zip(terms, batch.teachers, observed, strict=True)])
+            counts += counts.new_tensor([term.count(own) for term, own in zip(terms, batch.teachers, strict=True)])
+        both = torch.stack([sums, counts])
+        dist.all_reduce(both)
+        for name, value in zip(kl, (both[0] / both[1].clamp(min=1)).tolist(), strict=True):
+            kl[name][str(t)] = value
+    return kl
 
 
-def _floor(term: Term, batch: TeacherBatch, observed: Tensor) -> float:
+def _floor(term: Term, batch: TeacherBatch, observed: Tensor) -> Tensor:
     """The term's sum for a student that equals the teacher: its entropy for CALM, a cross-entropy; 0 for KL."""
     if term.row:
-        return 0.0
+        return observed.new_zeros(())
     chunks = observed.new_zeros(batch.chunk_t.shape[0]).index_add(0, batch.chunk, observed)
-    return float(calm(chunks, chunks, temperature=1.0).sum())
+    return calm(chunks, chunks, temperature=1.0).sum()

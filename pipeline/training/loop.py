@@ -57,6 +57,7 @@ class Trainer:
         Raises StoppedEarly after a signal, once a checkpoint is written, and NotSaved where the last one cannot be written.
         """
         recipe, saved_at = self.recipe, time.monotonic()
+        metrics.start()
         for step, micro_batches in self._prefetched(first):
             enter(f"step {step + 1}")
             due = time.monotonic() - saved_at > 60 * recipe.checkpoint.every_minutes

@@ -32,12 +32,16 @@ class Metrics:
         """`monitor` gets every line of the file, too."""
         self.path, self.names, self.first, self.steps, self.device = path, names, first, steps, device
         self._monitor = monitor
-        self._started = time.perf_counter()
         self._clear()
+        self.start()
+
+    def start(self) -> None:
+        """Training begins now: what came before, as the teachers' probe, is not in the pace."""
+        self._started = self._since = time.perf_counter()
 
     def _clear(self) -> None:
         self._sums = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
-        self._tokens, self._since, self._count = 0, time.perf_counter(), 0
+        self._tokens, self._count = 0, 0
 
     def add(self, means: Tensor, tokens: int) -> None:
         """One micro-batch: this rank's share of each term's mean ([terms], no host synchronisation), and its tokens."""
@@ -88,6 +92,7 @@ class Metrics:
         pace = f"{seconds / max(1, self._count):.3f} s/step  {left:.0f} s left"
         self.say(f"step {step}/{self.steps}  loss {line['loss']:.4f}  {terms}  {pace}")
         self._clear()
+        self._since = time.perf_counter()
         return line
 
     def validation(self, step: int, by_t: dict[str, float]) -> None:
@@ -95,6 +100,13 @@ class Metrics:
         loss = sum(by_t.values()) / len(by_t)
         self.append({"kind": "validation", "step": step, "loss": loss, "by_t": by_t})
         self.say(f"validation at step {step}: {loss:.4f}  " + "  ".join(f"t={t}: {x:.4f}" for t, x in by_t.items()))
+
+    def distance(self, step: int, kl: dict[str, dict[str, float]]) -> None:
+        """A distance line: KL from each teacher to the student at each timestep."""
+        self.append({"kind": "distance", "step": step, **kl})
+        for name, by_t in kl.items():
+            means = "  ".join(f"t={t}: {x:.4f}" for t, x in by_t.items())
+            self.say(f"KL from {name} at step {step}: {sum(by_t.values()) / len(by_t):.4f}  {means}")
 
     def append(self, record: dict[str, Any]) -> None:
         """One line of metrics.jsonl (rank 0)."""

@@ -21,6 +21,7 @@ from pipeline.objectives import cross_entropy_weight
 from pipeline.recipe import Recipe, Teacher, compdemo_ratio, dump
 from pipeline.run_directory import rank, saved_step, status_file, step_of, write_json, write_status, write_text
 from pipeline.training import checkpoint, state
+from pipeline.training.distance import distance_terms, teacher_student_kl
 from pipeline.training.engine import build_engine, student_dtype
 from pipeline.training.loop import Trainer
 from pipeline.training.metrics import Metrics
@@ -81,6 +82,7 @@ def _train(plan: Plan, topology: Topology, stop: StopSignals, enter: Callable[[s
     if first == 0:
         enter("the teachers' probe")
         _probe_teachers(plan, trainer)
+        _measure_distance(plan, trainer, metrics, 0)
     checkpoints = checkpoint.Checkpoints(
         run_dir,
         trainer.engine,
@@ -195,6 +197,25 @@ def _validate(plan: Plan, trainer: Trainer, metrics: Metrics, step: int) -> None
         builder = batch_builder(plan, trainer.engine.module.model.config, [], None)
         by_t = validation_loss(trainer.engine, rows, builder, trainer.topology, plan.recipe.optim.micro_tokens)
         metrics.validation(step, by_t)
+    if step == trainer.steps:
+        _measure_distance(plan, trainer, metrics, step)
+
+
+def _measure_distance(plan: Plan, trainer: Trainer, metrics: Metrics, step: int) -> None:
+    """KL from the teachers to the student on held-out rows, before the first step and after the last."""
+    recipe, student = plan.recipe, trainer.engine
+    rows = aligned_rows(plan, "validation", recipe.teachers)
+    if not recipe.teachers or not len(rows):
+        return
+    models = [model for _, model in trainer.teachers]
+    terms = distance_terms(recipe.teachers, plan.shared_vocab, models)
+    builder = batch_builder(plan, student.module.model.config, [m.config for m in models], None)
+    student.eval()
+    named = list(zip(terms, models, strict=True))
+    metrics.distance(
+        step, teacher_student_kl(student, named, rows, builder, trainer.topology, recipe.optim.micro_tokens)
+    )
+    student.train()
 
 
 def _probe_teachers(plan: Plan, trainer: Trainer) -> None:

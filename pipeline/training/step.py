@@ -46,15 +46,18 @@ class StudentWithLoss(nn.Module):
         self.terms, self.cross_entropy_weight = tuple(terms), cross_entropy_weight
         self.cross_entropy_mix = cross_entropy_mix
 
-    def forward(self, batch: Batch, observed: Sequence[Tensor], progress: float) -> Tensor:
+    def forward(
+        self, batch: Batch, observed: Sequence[Tensor], progress: float, terms: Sequence[Term] | None = None
+    ) -> Tensor:
         """Sums over the micro-batch of the cross-entropy and of each teacher's term: float32 [1 + teachers].
 
         Args:
             observed: what each term observed of its teacher.
             progress: optimizer step / total steps.
+            terms: others than its own, to measure.
         """
         hidden = hidden_states(self.model, batch.student, batch.predict)
-        terms = self.terms if batch.teachers else ()  # validation: the cross-entropy alone
+        terms = terms or self.terms if batch.teachers else ()  # validation: the cross-entropy alone
         pairs = list(zip(terms, batch.teachers, observed, strict=True))
         inputs = [term.row_inputs(teacher, seen, batch.t, progress) for term, teacher, seen in pairs]
         rows = self.head(_row_function(terms, inputs), hidden, batch.targets, *(x for own in inputs for x in own))
