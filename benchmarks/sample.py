@@ -29,6 +29,8 @@ from pipeline.run_directory import complete_checkpoints, exit_code
 
 SAMPLERS = {"ours": generate, "naive": naive.generate}
 PROBLEMS = Path("demo/data/test.jsonl")
+# published sampler, 256 tokens, 2 cores: the better of its tokens/s, by batch
+PUBLISHED = {1: 14, 8: 20}
 
 
 def decoding(sampler: str, shape: tuple, batch: int, config: GenerateConfig) -> Callable[[int], list[list[int]]]:
@@ -53,6 +55,7 @@ def compare(options: Namespace, shape: tuple, batch: int, tokens: int, block: in
         "batch": batch,
         "ours tokens/s": rate["ours"],
         "naive tokens/s": rate["naive"],
+        "published tokens/s": PUBLISHED[batch] if tokens == 256 else "",
         "naive/ours time": plain.seconds / ours.seconds,
         "naive/ours CPU": plain.cpu_seconds / ours.cpu_seconds,
         "equal responses": f"{sum(a == b for a, b in pairs)} of {batch}",
@@ -110,11 +113,12 @@ def main(argv: list[str] | None = None) -> None:
     else:
         cases = [(1, 64), (1, 256), (1, 512), (8, 256)]
         rows = [compare(options, (151936, 256, 6), batch, tokens, 32) for batch, tokens in cases]
-    targets = [
-        measure.at_least(f"{row['tokens']} tokens at batch {row['batch']}: naive/ours time", row["naive/ours time"], 2)
-        for row in rows
-        if row["tokens"] == 256
-    ]
+    targets = []
+    for row in rows:
+        if row["tokens"] == 256:
+            case, twice = f"256 tokens at batch {row['batch']}", 2 * row["published tokens/s"]
+            targets.append(measure.at_least(f"{case}: twice the published rate", row["ours tokens/s"], twice, " tokens/s"))
+            targets.append(measure.at_least(f"{case}: naive/ours time", row["naive/ours time"], 2))
     solved = [row for batch in ((2,) if options.quick else (1, 8)) for row in demo(options, batch)]
     for row in solved:
         if "fast" in row["demo"]:

@@ -67,10 +67,8 @@ def write_run(folder: Path, model: str, floor: float, teacher: str | None) -> No
             by_t = {str(t): entropy * (0.2 + t) for t in TS}
             lines.append({"kind": "validation", "step": step, "loss": entropy, "by_t": by_t})
     if teacher:
-        lines += [
-            {"kind": "distance", "step": step, teacher: {str(t): t * kl for t in TS}}
-            for step, kl in ((0, 2), (400, 0.2))
-        ]
+        kl = {step: {teacher: {str(t): t * nats for t in TS}} for step, nats in (("0", 2), ("400", 0.2))}
+        write(folder / "distance.json", kl)
     write(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     write(
         folder / "status" / "distill.json",
@@ -243,11 +241,17 @@ def test_parts_stand_alone(run_dirs):
     """Without baseline, probe and aligned dataset the rest is still drawn."""
     run, _ = run_dirs
     (run / "teacher_probe.json").unlink()
+    (run / "distance.json").unlink()
     (run.parent / "aligned" / "manifest.json").unlink()
     state = read_run(run)
     html = render(state, None, scores(state, None, "teacher"))
-    assert "No teacher_probe.json" in html and "No manifest.json" in html and "No sample alignment" in html
-    assert "No score of: undistilled" in html and html.count("<svg") == 8
+    assert (
+        "No teacher_probe.json" in html
+        and "No distance.json" in html
+        and "No manifest.json" in html
+        and "No sample alignment" in html
+    )
+    assert "No score of: undistilled" in html and html.count("<svg") == 7
 
 
 def test_several_teachers_and_tasks(run_dirs):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,8 +15,9 @@ from pipeline.data import AlignedRow, BatchBuilder, Sample, Side, TeacherSide
 from pipeline.data.aligned import AlignedTeacher
 from pipeline.objectives import cross_entropy_weight
 from pipeline.recipe import BadInput, CompDemo, Objective, Teacher, Tidal
+from pipeline.training.distance import distance_terms, teacher_student_kl
 from pipeline.training.step import StudentWithLoss, counts, learning_rate
-from pipeline.training.terms import build_term
+from pipeline.training.terms import build_term, tidal_mix
 from tests import golden
 
 STRATEGIES = {
@@ -171,6 +174,75 @@ def test_shared_tokenizer_step_equals_the_published_one(case, uniforms):
     assert_close(loss.detach(), torch.tensor(case["loss_ref"]), rtol=1e-5, atol=1e-6)
     if case["grad_saved"]:
         assert_close(gradient, x[f"{case['key']}.grad_ref"], rtol=1e-4, atol=1e-6)
+
+
+VOCABULARY = 20
+
+
+class HeldOut(list):
+    """Rows as `AlignedRows` gives them: one teacher, with the student's tokens; two tokens a chunk, or `each`."""
+
+    def __init__(self, each: int):
+        generator = torch.Generator().manual_seed(0)
+        for length in (12, 16):
+            ids = torch.randint(2, VOCABULARY, (length,), generator=generator)
+            chunks = torch.arange(length) // each
+            self.append(AlignedRow(ids, torch.arange(length) >= 4, (AlignedTeacher(ids, chunks, chunks),)))
+        self.student_lengths = np.array([len(row.ids) for row in self])
+        self.teacher_lengths = [self.student_lengths]
+
+
+@pytest.mark.parametrize("shared", [0, VOCABULARY], ids=["chunks", "tokens"])
+def test_distance_is_the_dense_kl_and_nothing_between_equals(shared, monkeypatch):
+    monkeypatch.setattr("pipeline.training.distance.dist.all_reduce", lambda x: None)
+    rows = HeldOut(1 if shared else 2)
+    build = BatchBuilder(Side(1, "full", 4), [TeacherSide(1, "full", 4, shared)], compdemo_ratio=None)
+    generator = torch.Generator().manual_seed(1)
+    ours, theirs = (torch.randn(2, 16, VOCABULARY, generator=generator) for _ in range(2))
+
+    class Looked(FixedLogits):  # one row a micro-batch: which row it is, its length tells
+        def model(self, input_ids, attention_mask, position_ids):
+            row = int(input_ids.shape[1] > 12)
+            return SimpleNamespace(last_hidden_state=self.logits[row, position_ids])
+
+    def distance(student: torch.Tensor, teacher: torch.Tensor) -> dict[str, float]:
+        model = Looked(teacher, None)
+        terms = distance_terms([Teacher("a", "")], [shared], [model])
+        module = StudentWithLoss(Looked(student, None), terms, torch.ones_like)
+        topology = SimpleNamespace(world_size=1, rank=0, device=torch.device("cpu"))
+        return teacher_student_kl(module, [(terms[0], model)], rows, build, topology, budget=1)["a"]
+
+    assert_close(list(distance(theirs, theirs).values()), [0.0] * 5, rtol=0, atol=1e-6)
+    found = distance(ours, theirs)
+    for t, value in found.items():
+        divergences = []
+        for i, row in enumerate(rows):
+            batch = build([Sample(row, ("validation", float(t), i))], float(t))
+            at = batch.student.positions.view(-1)[batch.predict]
+            p, q = (x[i, at].log_softmax(-1) for x in (theirs, ours))
+            if shared:
+                divergences.append((p.exp() * (p - q)).sum(-1))
+            elif len(at):
+                log_p, log_q = (x.gather(1, row.ids[at, None])[:, 0].view(-1, 2).sum(1) for x in (p, q))
+                not_p, not_q = (torch.log1p(-x.exp()) for x in (log_p, log_q))
+                divergences.append(log_p.exp() * (log_p - log_q) + not_p.exp() * (not_p - not_q))
+        assert value == pytest.approx(float(torch.cat(divergences).mean()), rel=1e-4)
+
+
+def test_tidal_on_the_cross_entropy_scales_each_token_by_its_lambda():
+    rows, weight = HeldOut(1), cross_entropy_weight
+    build = BatchBuilder(Side(1, "full", 4), [TeacherSide(1, "full", 4, 0)], compdemo_ratio=None)
+    batch = build([Sample(rows[0], (0,))], 0.6)
+    logits = torch.randn(1, 12, VOCABULARY, generator=torch.Generator().manual_seed(2))
+    model = FixedLogits(logits, batch.student.document)
+    term = build_term(Objective("reverse_calm"), Teacher("a", ""), 0, torch.eye(VOCABULARY))
+    observed = [term.observe(FixedLogits(logits, batch.teachers[0].input.document), batch.teachers[0])]
+    plain = StudentWithLoss(model, [term], weight)(batch, observed, 0.25)
+    tidal = Tidal(init=0.2, maximum=0.8)
+    mixed = StudentWithLoss(model, [term], weight, tidal_mix(tidal))(batch, observed, 0.25)
+    progress = 0.2 + (0.8 - 0.2) / 2 * (1 - math.cos(math.pi * 0.25))
+    assert_close(mixed[0], plain[0] * progress * (1 - 0.6), rtol=1e-5, atol=0)
+    assert torch.equal(mixed[1], plain[1])
 
 
 def test_strategies_follow_the_tokenizers():

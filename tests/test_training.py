@@ -81,5 +81,6 @@ def test_ranks_and_zero_stages_agree(results, case, other):
     ranks, stage = other
     reference, found = results[1, f"{case}-zero0"], results[ranks, f"{case}-{stage}"]
     assert_equal(found, reference, "loss", rtol=2e-5, atol=1e-6)
+    assert_equal(found, reference, "kl", rtol=2e-5, atol=1e-6)
     assert_equal(found, reference, "gradient", **GRADIENTS)
     assert_equal(found, reference, "weight", rtol=1e-3, atol=2e-4)

@@ -167,16 +167,13 @@ def draw_gradients(figure: Figure, temperature: float) -> None:
     figure.axes[0].legend()
 
 
-def distances(teachers: Sequence[str], lines: Sequence[Record]) -> Markup:
-    """KL from each teacher to the student over t, one line a measured step, one panel a teacher."""
+def distances(teachers: Sequence[str], by_step: Mapping[str, Record]) -> Markup:
+    """KL from each teacher to the student over t, a line for each step at which it was measured, a panel a teacher."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.2 * len(teachers), 2.8), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(teachers), squeeze=False)[0], teachers, strict=True):
-            for line, colour in zip(lines, (ORANGE, GREEN), strict=False):
-                axes.plot(
-                    [float(t) for t in line[name]], list(line[name].values()), "o-", color=colour,
-                    label=f"step {line['step']}",
-                )  # fmt: skip
+            for (step, kl), colour in zip(by_step.items(), (ORANGE, GREEN), strict=False):
+                axes.plot([float(t) for t in kl[name]], kl[name].values(), "o-", color=colour, label=f"step {step}")
             axes.set(xlabel="t", title=name, yscale="log")
             axes.legend()
         figure.axes[0].set_ylabel("KL(teacher || student), nats")

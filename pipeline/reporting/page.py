@@ -159,11 +159,11 @@ def distance(run: Run) -> Section:
     if not run.distance:
         return Section(
             title,
-            note="No distance lines in metrics.jsonl: the recipe has no teachers or no data.validation, or distill has not run.",
+            note="No distance.json: the recipe has no teachers or no data.validation, or distill has not run.",
         )
-    names = [name for name in run.teachers if name in run.distance[0]]
+    names = list(next(iter(run.distance.values())))
     rows = [["mean over t, nats", *names]]
-    rows += [[f"step {line['step']}", *(statistics.mean(line[n].values()) for n in names)] for line in run.distance]
+    rows += [[f"step {step}", *(statistics.mean(kl[n].values()) for n in names)] for step, kl in run.distance.items()]
     note = (
         "KL(teacher || student) on held-out rows before training and after, T = 1. Of a masked token's distribution where "
         "the tokenizer is shared; otherwise of a true chunk's probability, the event that both tokenizers have."

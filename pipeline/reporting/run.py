@@ -20,9 +20,10 @@ class Run:
     Attributes:
         recipe: the resolved recipe the run was started with, {} without one.
         seconds: of every stage that has a status file, `report` itself left out.
-        training, validation, distance: lines of metrics.jsonl by kind, in order of steps; of a step that a resumed run did again,
+        training, validation: lines of metrics.jsonl by kind, in order of steps; of a step that a resumed run did again,
             the later line.
         probe: teacher_probe.json, {} without one.
+        distance: distance.json, {} without one.
         manifest: of the run's aligned dataset, {} without one.
         evaluations: {step or label: {task: the contents of TASK.json}}, sorted by name.
     """
@@ -33,8 +34,8 @@ class Run:
     seconds: dict[str, float]
     training: list[Record]
     validation: list[Record]
-    distance: list[Record]
     probe: Record
+    distance: Record
     manifest: Record
     evaluations: dict[str, dict[str, Record]]
 
@@ -84,8 +85,8 @@ def read_run(folder: Path, recipe: Record | None = None) -> Run:
         seconds={stage: s["seconds"] for stage, s in status.items() if stage != "report" and "seconds" in s},
         training=[line for line in metrics if line["kind"] == "train"],
         validation=[line for line in metrics if line["kind"] == "validation"],
-        distance=[line for line in metrics if line["kind"] == "distance"],
         probe=read_json(folder / "teacher_probe.json") or {},
+        distance=read_json(folder / "distance.json") or {},
         manifest=read_json(Path(recipe.get("data", {}).get("aligned", "")) / "manifest.json") or {},
         evaluations=evaluations,
     )

@@ -101,13 +101,6 @@ class Metrics:
         self.append({"kind": "validation", "step": step, "loss": loss, "by_t": by_t})
         self.say(f"validation at step {step}: {loss:.4f}  " + "  ".join(f"t={t}: {x:.4f}" for t, x in by_t.items()))
 
-    def distance(self, step: int, kl: dict[str, dict[str, float]]) -> None:
-        """A distance line: KL from each teacher to the student at each timestep."""
-        self.append({"kind": "distance", "step": step, **kl})
-        for name, by_t in kl.items():
-            means = "  ".join(f"t={t}: {x:.4f}" for t, x in by_t.items())
-            self.say(f"KL from {name} at step {step}: {sum(by_t.values()) / len(by_t):.4f}  {means}")
-
     def append(self, record: dict[str, Any]) -> None:
         """One line of metrics.jsonl (rank 0)."""
         if dist.get_rank() == 0:

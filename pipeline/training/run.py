@@ -19,7 +19,16 @@ from pipeline.models.attention import use_flex
 from pipeline.models.llada2_moe import LLaDA2MoeModelLM
 from pipeline.objectives import cross_entropy_weight
 from pipeline.recipe import Recipe, Teacher, compdemo_ratio, dump
-from pipeline.run_directory import rank, saved_step, status_file, step_of, write_json, write_status, write_text
+from pipeline.run_directory import (
+    rank,
+    read_json,
+    saved_step,
+    status_file,
+    step_of,
+    write_json,
+    write_status,
+    write_text,
+)
 from pipeline.training import checkpoint, state
 from pipeline.training.distance import distance_terms, teacher_student_kl
 from pipeline.training.engine import build_engine, student_dtype
@@ -82,7 +91,7 @@ def _train(plan: Plan, topology: Topology, stop: StopSignals, enter: Callable[[s
     if first == 0:
         enter("the teachers' probe")
         _probe_teachers(plan, trainer)
-        _measure_distance(plan, trainer, metrics, 0)
+        _measure_distance(plan, trainer, 0)
     checkpoints = checkpoint.Checkpoints(
         run_dir,
         trainer.engine,
@@ -198,24 +207,34 @@ def _validate(plan: Plan, trainer: Trainer, metrics: Metrics, step: int) -> None
         by_t = validation_loss(trainer.engine, rows, builder, trainer.topology, plan.recipe.optim.micro_tokens)
         metrics.validation(step, by_t)
     if step == trainer.steps:
-        _measure_distance(plan, trainer, metrics, step)
+        _measure_distance(plan, trainer, step)
 
 
-def _measure_distance(plan: Plan, trainer: Trainer, metrics: Metrics, step: int) -> None:
-    """KL from the teachers to the student on held-out rows, before the first step and after the last."""
+def _measure_distance(plan: Plan, trainer: Trainer, step: int) -> None:
+    """Says how far the student is from its teachers, and adds it to distance.json."""
+    kl = distance(plan, trainer)
+    if not kl or rank() != 0:
+        return
+    path = Path(plan.recipe.run_dir) / "distance.json"
+    write_json(path, (read_json(path) or {} if step else {}) | {str(step): kl})
+    for name, by_t in kl.items():
+        means = "  ".join(f"t={t}: {nats:.3f}" for t, nats in by_t.items())
+        print(f"KL from {name} on held-out rows at step {step}: {means}", flush=True)
+
+
+def distance(plan: Plan, trainer: Trainer) -> dict[str, dict[str, float]]:
+    """KL from each teacher to the student on held-out rows, by t; {} without either. Collective."""
     recipe, student = plan.recipe, trainer.engine
     rows = aligned_rows(plan, "validation", recipe.teachers)
     if not recipe.teachers or not len(rows):
-        return
+        return {}
     models = [model for _, model in trainer.teachers]
-    terms = distance_terms(recipe.teachers, plan.shared_vocab, models)
+    teachers = list(zip(distance_terms(recipe.teachers, plan.shared_vocab, models), models, strict=True))
     builder = batch_builder(plan, student.module.model.config, [m.config for m in models], None)
     student.eval()
-    named = list(zip(terms, models, strict=True))
-    metrics.distance(
-        step, teacher_student_kl(student, named, rows, builder, trainer.topology, recipe.optim.micro_tokens)
-    )
+    kl = teacher_student_kl(student, teachers, rows, builder, trainer.topology, recipe.optim.micro_tokens)
     student.train()
+    return kl
 
 
 def _probe_teachers(plan: Plan, trainer: Trainer) -> None:

@@ -23,7 +23,7 @@ from pipeline.training.checkpoint import gather_weights
 from pipeline.training.loop import Trainer
 from pipeline.training.metrics import Metrics
 from pipeline.training.plan import prepare
-from pipeline.training.run import assemble
+from pipeline.training.run import assemble, distance
 from pipeline.training.topology import start
 
 STEPS = 2
@@ -36,8 +36,11 @@ def main() -> None:
         p = parser(__doc__)
         p.add_argument("--deepspeed")
         recipe, flags = parse(p, argv)
-        trainer = assemble(prepare(recipe, Path(flags.deepspeed)), topology)
-        found = plain_gradients(trainer) if topology.world_size == 1 else {}
+        plan = prepare(recipe, Path(flags.deepspeed))
+        trainer = assemble(plan, topology)
+        kl = distance(plan, trainer)
+        found = {f"kl.{teacher}": torch.tensor(list(by_t.values())) for teacher, by_t in kl.items()}
+        found |= plain_gradients(trainer) if topology.world_size == 1 else {}
         found |= run(trainer, Path(folder) / f"{name}.jsonl")
         if topology.rank == 0:
             save_file(found, Path(folder) / f"{name}.safetensors")
