@@ -117,7 +117,9 @@ def main(argv: list[str] | None = None) -> None:
     for row in rows:
         if row["tokens"] == 256:
             case, twice = f"256 tokens at batch {row['batch']}", 2 * row["published tokens/s"]
-            targets.append(measure.at_least(f"{case}: twice the published rate", row["ours tokens/s"], twice, " tokens/s"))
+            targets.append(
+                measure.at_least(f"{case}: twice the published rate", row["ours tokens/s"], twice, " tokens/s")
+            )
             targets.append(measure.at_least(f"{case}: naive/ours time", row["naive/ours time"], 2))
     solved = [row for batch in ((2,) if options.quick else (1, 8)) for row in demo(options, batch)]
     for row in solved:

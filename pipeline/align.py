@@ -12,10 +12,11 @@ from pathlib import Path
 if not __package__:  # run as a script: the root, not pipeline/, belongs on the path (evaluate.py would hide `evaluate`)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -95,16 +96,42 @@ def align(recipe: Recipe, ranks: Ranks, processes: int, shard_rows: int) -> tupl
     Raises BadInput for data, tokenizers or settings that cannot be used; then there is no manifest.
     """
     job = ranks.share(lambda: prepare(recipe, shard_rows))
-    if not job.shards:
-        manifest = read_json(job.folder / "manifest.json")
-        return manifest, f"reused {len(manifest['shards'])} shards, built 0"
+    with ExitStack() as stack:
+        if job.shards and ranks.share(lambda: stack.enter_context(alone(job.folder))):
+            job = ranks.share(lambda: prepare(recipe, shard_rows))  # another process has built it
+        if not job.shards:
+            manifest = read_json(job.folder / "manifest.json")
+            return manifest, f"reused {len(manifest['shards'])} shards, built 0"
+        try:
+            mine = job.shards[ranks.rank :: ranks.size]
+            built = ranks.gather(lambda: build_all(job, mine, processes, ranks.rank == 0))
+        except BadInput:
+            with suppress(OSError):  # finished shards stay for the next run
+                job.folder.rmdir()
+            raise
+        return ranks.share(lambda: finish(job, [outcome for part in built for outcome in part]))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[bool]:
+    """Waits while another process builds this dataset, as parts of a job array may do; yields whether it had to.
+
+    Raises BadInput where the lock file cannot be written.
+    """
     try:
-        built = ranks.gather(lambda: build_all(job, job.shards[ranks.rank :: ranks.size], processes, ranks.rank == 0))
-    except BadInput:
-        with suppress(OSError):  # finished shards stay for the next run
-            job.folder.rmdir()
-        raise
-    return ranks.share(lambda: finish(job, [outcome for part in built for outcome in part]))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_name(f".{folder.name}.lock").open("w")
+    except OSError as error:
+        raise BadInput(f"cannot write to {folder.parent} ({error.strerror}): choose another data.aligned") from None
+    with lock:
+        waited = False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder} is being built by another process: waiting for it", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            waited = True
+        yield waited
 
 
 def prepare(recipe: Recipe, shard_rows: int) -> Job:
@@ -128,7 +155,7 @@ def prepare(recipe: Recipe, shard_rows: int) -> Job:
             job.shards = []
         else:
             print(f"{job.folder} {problem}: building it again", flush=True)
-            (job.folder / "manifest.json").unlink()
+            (job.folder / "manifest.json").unlink(missing_ok=True)
     return job
 
 

@@ -7,6 +7,9 @@ TRIES=3 # starts in a row that may finish nothing before the job gives up
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node differ
 RANKS_PER_NODE=${SLURM_GPUS_ON_NODE:-${RANKS_PER_NODE:-1}}
+# one task of an array: its SLURM_JOB_ID may be the whole array's
+JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+JOB=${JOB:-$SLURM_JOB_ID}
 LOGS=slurm/$SLURM_JOB_NAME-$SLURM_JOB_ID
 export MASTER_ADDR MASTER_PORT RANKS_PER_NODE LOGS PYTHONUNBUFFERED=1
 
@@ -76,7 +79,13 @@ fruitless() {
 }
 
 # Whether Slurm still wants this job: a cancelled one is COMPLETING by now, a preempted one RUNNING until it ends.
-wanted() { [ "$(squeue --noheader --job "$SLURM_JOB_ID" --format %T)" = RUNNING ]; }
+wanted() { [ "$(squeue --noheader --job "$JOB" --format %T)" = RUNNING ]; }
+
+requeue() { # WORDS: puts this job back into the queue, if Slurm still wants it; Slurm then ends this script
+  wanted || return 0
+  say "back into the queue$*"
+  ! scontrol requeue "$JOB" || sleep 600
+}
 
 # The job: stages in turn, up to the first that does not end well. A warned job goes back into the queue.
 run_stages() { # STAGE ... -- the recipe
@@ -109,10 +118,7 @@ run_stages() { # STAGE ... -- the recipe
     [ -z "$warned" ] || [ "$code" != 0 ] || [ "$stage" = "${stages[-1]}" ] || code=75 # no time for the next one
     [ "$code" = 0 ] || break
   done
-  if [ "$code" = 75 ] && wanted; then
-    say "back into the queue; newest checkpoint: $(newest_checkpoint)"
-    scontrol requeue "$SLURM_JOB_ID" && sleep 600 # Slurm ends this script
-  fi
+  [ "$code" != 75 ] || requeue "; newest checkpoint: $(newest_checkpoint)"
   [ "$code" = 0 ] && say "done" || say "$stage ended with exit code $code: see $LOGS*.log and $run_dir/status/$stage.json"
   exit "$code"
 }

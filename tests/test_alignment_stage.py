@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -442,3 +443,16 @@ def test_a_failing_rank_ends_all(recipe_file, tmp_path):
     assert failed.returncode == 2
     assert failed.stderr.count("row 20 (line 21): no `messages`") == 1 and "Traceback" not in failed.stderr
     assert not (tmp_path / "aligned/manifest.json").exists()
+
+
+@pytest.mark.launch
+def test_a_dataset_that_another_process_builds_is_waited_for(run, recipe_file, tmp_path):
+    run("--data.aligned", str(tmp_path / "made"))
+    with (tmp_path / ".aligned.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [sys.executable, "pipeline/align.py", "--recipe", str(recipe_file), "--shard-rows", "16"]
+        waiting = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert "is being built by another process: waiting" in waiting.stdout.readline()
+        shutil.copytree(tmp_path / "made", tmp_path / "aligned")
+    output, _ = waiting.communicate(timeout=120)
+    assert waiting.returncode == 0 and "reused 4 shards, built 0" in output

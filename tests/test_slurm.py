@@ -200,6 +200,24 @@ class TestRealSlurm:
         assert statuses(run)["watch"] == ("done", 0)
         assert json.loads(best.read_text())["step"] == 120
 
+    def test_a_study_as_a_job_array(self, slurm, checkout):
+        """Each task has a seed; one is warned, goes back into the queue and goes on."""
+        launch.python("demo/study/make_data.py", cwd=checkout)
+        words = ["slurm/study.sh", "--study", "demo/study/quick.yaml"]
+        array = slurm("sbatch", "--parsable", "--array=0-1", *words, cwd=checkout)
+        runs = checkout / "runs/study/quick"
+        wait_until((runs / "start/1/result.json").is_file, 240)
+        slurm("scancel", "--signal=USR1", "--batch", f"{array}_1")
+        restarts = {}
+        for task in (0, 1):
+            ended = slurm.finish(f"{array}_{task}", timeout=300)
+            assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), logs(checkout)
+            restarts[task] = ended["Restarts"]
+        assert restarts == {0: "0", 1: "1"}, logs(checkout)
+        assert len(list(runs.glob("*/*/result.json"))) == 6
+        table = launch.python("pipeline/study.py", *words[1:], "--table", cwd=checkout).stdout
+        assert re.search(r"A-calm +2 ", table), table
+
     def test_a_job_that_never_gets_anywhere_is_given_up(self, slurm, checkout):
         """It loses its node, is requeued twice while its ranks load, and starts a fourth time."""
         words = ["--name", "vain", "--data.aligned", "runs/aligned/demo", *launch.SHORT]
