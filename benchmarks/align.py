@@ -15,7 +15,6 @@ if not __package__:
 
 import contextlib
 import io
-import json
 import os
 import shutil
 import tempfile
@@ -28,14 +27,14 @@ from pipeline.align import align
 from pipeline.alignment.ranks import Ranks
 from pipeline.models import load_tokenizer
 from pipeline.recipe import Data, Optim, Recipe, Source, Student, Teacher
-from pipeline.run_directory import exit_code
+from pipeline.run_directory import exit_code, read_json_lines
 
 BATCH = 256
 
 
 def read(file: Path) -> list[list[dict[str, str]]]:
     """The conversations of a JSONL file."""
-    return [json.loads(line)["messages"] for line in file.read_text(encoding="utf-8").splitlines()]
+    return [row["messages"] for row in read_json_lines(file)]
 
 
 def tokenizing(file: Path, names: tuple[str, str]) -> Callable[[int], int]:

@@ -13,7 +13,6 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import json
 import re
 from argparse import Namespace
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from benchmarks import measure, workload
 from benchmarks.naive import sampler as naive
 from pipeline.diffusion import GenerateConfig, generate
 from pipeline.models import load_teacher, load_tokenizer
-from pipeline.run_directory import complete_checkpoints, exit_code
+from pipeline.run_directory import complete_checkpoints, exit_code, read_json_lines
 
 SAMPLERS = {"ours": generate, "naive": naive.generate}
 PROBLEMS = Path("demo/data/test.jsonl")
@@ -65,7 +64,7 @@ def compare(options: Namespace, shape: tuple, batch: int, tokens: int, block: in
 def solving(sampler: str, path: str, config: GenerateConfig, problems: int, batch: int) -> Callable[[int], float]:
     """Solves the demo's problems: the share that is right."""
     model, tokenizer = load_teacher(path, dtype=torch.float32, device="cpu"), load_tokenizer(path)
-    rows = [json.loads(line) for line in PROBLEMS.read_text(encoding="utf-8").splitlines()[:problems]]
+    rows = read_json_lines(PROBLEMS)[:problems]
     texts = [
         tokenizer.apply_chat_template(row["messages"][:1], tokenize=False, add_generation_prompt=True) for row in rows
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from pipeline.models.llada2_moe import LLaDA2MoeConfig
 from pipeline.models.loading import build
 from pipeline.models.weights import checkpoint_views, draw
 from pipeline.recipe import BadInput
+from pipeline.run_directory import read_json_lines, write_json_lines
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def tokenizers_and_text(quick: bool) -> tuple[tuple[str, str], Path]:
 def write_chats(file: Path, source: Path, count: int) -> None:
     """Writes `mixed_chats` as the align stage reads them."""
     chats = mixed_chats(source, count)
-    file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")
+    write_json_lines(file, ({"messages": chat} for chat in chats))
 
 
 def mixed_chats(source: Path, count: int, seed: int = 0) -> list[list[dict[str, str]]]:
@@ -162,7 +162,7 @@ def mixed_chats(source: Path, count: int, seed: int = 0) -> list[list[dict[str, 
     """
     if not source.is_file():
         raise BadInput(f"no {source}: `make code-data` fetches the tokenizers and makes it")
-    single = [json.loads(line)["messages"] for line in source.read_text(encoding="utf-8").splitlines()]
+    single = [row["messages"] for row in read_json_lines(source)]
     generator = random.Random(seed)
     chats = []
     for _ in range(count):

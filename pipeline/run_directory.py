@@ -193,6 +193,11 @@ def record_status(run_dir: Path, stage: str) -> Iterator[dict[str, Any]]:
     write("done", DONE)
 
 
+def best_file(run_dir: Path) -> Path:
+    """The step with the best score so far, as `evaluate --watch` found it."""
+    return run_dir / "evaluation" / "best.json"
+
+
 def status_file(run_dir: Path, stage: str) -> Path:
     """Where a stage says how it ended."""
     return run_dir / "status" / f"{stage}.json"

@@ -22,7 +22,7 @@ from rich.table import Table
 from pipeline.recipe import BadInput, parse, parser
 from pipeline.reporting.run import Record, Run, read_run
 from pipeline.reporting.summary import interval
-from pipeline.run_directory import complete_checkpoints, exit_code, read_json, status_file
+from pipeline.run_directory import best_file, complete_checkpoints, exit_code, read_json, status_file
 
 RECENT = 20
 """Logging lines that the rate is taken from."""
@@ -74,7 +74,7 @@ def position(run: Run, now: float) -> Record:
         "checkpoint": _checkpoint(done[-1], now) if done else None,
         "checkpoints": len(done),
         "evaluation": {"folder": run.last_step, "scores": scores} if scores else None,
-        "best": read_json(run.folder / "evaluation" / "best.json"),
+        "best": read_json(best_file(run.folder)),
     }
 
 

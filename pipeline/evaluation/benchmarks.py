@@ -15,6 +15,9 @@ from typing import Any
 from pipeline.recipe import BadInput
 from pipeline.run_directory import read_json_lines
 
+TASKS = Path(__file__).parent / "tasks"
+"""This project's task files, one a benchmark."""
+
 
 @dataclass(frozen=True)
 class Source:

@@ -16,13 +16,12 @@ from typing import Any
 import yaml
 
 from pipeline.evaluation import human_eval
-from pipeline.evaluation.benchmarks import SOURCES, Source, data_file, read
+from pipeline.evaluation.benchmarks import SOURCES, TASKS, Source, data_file, read
 from pipeline.evaluation.presets import preset
 from pipeline.evaluation.sandbox import Limits, Sandbox
 from pipeline.recipe import BadInput, Recipe, parse, parser
 from pipeline.run_directory import complete_checkpoints, write_json, write_text
 
-TASKS = Path(__file__).parent / "tasks"
 CODE = ("humaneval", "mbpp")
 
 

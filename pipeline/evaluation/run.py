@@ -11,10 +11,9 @@ from lm_eval.tasks import TaskManager
 
 from pipeline.evaluation import results
 from pipeline.evaluation.answers import Record
+from pipeline.evaluation.benchmarks import TASKS
 from pipeline.evaluation.harness import BlockDiffusionLM
 from pipeline.recipe import BadInput
-
-TASKS = Path(__file__).parent / "tasks"
 
 
 def load_tasks(names: list[str]) -> dict[str, ConfigurableTask]:

@@ -9,9 +9,15 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.evaluation.answers import Record
-from pipeline.run_directory import StoppedEarly, complete_checkpoints, damaged_file, read_json, step_of, write_json
-
-BEST = "best.json"
+from pipeline.run_directory import (
+    StoppedEarly,
+    best_file,
+    complete_checkpoints,
+    damaged_file,
+    read_json,
+    step_of,
+    write_json,
+)
 
 
 def watch(run_dir: Path, tasks: list[str], evaluate: Callable[[str, str], None], every: float) -> None:
@@ -68,5 +74,5 @@ def mark_best(run_dir: Path, task: str) -> Record | None:
             step = step_of(path.parent)
             best = {"step": step, "task": task, "metric": score["metric"], "value": score["value"]}
     if best:
-        write_json(run_dir / "evaluation" / BEST, best)
+        write_json(best_file(run_dir), best)
     return best

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.models.export import export
 from pipeline.recipe import BadInput
 from pipeline.run_directory import (
+    best_file,
     complete_checkpoints,
     damaged_file,
     flush,
@@ -158,7 +159,7 @@ def prune(run_dir: Path, keep: int) -> None:
 def best_step(run_dir: Path) -> int | None:
     """The step that evaluation/best.json names, else that of the lowest validation loss among complete checkpoints."""
     with suppress(BadInput, AttributeError):  # of a damaged file nobody may die
-        if marked := read_json(run_dir / "evaluation" / "best.json"):
+        if marked := read_json(best_file(run_dir)):
             return marked.get("step")
         steps = {step_of(place) for place in complete_checkpoints(run_dir)}
         lines = [line for line in read_metrics(run_dir) if line["kind"] == "validation" and line["step"] in steps]
