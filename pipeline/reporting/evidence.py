@@ -36,17 +36,17 @@ RESULTS, DOCUMENT, FIGURES = ROOT / "demo/study/results", ROOT / "docs/evidence.
 
 def main() -> None:
     """Renders the document and draws the figures."""
-    studies = read_studies()
-    write_text(DOCUMENT, render(DOCUMENT.read_text(encoding="utf-8"), studies))
+    studies, document = read_studies(), DOCUMENT.read_text(encoding="utf-8")
+    write_text(DOCUMENT, render(document, studies))
     FIGURES.mkdir(exist_ok=True)
     first = next(iter(studies.values()))
     figures.probe(first["probe"], FIGURES / "probe.svg")
     figures.gradients(FIGURES / "gradients.svg")
     figures.tidal(FIGURES / "lambda.svg")
-    for name, study in studies.items():
-        figures.scores(compared(study), FIGURES / f"scores-{name}.svg")
-        figures.starts(start(study), compared(study), FIGURES / f"starts-{name}.svg")
-        figures.distances(start(study), compared(study), FIGURES / f"kl-{name}.svg")
+    for path in map(FIGURES.joinpath, re.findall(r"\(evidence/([a-z]+-\w+\.svg)\)", document)):
+        kind, _, name = path.stem.partition("-")
+        draw = {"scores": figures.scores, "starts": figures.starts, "kl": figures.distances}[kind]
+        draw(start(studies[name]), compared(studies[name]), path)
 
 
 def read_studies() -> dict[str, Any]:

@@ -57,20 +57,21 @@ def tidal(path: Path) -> None:
         _save(figure, path)
 
 
-def scores(compared: Sequence[Line], path: Path) -> None:
-    """Every seed's score, and the mean with its 95% interval, of each variant."""
+def scores(start: Line, compared: Sequence[Line], path: Path) -> None:
+    """Every seed's score, and the mean with its 95% interval, of the start and of each variant."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8, 0.7 + 0.28 * len(compared)), layout="constrained")
+        rows = [start, *compared]
+        figure = Figure(figsize=(8, 0.7 + 0.28 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        for row, line in enumerate(compared):
+        for row, line in enumerate(rows):
             values = list(line.scores.values())
             axes.plot(values, [row] * len(values), ".", color=VIOLET, alpha=0.4, markersize=5)
             axes.errorbar(
                 line.mean, row, xerr=[[line.mean - line.low], [line.high - line.mean]], fmt="o", color=GREEN, capsize=3
             )
         axes.axvline(compared[0].mean, color=ORANGE, linewidth=1, linestyle=":")
-        axes.set_yticks(range(len(compared)), [line.variant for line in compared])
-        axes.set(ylim=(len(compared) - 0.5, -0.5), xlim=(-0.02, 1.02), xlabel="exact match on held-out problems")
+        axes.set_yticks(range(len(rows)), [line.variant for line in rows])
+        axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-0.02, 1.02), xlabel="exact match on held-out problems")
         _save(figure, path)
 
 
