@@ -15,6 +15,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import math
+import statistics
 from argparse import Namespace
 from collections.abc import Callable
 from datetime import timedelta
@@ -36,12 +37,12 @@ from pipeline.training.terms import build_term
 from pipeline.training.topology import start
 
 LR = 1e-4
-# published trainer, 2 cores: seconds and peak GB of a step
+# published trainer, 2 cores of another machine: CPU-seconds, seconds and peak GB of a step, as far as measured
 CASES = {
-    "Reverse CALM": ("reverse_calm", False, 18, 8.4),
-    "Reverse CALM + CompDemo": ("reverse_calm", True, 31, 8.4),
-    "TIDAL": ("tidal", False, 19, 8.2),
-    "TIDAL + CompDemo": ("tidal", True, 26, 9.3),
+    "Reverse CALM": ("reverse_calm", False, 28, 18, 8.4),
+    "Reverse CALM + CompDemo": ("reverse_calm", True, 31, None, None),
+    "TIDAL": ("tidal", False, 33, 19, 8.2),
+    "TIDAL + CompDemo": ("tidal", True, 43, 26, 9.3),
 }
 SMALL = Shape(workload.qwen3(), workload.llada2())
 QUICK = Shape(workload.qwen3(1024, 64, 2), workload.llada2(1200, 64, 2), 2, 64, 72, 40, block_size=8)
@@ -68,10 +69,10 @@ def ours(
     term = build_term(Objective(strategy), Teacher("teacher", ""), shape.shared_vocabulary, head)
     build = builder(shape, compdemo)
     wrapped = build_engine(StudentWithLoss(student, [term], cross_entropy_weight), config, Optim(lr=LR), accumulation=1)
-    rows = workload.rows(shape)
+    samples = noised(shape)
 
     def step(turn: int, parts: measure.Parts) -> float:
-        batch = build([Sample(row, (0, turn, n)) for n, row in enumerate(rows)], fixed_t)
+        batch = build(samples, fixed_t)
         denominators = counts(batch, [term]).to(device)
         batch = batch.to(device)
         parts.done("batch s")
@@ -85,19 +86,24 @@ def ours(
         parts.done("optimizer s")
         return float(loss.detach())
 
-    flops = 0
+    flops, masked = 0, build(samples, fixed_t).targets.shape[0]
 
     def run(turn: int) -> dict:
         nonlocal flops
         parts = measure.Parts()
         if flops:
-            return {"loss": step(turn, parts), "parts": parts.seconds, "flops": flops}
+            return {"loss": step(turn, parts), "parts": parts.seconds, "flops": flops, "masked": masked}
         with FlopCounterMode(display=False) as counter:
             loss = step(turn, parts)
         flops = counter.get_total_flops()
-        return {"loss": loss, "parts": parts.seconds, "flops": flops}
+        return {"loss": loss, "parts": parts.seconds, "flops": flops, "masked": masked}
 
     return run
+
+
+def noised(shape: Shape) -> list[Sample]:
+    """The shape's rows, with the same noise at every turn: how many tokens are masked sets a step's time."""
+    return [Sample(row, (0, n)) for n, row in enumerate(workload.rows(shape))]
 
 
 def builder(shape: Shape, compdemo: bool) -> BatchBuilder:
@@ -114,10 +120,10 @@ def naive(shape: Shape, strategy: str, compdemo: bool) -> Callable[[int], float]
     student, teacher = workload.model(shape.student), workload.teacher(shape.teacher)
     step = NaiveStep(student, teacher, block_size=shape.block_size, tidal=strategy == "tidal", compdemo=compdemo)
     optimizer = torch.optim.AdamW(student.parameters(), lr=LR, weight_decay=0.0)
-    rows = workload.rows(shape)
+    samples = noised(shape)
 
     def run(turn: int) -> float:
-        loss = step.loss([Sample(row, (0, turn, n)) for n, row in enumerate(rows)], turn / 100)
+        loss = step.loss(samples, turn / 100)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
@@ -129,17 +135,19 @@ def naive(shape: Shape, strategy: str, compdemo: bool) -> Callable[[int], float]
 
 def compare(name: str, options: Namespace, shape: Shape) -> tuple[dict, dict]:
     """One row of either table: the whole step, and its parts."""
-    strategy, compdemo, seconds, gigabytes = CASES[name]
+    strategy, compdemo, cpu_seconds, seconds, gigabytes = CASES[name]
     shape = shape.but(shared_tokenizer=strategy == "tidal")
     contestants = {"ours": partial(ours, shape, strategy, compdemo, options.engine, options.real)}
     if not options.real:
         contestants["naive"] = partial(naive, shape, strategy, compdemo)
     found = measure.take_turns(contestants, options)
     mine = found["ours"]
-    row = {"step": name, "s": mine.seconds, "CPU s": mine.cpu_seconds, "peak GB": mine.peak_gb}
-    last = mine.results[-1]
-    rate = last["flops"] / mine.seconds / 1e12
-    parts = {"step": name, **last["parts"], "TFLOP": last["flops"] / 1e12, "TFLOP/s": rate}
+    first = mine.results[0]
+    row = {"step": name, "masked": first["masked"]}
+    row |= {"s": mine.seconds, "CPU s": mine.cpu_seconds, "peak GB": mine.peak_gb}
+    parts = {part: statistics.mean(result["parts"][part] for result in mine.results) for part in first["parts"]}
+    rate = first["flops"] / mine.seconds / 1e12
+    parts = {"step": name, **parts, "TFLOP": first["flops"] / 1e12, "TFLOP/s": rate}
     if options.real:
         return row, parts | {"MFU": rate / options.peak_tflops}
     plain = found["naive"]
@@ -151,6 +159,7 @@ def compare(name: str, options: Namespace, shape: Shape) -> tuple[dict, dict]:
         "naive CPU s": plain.cpu_seconds,
         "naive peak GB": plain.peak_gb,
         "naive/ours time": plain.seconds / mine.seconds,
+        "published CPU s": cpu_seconds,
         "published s": seconds,
         "published peak GB": gigabytes,
     }
@@ -180,9 +189,15 @@ def main(argv: list[str] | None = None) -> None:
     targets = [measure.at_most("CompDemo's price", compdemo_price(options, shape), 1.35, "x")]
     if not options.real:
         for row in rows:
-            least = row["published s"] / 4
-            targets.append(measure.at_most(f"{row['step']}: a quarter of the published time", row["s"], least, " s"))
-            targets.append(measure.at_most(f"{row['step']}: peak memory", row["peak GB"], 2.5, " GB"))
+            case, quarter = row["step"], row["published CPU s"] / 4
+            targets += [
+                measure.at_most(f"{case}: a quarter of the published CPU time", row["CPU s"], quarter, " s"),
+                measure.at_least(f"{case}: naive/ours time", row["naive/ours time"], 4, "x"),
+                measure.at_most(f"{case}: peak memory", row["peak GB"], 2.5, " GB"),
+            ]
+            if row["published s"]:
+                quarter = row["published s"] / 4
+                targets.append(measure.at_most(f"{case}: a quarter of the published time", row["s"], quarter, " s"))
     measure.report(
         "step",
         options,

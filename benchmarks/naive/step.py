@@ -1,7 +1,9 @@
-"""The training step written plainly, as the published trainer computes it: the yardstick, not a part of the pipeline.
+"""The training step written plainly, with the work of the published trainer: the yardstick, not a part of the pipeline.
 
-Padded rows, the whole [xt, x0], full logits of every position on both sides, one teacher pass a view, dense matrices
-from tokens to chunks. Loss and gradient equal the pipeline's (tests/test_benchmarks.py).
+Padded rows, the whole [xt, x0], full logits of every position on both sides, a pass over the student's logits for either
+loss, one teacher pass a view, dense matrices from tokens to chunks. Two things are cheaper than there: views are merged in
+place, and a teacher that shares the tokenizer reads xt alone. Loss and gradient equal the pipeline's
+(tests/test_benchmarks.py).
 """
 
 from __future__ import annotations
@@ -43,9 +45,9 @@ class NaiveStep:
         t, masked, views = self._noise(samples, ids.shape[1])
 
         logits = self._student_logits(torch.where(masked, self.student.config.mask_token_id, ids), ids, real)
-        logp = logits.float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+        token_loss = nn.functional.cross_entropy(logits.float().transpose(1, 2), ids, reduction="none")
         weight = cross_entropy_weight(t)[:, None]
-        cross_entropy = -(weight * logp)[masked].sum() / maskable.sum()
+        cross_entropy = (weight * token_loss)[masked].sum() / maskable.sum()
 
         chunks = int(student_chunks.max()) + 1
         to_student = student_chunks.unsqueeze(-1) == torch.arange(chunks)  # [rows, length, chunks]
@@ -59,6 +61,7 @@ class NaiveStep:
                 answers = answer
             else:
                 answers[hidden] = answer[hidden]
+            del answer
         active = torch.einsum("bln,bl->bn", to_student.float(), masked.float()) > 0
         if self.tidal:
             at_student, at_teacher = to_student & active[:, None], to_teacher & active[:, None]
@@ -67,6 +70,7 @@ class NaiveStep:
             distillation = kl(s, z, temperature=2.0, mix=mix).mean()
         else:
             teacher_logp = answers.log_softmax(-1).gather(-1, teacher_ids.unsqueeze(-1)).squeeze(-1)
+            logp = logits.float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
             a = torch.einsum("bl,bln->bn", logp, to_student.float())
             b = torch.einsum("bl,bln->bn", teacher_logp, to_teacher.float())
             distillation = calm(a[active], b[active], temperature=2.0, direction="reverse").mean()

@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import AutoConfig, AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
 
 from pipeline.models.attention import attend
 from pipeline.models.experts import MLP, Gate, MoE
@@ -203,12 +204,12 @@ class LLaDA2MoeModelLM(LLaDA2MoePreTrainedModel):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
     ) -> CausalLMOutputWithPast:
-        """As the inner model; logits [B, L, vocabulary]."""
+        """As the inner model; logits [B, L, vocabulary], or of the positions that `logits_to_keep` names (as transformers')."""
         output = self.model(input_ids, attention_mask, position_ids, past_key_values, use_cache)
-        return CausalLMOutputWithPast(
-            logits=self.lm_head(output.last_hidden_state), past_key_values=output.past_key_values
-        )
+        kept = slice_logits_to_keep(output.last_hidden_state, logits_to_keep)
+        return CausalLMOutputWithPast(logits=self.lm_head(kept), past_key_values=output.past_key_values)
 
     @torch.no_grad()
     def update_selection_bias(self, rate: float) -> None:
