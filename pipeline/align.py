@@ -102,6 +102,8 @@ def align(recipe: Recipe, ranks: Ranks, processes: int, shard_rows: int) -> tupl
         if not job.shards:
             manifest = read_json(job.folder / "manifest.json")
             return manifest, f"reused {len(manifest['shards'])} shards, built 0"
+        if ranks.rank == 0:
+            (job.folder / "manifest.json").unlink(missing_ok=True)  # what it marks as complete is about to change
         try:
             mine = job.shards[ranks.rank :: ranks.size]
             built = ranks.gather(lambda: build_all(job, mine, processes, ranks.rank == 0))
@@ -155,7 +157,6 @@ def prepare(recipe: Recipe, shard_rows: int) -> Job:
             job.shards = []
         else:
             print(f"{job.folder} {problem}: building it again", flush=True)
-            (job.folder / "manifest.json").unlink(missing_ok=True)
     return job
 
 

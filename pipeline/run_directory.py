@@ -30,8 +30,9 @@ class StoppedEarly(BaseException):
 
 
 def code_version() -> str | None:
-    """Commit of this program; None outside a git checkout."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    """Commit of this program, with `-dirty` where tracked files differ from it; None outside a git checkout."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
     return done.stdout.strip() or None
 
 

@@ -13,21 +13,23 @@ if not __package__:  # run as a script: the repository root, not pipeline/, belo
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-import re
+import os
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveInt
 
-from pipeline.recipe import BadInput
+from pipeline.evaluation.answers import Share
+from pipeline.recipe import BadInput, Recipe
 from pipeline.run_directory import exit_code
-from pipeline.studying.grid import START, Study, grid
+from pipeline.studying.grid import Study, grid, read_variants
 
 
 def main() -> None:
     """Reads the study, checks every variant, runs what is missing and prints the table."""
     study, flags = parse_study(sys.argv[1:])
-    seeds = part(study.seed_numbers(), flags.part)
+    share = Share.parse(flags.shard, dict(os.environ))
+    seeds = study.seed_numbers()[share.index :: share.of]
     for variant in study.planned():
         study.run(variant, 0)
     failed = [] if flags.table else run(study, seeds, flags.workers)
@@ -35,7 +37,9 @@ def main() -> None:
 
     show(study, collect(study))
     if failed:
-        raise BadInput(f"{len(failed)} runs failed ({', '.join(failed)}): see log.txt in {study.folder}/VARIANT/SEED")
+        raise SystemExit(
+            f"study: {len(failed)} runs failed ({', '.join(failed)}): see log.txt in {study.folder}/VARIANT/SEED"
+        )
 
 
 def parse_study(argv: list[str]):
@@ -49,7 +53,9 @@ def parse_study(argv: list[str]):
     p.add_argument(
         "--workers", type=PositiveInt, default=2, help="seeds that run at the same time, each on its share of the cores"
     )
-    p.add_argument("--part", default="0/1", help="i/n: every n-th seed from the i-th on, for a job array")
+    p.add_argument(
+        "--shard", default="", help="i/n: every n-th seed from the i-th on (default: a Slurm array's task, or all)"
+    )
     p.add_argument("--table", action="store_true", help="run nothing: print the table of what is done")
     try:
         flags = p.parse_args(argv)
@@ -57,31 +63,38 @@ def parse_study(argv: list[str]):
     except (ArgumentError, yaml.YAMLError) as error:
         raise BadInput(f"{' '.join(str(error).split())} (--help explains every field)") from None
     if varied := grid(flags.vary):
-        fields["variants"] = {**(fields["variants"] or {fields["baseline"]: {"teachers": []}}), **varied}
+        known = read_variants(fields["variants"]) or {fields["baseline"]: {"teachers": []}}
+        fields["variants"] = {**known, **varied}
     return Study(**fields), flags
-
-
-def part(seeds: list[int], wanted: str) -> list[int]:
-    """Every n-th of the seeds from the i-th, for `i/n`."""
-    found = re.fullmatch(r"(\d+)/([1-9]\d*)", wanted)
-    if not found or int(found[1]) >= int(found[2]):
-        raise BadInput(f"--part {wanted!r}: write i/n with i from 0 to n - 1, as 0/4")
-    return seeds[int(found[1]) :: int(found[2])]
 
 
 def run(study: Study, seeds: list[int], workers: int) -> list[str]:
     """Aligns the data if it must be, scores the teachers, and does the runs; returns those that failed."""
+    if not seeds:  # a job array of more tasks than seeds
+        return []
     from pipeline.align import align
     from pipeline.alignment.ranks import Ranks
     from pipeline.studying.runs import score_teachers
     from pipeline.studying.workers import run_seeds
+    from pipeline.training.plan import prepare
 
-    recipes = [study.base(), *(study.run(START, seed) for seed in seeds[:1] if isinstance(study.start, dict))]
-    for recipe in recipes:
+    for folder, recipe in datasets(study).items():
+        print(f"data: {folder}", flush=True)
         align(recipe, Ranks(), 1, 4096)
+    for variant in study.planned():  # a variant whose data, lengths or tokenizers are others' is refused here
+        try:
+            prepare(study.run(variant, seeds[0]), Path(study.engine))
+        except BadInput as error:
+            raise BadInput(f"variant {variant}: {error}") from None
     if study.seed_numbers()[:1] == seeds[:1]:  # of a job array's parts, one
         score_teachers(study)
     return run_seeds(study, seeds, min(workers, max(1, len(seeds))))
+
+
+def datasets(study: Study) -> dict[str, Recipe]:
+    """Folders of the aligned datasets that the study reads, each with the first recipe that names it."""
+    recipes = [study.base(), *(study.run(variant, 0) for variant in study.planned())]
+    return {recipe.data.aligned: recipe for recipe in reversed(recipes)}
 
 
 if __name__ == "__main__":

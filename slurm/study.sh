@@ -7,16 +7,15 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@300
-# A study as a job array, each task every n-th seed. A task that is warned saves, goes back into the queue and goes on; what
-# is done is not done again. From the root:
+# A study as a job array, each task every n-th seed (`--shard`). A task that is warned saves, goes back into the queue and
+# goes on; what is done is not done again. From the root:
 #   sbatch slurm/study.sh --study demo/study/carry.yaml        then: python pipeline/study.py --study ... --table
 # Facts of the site: slurm/site.sh.
 set -euo pipefail
 source slurm/common.sh
 trap 'warn USR1' USR1
 trap 'warn TERM' TERM
-part=$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT
-supervise USR1 python pipeline/study.py --workers 1 --part "$part" "$@" && code=0 || code=$?
+supervise USR1 python pipeline/study.py --workers 1 "$@" && code=0 || code=$?
 [ -z "$warned" ] || [ "$code" = 0 ] || code=75 # also if it could not hear yet
 [ "$code" != 75 ] || requeue
 exit "$code"

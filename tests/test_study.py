@@ -16,8 +16,12 @@ import pytest
 from pipeline.evaluation.statistics import sign_flip
 from pipeline.recipe import BadInput
 from pipeline.reporting.evidence import DOCUMENT, FIGURES, compared, read_studies, render
+from pipeline.run_directory import StoppedEarly, write_json
+from pipeline.study import parse_study
+from pipeline.studying import runs
 from pipeline.studying.grid import Study, grid
 from pipeline.studying.table import lines, t_interval
+from pipeline.training.signals import StopSignals
 from tests import launch
 
 
@@ -152,3 +156,30 @@ def test_a_killed_study_does_what_is_missing(checkout):
     assert starts[0] != starts[1], "seeds start from different weights"
     again = launch.python("pipeline/study.py", "--study", "demo/study/quick.yaml", "--table", cwd=checkout)
     assert "A-calm" in again.stdout
+
+
+def test_a_result_of_other_settings_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "load_manifest", lambda folder: {"key": "data"})
+    monkeypatch.setattr(Study, "folder", tmp_path)
+    planned = study()
+    assert not runs.is_done(planned, "calm", 0)
+    write_json(planned.run_dir("calm", 0) / "result.json", {"digest": runs.digest(planned.run("calm", 0))})
+    assert runs.is_done(planned, "calm", 0)
+    with pytest.raises(BadInput, match="was made with other settings or data"):
+        runs.is_done(study(settings={"optim.steps": 7}), "calm", 0)
+
+
+def test_vary_adds_to_a_file_s_variants():
+    planned, _ = parse_study(
+        ["--study", "demo/study/noisy.yaml", "--only", "[]", "--vary", "objective.temperature=1,4"]
+    )
+    assert {"undistilled", "A-calm", "1", "4"} <= planned.variants.keys()
+
+
+def test_a_signal_that_has_come_ends_a_run_when_all_is_saved(monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    stop = StopSignals()
+    stop.defer()
+    stop._note(signal.SIGUSR1, None)
+    with pytest.raises(StoppedEarly, match="stopped by a signal: run the same command"):
+        stop.settle()

@@ -46,8 +46,7 @@ class Study:
 
     def __post_init__(self) -> None:
         self.name = self.name or Path(self.recipe).stem
-        if isinstance(self.variants, str):
-            self.variants = _read_variants(self.variants)
+        self.variants = read_variants(self.variants)
         if unknown := [name for name in self.only if name not in self.variants]:
             raise BadInput(f"only: no variant {', '.join(unknown)}; there are {', '.join(self.variants)}")
         if self.only:
@@ -133,8 +132,11 @@ def _words(fields: Settings) -> list[str]:
     ]
 
 
-def _read_variants(path: str) -> dict[str, dict[str, Any]]:
+def read_variants(given: str | dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The variants, read from their file where a path is given. Raises BadInput where it cannot be read."""
+    if not isinstance(given, str):
+        return given
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.safe_load(Path(given).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise BadInput(f"variants {path}: {' '.join(str(error).split())}") from None
+        raise BadInput(f"variants {given}: {' '.join(str(error).split())}") from None

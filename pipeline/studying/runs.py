@@ -1,4 +1,4 @@
-"""One run of a study: train, score, measure, and leave result.json. A run with a result is done.
+"""One run of a study: train, score, measure, and leave result.json. A run with a result of the same settings is done.
 
 An interrupted run goes on from its newest checkpoint, as `distill` does.
 """
@@ -7,23 +7,30 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import asdict
 from datetime import timedelta
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from pipeline.alignment.manifest import load_manifest
 from pipeline.distill import distill
 from pipeline.evaluate import evaluate
 from pipeline.models import load_teacher
-from pipeline.recipe import BadInput
-from pipeline.run_directory import complete_checkpoints, read_json, read_json_lines, read_metrics, write_json
+from pipeline.recipe import BadInput, Recipe
+from pipeline.run_directory import (
+    complete_checkpoints,
+    json_sha256,
+    read_json,
+    read_json_lines,
+    read_metrics,
+    write_json,
+)
 from pipeline.studying.grid import START, Study
 from pipeline.training.distance import distance_terms, teacher_student_kl
 from pipeline.training.plan import prepare
-from pipeline.training.run import aligned_rows, batch_builder
+from pipeline.training.run import aligned_rows, batch_builder, frozen_teacher
 from pipeline.training.signals import StopSignals
 from pipeline.training.step import StudentWithLoss
 from pipeline.training.topology import start
@@ -31,9 +38,19 @@ from pipeline.training.topology import start
 TIMEOUT_MINUTES = 30.0
 
 
-def result_path(study: Study, variant: str, seed: int) -> Path:
-    """Where a run's result is, once it is done."""
-    return study.run_dir(variant, seed) / "result.json"
+def is_done(study: Study, variant: str, seed: int) -> bool:
+    """Whether a run has its result. Raises BadInput for one of other settings or data, which must not pass for this run's."""
+    result = read_json(study.run_dir(variant, seed) / "result.json")
+    if result and result.get("digest") != digest(study.run(variant, seed)):
+        raise BadInput(
+            f"{study.run_dir(variant, seed)} was made with other settings or data: delete it, or give the study another name"
+        )
+    return bool(result)
+
+
+def digest(recipe: Recipe) -> str:
+    """Of everything that a run is made from."""
+    return json_sha256({"recipe": asdict(recipe), "data": load_manifest(recipe.data.aligned)["key"]})
 
 
 def run_one(study: Study, variant: str, seed: int, stop: StopSignals) -> None:
@@ -41,23 +58,26 @@ def run_one(study: Study, variant: str, seed: int, stop: StopSignals) -> None:
     began = time.perf_counter()
     initial = None
     if study.start is not None and variant != START:
-        initial = str(_newest(study.start_dir(seed)) / "export")
+        if not (study.start_dir(seed) / "result.json").is_file():
+            raise BadInput(f"{study.start_dir(seed)} is not done: run the study that it belongs to first")
+        initial = str(complete_checkpoints(study.start_dir(seed))[-1] / "export")
     recipe = study.run(variant, seed, initial)
     run_dir = Path(recipe.run_dir)
     distill(recipe, study.engine, stop, TIMEOUT_MINUTES)
     stop.settle()
-    place = _newest(run_dir)
+    place = complete_checkpoints(run_dir)[-1]
     evaluate(recipe, str(place / "export"), place.name)
     result = {
         "variant": variant,
         "seed": seed,
+        "digest": digest(study.run(variant, seed)),
         **_scores(run_dir / "evaluation" / place.name),
         "kl": _distances(study, str(place / "export")),
         **_cost(run_dir),
         "wall_seconds": round(time.perf_counter() - began, 1),
         "environment": read_json(run_dir / "environment.json"),
     }
-    write_json(result_path(study, variant, seed), result)
+    write_json(run_dir / "result.json", result)
     if variant != START:  # a study's disk is its runs times this
         shutil.rmtree(run_dir / "checkpoints")
 
@@ -72,12 +92,6 @@ def score_teachers(study: Study) -> None:
         evaluate(recipe, teacher.path, teacher.name)
         scores[teacher.name] = _scores(Path(recipe.run_dir) / "evaluation" / teacher.name)
     write_json(path, scores)
-
-
-def _newest(run_dir: Path) -> Path:
-    if found := complete_checkpoints(run_dir):
-        return found[-1]
-    raise BadInput(f"no complete checkpoint in {run_dir}: if it is another study's start, run that study first")
 
 
 def _scores(folder: Path) -> dict[str, Any]:
@@ -112,7 +126,7 @@ def _distances(study: Study, folder: str) -> dict[str, list[float]]:
     if not base.teachers or not base.data.validation:
         return {}
     plan, topology = prepare(base, Path(study.engine)), start(timedelta(minutes=TIMEOUT_MINUTES))
-    teachers = [_teacher(t.path, t.dtype, topology.device) for t in base.teachers]
+    teachers = [frozen_teacher(plan, teacher, topology) for teacher in base.teachers]
     student = load_teacher(folder, dtype=torch.float32, device=topology.device)
     terms = distance_terms(base.teachers, plan.shared_vocab, teachers)
     kl = teacher_student_kl(
@@ -124,8 +138,3 @@ def _distances(study: Study, folder: str) -> dict[str, list[float]]:
         base.optim.micro_tokens,
     )
     return {name: [round(value, 5) for value in by_t.values()] for name, by_t in kl.items()}
-
-
-@lru_cache
-def _teacher(path: str, dtype: str, device: torch.device) -> nn.Module:
-    return load_teacher(path, dtype=getattr(torch, dtype), device=device)

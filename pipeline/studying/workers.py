@@ -16,7 +16,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from functools import lru_cache
 
 from pipeline.launcher import free_port
-from pipeline.recipe import BadInput
 from pipeline.run_directory import StoppedEarly
 from pipeline.studying.grid import START, Study
 from pipeline.training.signals import StopSignals
@@ -38,7 +37,9 @@ def run_seeds(study: Study, seeds: Sequence[int], workers: int) -> list[str]:
             done = as_completed([pool.submit(_seed, study, seed) for seed in seeds])
             return [name for future in done for name in future.result()]
         except BrokenProcessPool:
-            raise BadInput("a worker was killed (is there memory for all of them?): the same command goes on") from None
+            raise SystemExit(
+                "study: a worker was killed (is there memory for all of them?): the same command goes on"
+            ) from None
         except KeyboardInterrupt:  # the workers get it too, and save
             raise StoppedEarly("stopped: the same command goes on") from None
         finally:
@@ -64,11 +65,11 @@ def _signals() -> StopSignals:
 
 def _seed(study: Study, seed: int) -> list[str]:
     """All runs of a seed, the start first; the names of those that failed. What they print goes to RUN_DIR/log.txt."""
-    from pipeline.studying.runs import result_path, run_one  # torch and DeepSpeed: seconds, once a process
+    from pipeline.studying.runs import is_done, run_one  # torch and DeepSpeed: seconds, once a process
 
     stop, failed = _signals(), []
     for variant in study.planned():
-        if result_path(study, variant, seed).is_file():
+        if is_done(study, variant, seed):
             continue
         began, log = time.perf_counter(), study.run_dir(variant, seed) / "log.txt"
         log.parent.mkdir(parents=True, exist_ok=True)

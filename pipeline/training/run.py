@@ -122,7 +122,7 @@ def assemble(plan: Plan, topology: Topology) -> Trainer:
         tokenizer=load_tokenizer(recipe.student.tokenizer),
         seed=recipe.data.seed,
     )
-    teachers = [_load_teacher(plan, teacher, topology) for teacher in recipe.teachers]
+    teachers = [frozen_teacher(plan, teacher, topology) for teacher in recipe.teachers]
     if recipe.attention == "flex":
         for loaded in (model, *teachers):
             use_flex(loaded)
@@ -159,7 +159,8 @@ def student_with_loss(plan: Plan, model: nn.Module, teachers: Sequence[nn.Module
     return StudentWithLoss(model, terms, _CROSS_ENTROPY[recipe.objective.cross_entropy], mix)
 
 
-def _load_teacher(plan: Plan, teacher: Teacher, topology: Topology) -> nn.Module:
+def frozen_teacher(plan: Plan, teacher: Teacher, topology: Topology) -> nn.Module:
+    """A teacher as the plan places it: on this rank's device, with its share of the experts."""
     return load_teacher(
         teacher.path,
         dtype=getattr(torch, teacher.dtype),

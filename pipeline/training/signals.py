@@ -32,7 +32,7 @@ class StopSignals:
         """All is saved: a signal that came meanwhile, or comes from here on, raises StoppedEarly again."""
         self._deferred = False
         if self.seen:
-            self._note(0, None)
+            raise StoppedEarly("stopped by a signal: run the same command to go on")
 
     def _note(self, number: int, frame: object) -> None:
         first, self.seen = not self.seen, True
