@@ -21,7 +21,7 @@ from pipeline.recipe import BadInput
 from pipeline.reporting import evidence_figures as figures
 from pipeline.run_directory import exit_code, read_json, write_text
 from pipeline.studying.grid import START
-from pipeline.studying.results import cells, markdown
+from pipeline.studying.results import by_t, cells, markdown
 from pipeline.studying.table import Line, lines, t_interval
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +62,10 @@ def render(document: str, studies: Mapping[str, Any]) -> str:
     blocks = {name: table(study) for name, study in studies.items()}
     blocks |= {f"{name} order": apart(study, BASELINES) for name, study in studies.items()}
     blocks |= {f"{name} parts": apart(study, WHOLES) for name, study in studies.items()}
+    blocks |= {
+        f"{name} gain": apart(study, {START: [x.variant for x in compared(study)]}) for name, study in studies.items()
+    }
+    blocks |= {f"{name} kl": markdown(*by_t([start(study), *compared(study)])) for name, study in studies.items()}
     blocks |= {f"{name} problems": problems(study) for name, study in studies.items()}
     blocks |= {f"{name} runs": provenance(study) for name, study in studies.items()}
 
@@ -94,7 +98,8 @@ def apart(study: Mapping[str, Any], references: Mapping[str, Sequence[str]]) -> 
 
     Holm's correction over the rows of the table.
     """
-    scores, began = {line.variant: line.scores for line in compared(study)}, start(study).scores
+    began = start(study).scores
+    scores = {line.variant: line.scores for line in compared(study)} | {START: began}
     pairs = [
         (ours, other) for other, variants in references.items() for ours in variants if {ours, other} <= scores.keys()
     ]

@@ -14,6 +14,7 @@ from rich.table import Table
 from pipeline.run_directory import read_json, write_text
 from pipeline.studying.grid import START, Study
 from pipeline.studying.table import Line, lines
+from pipeline.training.validation import TIMESTEPS
 
 _SAME = ("versions", "device", "commit", "world_size", "zero_stage")
 
@@ -59,8 +60,9 @@ def show(study: Study, results: dict[str, Any]) -> None:
     compared = lines([r for r in results["runs"] if r["variant"] != START], study.baseline)
     if not compared:
         return
-    header, rows = cells(compared, study.baseline)
-    write_text(study.folder / "table.md", markdown(header, rows) + "\n")
+    tables = [cells(compared, study.baseline), by_t(compared)]
+    write_text(study.folder / "table.md", "\n\n".join(markdown(*each) for each in tables) + "\n")
+    header, rows = tables[0]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=f"{study.name}: {study.folder}")
     for i, column in enumerate(header):
         table.add_column(column, justify="left" if i == 0 else "right")
@@ -92,6 +94,13 @@ def cells(compared: Sequence[Line], baseline: str) -> tuple[list[str], list[list
         for line in compared
     ]
     return header, rows
+
+
+def by_t(compared: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a second table: KL from each teacher to the student at each t."""
+    teachers = list(dict.fromkeys(name for line in compared for name in line.kl))
+    header = ["variant", *(f"KL {teacher}, t = {t}" for teacher in teachers for t in TIMESTEPS)]
+    return header, [[line.variant, *(f"{x:.3f}" for t in teachers for x in line.kl[t])] for line in compared]
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
