@@ -176,8 +176,9 @@ def gradients(run: Run) -> Section:
     if "temperature" not in (objective := run.recipe.get("objective", {})):
         return Section(title, note="No recipe.yaml in the run directory.")
     note = (
-        "How hard a chunk pulls at the student's log-probability of it. Where the student gives the truth nothing, CALM "
-        "pulls most and Reverse CALM hardly at all; where it is nearly sure, Reverse CALM does not insist."
+        "How hard a chunk pulls at the student's log-probability of it (below 0: upwards). Left, a teacher that is sure of it: "
+        "CALM pulls alike whatever the student knows, Reverse CALM hardly where the student gives it nothing, and more the "
+        "more it gives. Right, a teacher that is sure that it is wrong: CALM pushes without bound where the student is sure."
     )
     return Section(title, note=note, figure=figures.gradients(objective["temperature"]))
 
