@@ -59,7 +59,7 @@ code: code-data
 study: $(VENV)/.installed
 	bash demo/study/run.sh $(STUDY)
 
-# Time and memory beside a plain implementation (about a quarter of an hour on two cores), then benchmarks/RESULTS.md.
+# Time and memory beside a plain implementation (about 20 minutes on two cores), then benchmarks/RESULTS.md.
 bench: $(VENV)/.installed
 	@bash benchmarks/run_all.sh
 

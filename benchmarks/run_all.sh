@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every benchmark on this machine, one after the other (about 14 minutes on two cores that nobody else uses), then
+# Every benchmark on this machine, one after the other (about 20 minutes on two cores that nobody else uses), then
 # RESULTS.md. Usage: benchmarks/run_all.sh [FOLDER for the JSON files]
 set -euo pipefail
 cd "$(dirname "$0")/.."
