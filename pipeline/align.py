@@ -120,19 +120,26 @@ def alone(folder: Path) -> Iterator[bool]:
 
     Raises BadInput where the lock file cannot be written.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = folder.with_name(f".{folder.name}.lock").open("w")
-    except OSError as error:
-        raise BadInput(f"cannot write to {folder.parent} ({error.strerror}): choose another data.aligned") from None
-    with lock:
-        waited = False
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder} is being built by another process: waiting for it", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            waited = True
+    path, waited = folder.with_name(f".{folder.name}.lock"), False
+    with ExitStack() as stack:
+        while True:
+            try:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context(path.open("w"))
+            except OSError as error:
+                raise BadInput(
+                    f"cannot write to {folder.parent} ({error.strerror}): choose another data.aligned"
+                ) from None
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{folder} is being built by another process: waiting for it", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                waited = True
+            with suppress(FileNotFoundError):  # or another file by now: the one before has removed its lock
+                if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                    break
+        stack.callback(path.unlink, missing_ok=True)
         yield waited
 
 
