@@ -112,8 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         for name, turns in found.items()
     ]
     stage = found["align stage"]
-    facts = {"rows": count, "tokens of both sides": least.results[0]}
-    facts["chunks"] = chunks
+    facts = {"rows": count, "tokens of both sides": least.results[0], "chunks": chunks}
     targets = [
         measure.at_most("align stage against render + tokenize", stage.seconds / least.seconds, 1.5, "x"),
         measure.at_least("naive against align stage", found["naive"].seconds / stage.seconds, 10, "x"),

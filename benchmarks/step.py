@@ -18,6 +18,7 @@ import math
 import statistics
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 
@@ -91,11 +92,9 @@ def ours(
     def run(turn: int) -> dict:
         nonlocal flops
         parts = measure.Parts()
-        if flops:
-            return {"loss": step(turn, parts), "parts": parts.seconds, "flops": flops, "masked": masked}
-        with FlopCounterMode(display=False) as counter:
+        with nullcontext() if flops else FlopCounterMode(display=False) as counter:
             loss = step(turn, parts)
-        flops = counter.get_total_flops()
+        flops = flops or counter.get_total_flops()
         return {"loss": loss, "parts": parts.seconds, "flops": flops, "masked": masked}
 
     return run

@@ -30,9 +30,8 @@ def main() -> None:
     study, flags = parse_study(sys.argv[1:])
     share = Share.parse(flags.shard, dict(os.environ))
     seeds = study.seed_numbers()[share.index :: share.of]
-    for variant in study.planned():
-        study.run(variant, 0)
-    failed = [] if flags.table else run(study, seeds, flags.workers)
+    recipes = {variant: study.run(variant, 0) for variant in study.planned()}
+    failed = [] if flags.table else run(study, recipes, seeds, flags.workers)
     from pipeline.studying.results import collect, show
 
     show(study, collect(study))
@@ -68,8 +67,11 @@ def parse_study(argv: list[str]):
     return Study(**fields), flags
 
 
-def run(study: Study, seeds: list[int], workers: int) -> list[str]:
-    """Aligns the data if it must be, scores the teachers, and does the runs; returns those that failed."""
+def run(study: Study, recipes: dict[str, Recipe], seeds: list[int], workers: int) -> list[str]:
+    """Aligns the data if it must be, scores the teachers, and does the runs; returns those that failed.
+
+    `recipes`: one of each variant, of any seed.
+    """
     if not seeds:  # a job array of more tasks than seeds
         return []
     from pipeline.align import align
@@ -78,23 +80,18 @@ def run(study: Study, seeds: list[int], workers: int) -> list[str]:
     from pipeline.studying.workers import run_seeds
     from pipeline.training.plan import prepare
 
-    for folder, recipe in datasets(study).items():
+    data = {recipe.data.aligned: recipe for recipe in reversed([study.base(), *recipes.values()])}
+    for folder, recipe in data.items():
         print(f"data: {folder}", flush=True)
         align(recipe, Ranks(), 1, 4096)
-    for variant in study.planned():  # a variant whose data, lengths or tokenizers are others' is refused here
+    for variant, recipe in recipes.items():  # one whose data, lengths or tokenizers are others' is refused here
         try:
-            prepare(study.run(variant, seeds[0]), Path(study.engine))
+            prepare(recipe, Path(study.engine))
         except BadInput as error:
             raise BadInput(f"variant {variant}: {error}") from None
     if study.seed_numbers()[:1] == seeds[:1]:  # of a job array's parts, one
         score_teachers(study)
     return run_seeds(study, seeds, min(workers, max(1, len(seeds))))
-
-
-def datasets(study: Study) -> dict[str, Recipe]:
-    """Folders of the aligned datasets that the study reads, each with the first recipe that names it."""
-    recipes = [study.base(), *(study.run(variant, 0) for variant in study.planned())]
-    return {recipe.data.aligned: recipe for recipe in reversed(recipes)}
 
 
 if __name__ == "__main__":

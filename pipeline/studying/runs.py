@@ -28,9 +28,8 @@ from pipeline.run_directory import (
     write_json,
 )
 from pipeline.studying.grid import START, Study
-from pipeline.training.distance import distance_terms, teacher_student_kl
 from pipeline.training.plan import prepare
-from pipeline.training.run import aligned_rows, batch_builder, frozen_teacher
+from pipeline.training.run import distance, frozen_teacher
 from pipeline.training.signals import StopSignals
 from pipeline.training.step import StudentWithLoss
 from pipeline.training.topology import start
@@ -128,13 +127,6 @@ def _distances(study: Study, folder: str) -> dict[str, list[float]]:
     plan, topology = prepare(base, Path(study.engine)), start(timedelta(minutes=TIMEOUT_MINUTES))
     teachers = [frozen_teacher(plan, teacher, topology) for teacher in base.teachers]
     student = load_teacher(folder, dtype=torch.float32, device=topology.device)
-    terms = distance_terms(base.teachers, plan.shared_vocab, teachers)
-    kl = teacher_student_kl(
-        StudentWithLoss(student, terms, torch.ones_like).eval(),
-        list(zip(terms, teachers, strict=True)),
-        aligned_rows(plan, "validation", base.teachers),
-        batch_builder(plan, student.config, [model.config for model in teachers], None),
-        topology,
-        base.optim.micro_tokens,
-    )
+    module = StudentWithLoss(student, (), torch.ones_like).eval()
+    kl = distance(plan, module, student.config, teachers, topology)
     return {name: [round(value, 5) for value in by_t.values()] for name, by_t in kl.items()}

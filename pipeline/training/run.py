@@ -213,7 +213,12 @@ def _validate(plan: Plan, trainer: Trainer, metrics: Metrics, step: int) -> None
 
 def _measure_distance(plan: Plan, trainer: Trainer, step: int) -> None:
     """Says how far the student is from its teachers, and adds it to distance.json."""
-    kl = distance(plan, trainer)
+    student = trainer.engine
+    student.eval()
+    kl = distance(
+        plan, student, student.module.model.config, [model for _, model in trainer.teachers], trainer.topology
+    )
+    student.train()
     if not kl or rank() != 0:
         return
     path = Path(plan.recipe.run_dir) / "distance.json"
@@ -223,19 +228,22 @@ def _measure_distance(plan: Plan, trainer: Trainer, step: int) -> None:
         print(f"KL from {name} on held-out rows at step {step}: {means}", flush=True)
 
 
-def distance(plan: Plan, trainer: Trainer) -> dict[str, dict[str, float]]:
-    """KL from each teacher to the student on held-out rows, by t; {} without either. Collective."""
-    recipe, student = plan.recipe, trainer.engine
+def distance(
+    plan: Plan, student: Callable[..., torch.Tensor], config: Any, models: Sequence[nn.Module], topology: Topology
+) -> dict[str, dict[str, float]]:
+    """KL from each of the plan's teachers to the student on held-out rows, by t; {} without either. Collective.
+
+    Args:
+        student: `StudentWithLoss` in eval mode, or its engine; `config`: its model's.
+        models: the plan's teachers.
+    """
+    recipe = plan.recipe
     rows = aligned_rows(plan, "validation", recipe.teachers)
     if not recipe.teachers or not len(rows):
         return {}
-    models = [model for _, model in trainer.teachers]
     teachers = list(zip(distance_terms(recipe.teachers, plan.shared_vocab, models), models, strict=True))
-    builder = batch_builder(plan, student.module.model.config, [m.config for m in models], None)
-    student.eval()
-    kl = teacher_student_kl(student, teachers, rows, builder, trainer.topology, recipe.optim.micro_tokens)
-    student.train()
-    return kl
+    builder = batch_builder(plan, config, [model.config for model in models], None)
+    return teacher_student_kl(student, teachers, rows, builder, topology, recipe.optim.micro_tokens)
 
 
 def _probe_teachers(plan: Plan, trainer: Trainer) -> None:

@@ -38,7 +38,10 @@ def main() -> None:
         recipe, flags = parse(p, argv)
         plan = prepare(recipe, Path(flags.deepspeed))
         trainer = assemble(plan, topology)
-        kl = distance(plan, trainer)
+        student = trainer.engine
+        student.eval()
+        kl = distance(plan, student, student.module.model.config, [m for _, m in trainer.teachers], topology)
+        student.train()
         found = {f"kl.{teacher}": torch.tensor(list(by_t.values())) for teacher, by_t in kl.items()}
         found |= plain_gradients(trainer) if topology.world_size == 1 else {}
         found |= run(trainer, Path(folder) / f"{name}.jsonl")
