@@ -15,8 +15,8 @@ from benchmarks.measure import RESULTS, ROOT, text
 ORDER = ("step", "align", "packing", "sample", "scaling", "deploy", "expert_parallel")
 HEADER = """# What was measured, and where
 
-Written by `benchmarks/render.py` from the JSON files of one `make bench`; each benchmark's own text (`python
-benchmarks/NAME.py --help`) says what it runs. `naive` is a plain implementation of the same work inside this repository
+Written by `benchmarks/render.py` from the JSON files of the benchmarks (`make bench` runs all), of which each names its
+commit; its own text (`python benchmarks/NAME.py --help`) says what it runs. `naive` is a plain implementation of the same work inside this repository
 (`benchmarks/naive/`), as the published code does it; it gives the same losses, chunks and tokens, and contestants take
 turns, so the ratios hold where the absolute times would not. `published` was measured with the published trainer itself
 on another machine with two cores.
