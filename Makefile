@@ -42,7 +42,7 @@ test: $(VENV)/.installed-tests
 test-all: test
 	python -m pytest -m slow
 
-# Real tokenizers and real text, at toy model size: see pipeline/recipes/code.yaml.
+# Real tokenizers and real text, at toy model size: see pipeline/config/recipes/code.yaml.
 code-data: $(VENV)/.installed
 	python demo/code/fetch_tokenizers.py
 	python demo/code/harvest.py

@@ -21,9 +21,9 @@ import torch
 from transformers import PreTrainedConfig
 
 from benchmarks import measure, workload
-from pipeline.diffusion import GenerateConfig, generate
+from pipeline.core.errors import exit_code
+from pipeline.decoding.sampler import GenerateConfig, generate
 from pipeline.models.loading import build
-from pipeline.run_directory import exit_code
 
 # an eighth of the width, a quarter of the depth; half as many experts a group, so that width and experts keep their ratio
 SCALED = {

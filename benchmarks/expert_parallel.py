@@ -25,9 +25,9 @@ import torch.distributed as dist
 from torch import nn
 
 from benchmarks import measure, workload
-from pipeline.models import load_teacher
-from pipeline.run_directory import exit_code
-from pipeline.training.topology import start
+from pipeline.core.errors import exit_code
+from pipeline.distributed.topology import start
+from pipeline.models.loading import load_teacher
 
 MARK = "measured: "
 

@@ -58,7 +58,7 @@ def expected_shapes() -> dict[str, tuple[int, ...]]:
     """Names and shapes of the checkpoint."""
     import torch
 
-    from pipeline.models.llada2_moe import LLaDA2MoeConfig
+    from pipeline.models.families.llada2_moe import LLaDA2MoeConfig
     from pipeline.models.loading import build
     from pipeline.models.weights import checkpoint_views, shapes
 
@@ -120,8 +120,8 @@ def worker(folder: str, size: int, into: Path) -> None:
     import torch.distributed as dist
     from deepspeed.module_inject.auto_ep import AutoEP  # noqa: F401  what loading imports counts as before
 
-    from pipeline.models import load_teacher
-    from pipeline.training.topology import start
+    from pipeline.distributed.topology import start
+    from pipeline.models.loading import load_teacher
 
     start(timedelta(minutes=10))
     dist.barrier()

@@ -17,20 +17,13 @@ from collections.abc import Iterator
 
 from benchmarks import align as align_benchmark
 from benchmarks import measure, workload
-from pipeline.align import align
+from pipeline.alignment.build import align
 from pipeline.alignment.ranks import Ranks
-from pipeline.data import (
-    AlignedRows,
-    Batch,
-    BatchBuilder,
-    GlobalBatches,
-    Sample,
-    Side,
-    TeacherSide,
-    accumulation_steps,
-    assign,
-)
-from pipeline.run_directory import exit_code
+from pipeline.core.errors import exit_code
+from pipeline.data.aligned_dataset import AlignedRows
+from pipeline.data.batch import Batch, BatchBuilder, Sample, TeacherSide
+from pipeline.data.order import GlobalBatches, accumulation_steps, assign
+from pipeline.data.packing import Side
 
 RANKS, GLOBAL_BATCH = 8, 64
 BUDGETS = (4096, 8192, 16384)

@@ -27,7 +27,7 @@ from rich.table import Table
 from tests import launch
 
 if TYPE_CHECKING:
-    from pipeline.training.topology import Topology
+    from pipeline.distributed.topology import Topology
 
 ROWS, LENGTH = 24, 192
 # Buckets of their usual size would be most of such small models, and on the CPU memory that is never touched.
@@ -119,7 +119,7 @@ def measured(folder: Path, case: Case, words: list[str]) -> float:
 
 def work(folder: Path, words: list[str]) -> None:
     """One rank: writes the most memory that a few steps took, above that of a process which trained tiny models."""
-    from pipeline.training.topology import start
+    from pipeline.distributed.topology import start
 
     topology = start(timedelta(minutes=10))
     tiny = ["--student.path", "demo/student", "--teachers.path", "demo/teacher"]
@@ -132,9 +132,9 @@ def work(folder: Path, words: list[str]) -> None:
 
 def train(folder: Path, words: list[str], topology: Topology, steps: int) -> int:
     """The highest private memory during the steps; loading is left out."""
-    from pipeline.recipe import parse, parser
+    from pipeline.config.cli import parse, parser
     from pipeline.training.metrics import Metrics
-    from pipeline.training.plan import prepare as check
+    from pipeline.training.preflight import prepare as check
     from pipeline.training.run import assemble
 
     recipe, _ = parse(parser(__doc__), words)

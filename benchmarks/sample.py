@@ -22,9 +22,11 @@ import torch
 
 from benchmarks import measure, workload
 from benchmarks.naive import sampler as naive
-from pipeline.diffusion import GenerateConfig, generate
-from pipeline.models import load_teacher, load_tokenizer
-from pipeline.run_directory import complete_checkpoints, exit_code, read_json_lines
+from pipeline.core.errors import exit_code
+from pipeline.core.files import read_json_lines
+from pipeline.core.run_directory import complete_checkpoints
+from pipeline.decoding.sampler import GenerateConfig, generate
+from pipeline.models.loading import load_teacher, load_tokenizer
 
 SAMPLERS = {"ours": generate, "naive": naive.generate}
 PROBLEMS = Path("demo/data/test.jsonl")

@@ -24,8 +24,8 @@ from benchmarks import measure, workload
 from benchmarks import step as step_benchmark
 from pipeline.alignment.rows import align_rows
 from pipeline.alignment.sides import Side
-from pipeline.models import load_tokenizer
-from pipeline.run_directory import exit_code
+from pipeline.core.errors import exit_code
+from pipeline.models.loading import load_tokenizer
 
 BASE = step_benchmark.SMALL.but(student=workload.qwen3(32768), teacher=workload.llada2(32768))
 

@@ -28,14 +28,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import measure, workload
 from benchmarks.naive.step import NaiveStep
 from benchmarks.workload import Shape
-from pipeline.data import BatchBuilder, Sample, Side, TeacherSide
-from pipeline.objectives import cross_entropy_weight
-from pipeline.recipe import Objective, Optim, Teacher
-from pipeline.run_directory import exit_code
+from pipeline.config.recipe import Objective, Optim, Teacher
+from pipeline.core.errors import exit_code
+from pipeline.data.batch import BatchBuilder, Sample, TeacherSide
+from pipeline.data.packing import Side
+from pipeline.distributed.topology import start
+from pipeline.method.tidal import cross_entropy_weight
 from pipeline.training.engine import build_engine, read_engine_config
 from pipeline.training.step import StudentWithLoss, counts
 from pipeline.training.terms import build_term
-from pipeline.training.topology import start
 
 LR = 1e-4
 # published trainer, 2 cores of another machine: CPU-seconds, seconds and peak GB of a step, as far as measured

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, Qwen3Config
 
-from pipeline.data import AlignedRow
-from pipeline.data.aligned import AlignedTeacher
-from pipeline.models.llada2_moe import LLaDA2MoeConfig
+from pipeline.core.errors import BadInput
+from pipeline.core.files import read_json_lines, write_json_lines
+from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
+from pipeline.models.families.llada2_moe import LLaDA2MoeConfig
 from pipeline.models.loading import build
 from pipeline.models.weights import checkpoint_views, draw
-from pipeline.recipe import BadInput
-from pipeline.run_directory import read_json_lines, write_json_lines
 
 
 @dataclass(frozen=True)

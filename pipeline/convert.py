@@ -14,7 +14,7 @@ if not __package__:  # run as a script: the repository root, not pipeline/, belo
 
 import argparse
 
-from pipeline.run_directory import exit_code
+from pipeline.core.errors import exit_code
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     p.add_argument("--output", required=True, type=Path, help="new folder of the student")
     options = p.parse_args()
 
-    from pipeline.models.conversion import convert  # torch: seconds, so after the command line
+    from pipeline.models.conversion import convert
 
     facts = convert(options.source, options.output, gguf=options.gguf)
     made = "added" if facts["mask_token_added"] else "was there"

@@ -15,14 +15,18 @@ if not __package__:  # run as a script: the repository root, not pipeline/, belo
 
 from jsonargparse.typing import PositiveFloat
 
-from pipeline.launcher import adopt
-from pipeline.recipe import Recipe, advice, parse, parser
-from pipeline.run_directory import exit_code, rank, record_status, saved_step
-from pipeline.training.claim import claim, finished
-from pipeline.training.signals import StopSignals
+from pipeline.config.checks import advice
+from pipeline.config.cli import parse, parser
+from pipeline.config.recipe import Recipe
+from pipeline.core.errors import exit_code
+from pipeline.core.log import rank
+from pipeline.core.run_directory import record_status, saved_step
+from pipeline.distributed.launcher_env import adopt
+from pipeline.distributed.signals import StopSignals
+from pipeline.training.run_lock import claim, finished
 
 if TYPE_CHECKING:
-    from pipeline.training.plan import Plan
+    from pipeline.training.preflight import Plan
 
 
 def main() -> None:
@@ -53,7 +57,7 @@ def distill(recipe: Recipe, engine_config: str, stop: StopSignals, timeout_minut
         with record_status(run_dir, "distill") as status:
             try:
                 plan = plan_run(recipe, engine_config)
-                from pipeline.training.run import train  # DeepSpeed: seconds to import
+                from pipeline.training.run import train
 
                 train(plan, stop, timeout_minutes)
             finally:
@@ -62,7 +66,7 @@ def distill(recipe: Recipe, engine_config: str, stop: StopSignals, timeout_minut
 
 def plan_run(recipe: Recipe, engine_config: str) -> Plan:
     """Checks and prints what the run will be."""
-    from pipeline.training.plan import announce, prepare  # torch: seconds to import
+    from pipeline.training.preflight import announce, prepare
 
     plan = prepare(recipe, Path(engine_config))
     announce(plan, advice(recipe))

@@ -22,14 +22,16 @@ import signal
 from functools import partial
 from importlib import import_module
 
-from pipeline.recipe import BadInput, Recipe, parse, parser
-from pipeline.run_directory import StoppedEarly, complete_checkpoints, exit_code, record_status, step_name, step_of
+from pipeline.config.cli import parse, parser
+from pipeline.config.recipe import Recipe
+from pipeline.core.errors import BadInput, StoppedEarly, exit_code
+from pipeline.core.run_directory import complete_checkpoints, record_status, step_name, step_of
 
 COMMANDS = {
     "compare": "pipeline.evaluation.compare:main",
     "prefetch": "pipeline.evaluation.prefetch:main",
     "check": "pipeline.evaluation.prefetch:check",
-    "score": "pipeline.evaluation.code_scoring:main",
+    "score": "pipeline.evaluation.code.score:main",
 }
 
 
@@ -42,11 +44,11 @@ def main() -> None:
     recipe, flags = _parse(argv)
     run_dir = Path(recipe.run_dir)
     if flags.prompt:
-        from pipeline.evaluation.stage import answer
+        from pipeline.evaluation.runner import answer
 
         folder = flags.model or checkpoint(recipe, flags.step)[0]
         return answer(recipe, folder, flags.prompt)
-    from pipeline.evaluation.answers import Share
+    from pipeline.evaluation.answer_cache import Share
 
     share = Share.parse(flags.shard, dict(os.environ))
     stage = "watch" if flags.watch else f"evaluate{share.suffix}"
@@ -107,15 +109,15 @@ def checkpoint(recipe: Recipe, step: str) -> tuple[str, str]:
 
 
 def evaluate(recipe: Recipe, folder: str, label: str, **options) -> None:
-    """All tasks of the recipe on the model in a folder: see pipeline.evaluation.stage."""
-    from pipeline.evaluation import stage  # seconds: after what can be checked without it
+    """All tasks of the recipe on the model in a folder: see pipeline.evaluation.runner."""
+    from pipeline.evaluation import runner
 
-    stage.evaluate(recipe, folder, label, **options)
+    runner.evaluate(recipe, folder, label, **options)
 
 
 def _watch(recipe: Recipe, every: float) -> None:
-    from pipeline.evaluation.run import load_tasks
-    from pipeline.evaluation.stage import check
+    from pipeline.evaluation.lm_eval_tasks import load_tasks
+    from pipeline.evaluation.runner import check
     from pipeline.evaluation.watch import watch
 
     check(recipe.evaluation)

@@ -18,8 +18,8 @@ import os
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from rich.console import Console
 
-from pipeline.recipe import BadInput, parse, parser
-from pipeline.run_directory import exit_code
+from pipeline.config.cli import parse, parser
+from pipeline.core.errors import BadInput, exit_code
 
 
 def main() -> None:
@@ -41,13 +41,13 @@ def main() -> None:
     recipe, flags = parse(p)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing here needs a GPU, nor the tools to find one
 
-    from pipeline.planning.configs import read_configs  # torch: seconds, so after the command line
-    from pipeline.planning.facts import gather_facts, row_means
-    from pipeline.planning.memory import count_held
-    from pipeline.planning.report import Machine, report
-    from pipeline.planning.rows import read_data
-    from pipeline.planning.show import details, refusal, summary
-    from pipeline.planning.zero import read_settings
+    from pipeline.capacity.configs import read_configs
+    from pipeline.capacity.inputs import gather_facts, row_means
+    from pipeline.capacity.memory import count_held
+    from pipeline.capacity.report import Machine, report
+    from pipeline.capacity.rows import read_data
+    from pipeline.capacity.tables import details, refusal, summary
+    from pipeline.capacity.zero3 import read_settings
     from pipeline.training.engine import read_engine_config
 
     engine = read_engine_config(Path(flags.deepspeed))

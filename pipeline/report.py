@@ -16,10 +16,12 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.recipe import BadInput, parse, parser
-from pipeline.reporting.run import Record, read_run
+from pipeline.config.cli import parse, parser
+from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.files import write_json, write_text
+from pipeline.core.run_directory import record_status
+from pipeline.reporting.run_record import Record, read_run
 from pipeline.reporting.summary import interval, scores, summary
-from pipeline.run_directory import exit_code, record_status, write_json, write_text
 
 
 def main() -> None:
@@ -32,7 +34,7 @@ def main() -> None:
     for needed in filter(None, [recipe.run_dir, flags.baseline]):
         if not Path(needed).is_dir():
             raise BadInput(f"no run directory {needed}: run distill first")
-    from pipeline.reporting.page import render  # seconds: after what can be checked without it
+    from pipeline.reporting.page import render
 
     with record_status(folder, "report"):
         run = read_run(folder, asdict(recipe))

@@ -19,10 +19,12 @@ from datetime import timedelta
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.recipe import BadInput, parse, parser
-from pipeline.reporting.run import Record, Run, read_run
+from pipeline.config.cli import parse, parser
+from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.files import read_json
+from pipeline.core.run_directory import best_file, complete_checkpoints, status_file
+from pipeline.reporting.run_record import Record, Run, read_run
 from pipeline.reporting.summary import interval
-from pipeline.run_directory import best_file, complete_checkpoints, exit_code, read_json, status_file
 
 RECENT = 20
 """Logging lines that the rate is taken from."""

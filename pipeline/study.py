@@ -19,10 +19,10 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveInt
 
-from pipeline.evaluation.answers import Share
-from pipeline.recipe import BadInput, Recipe
-from pipeline.run_directory import exit_code
-from pipeline.studying.grid import Study, grid, read_variants
+from pipeline.config.recipe import Recipe
+from pipeline.core.errors import BadInput, exit_code
+from pipeline.evaluation.answer_cache import Share
+from pipeline.experiments.grid import Study, grid, read_variants
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     seeds = study.seed_numbers()[share.index :: share.of]
     recipes = {variant: study.run(variant, 0) for variant in study.planned()}
     failed = [] if flags.table else run(study, recipes, seeds, flags.workers)
-    from pipeline.studying.results import collect, show
+    from pipeline.experiments.results import collect, show
 
     show(study, collect(study))
     if failed:
@@ -74,11 +74,11 @@ def run(study: Study, recipes: dict[str, Recipe], seeds: list[int], workers: int
     """
     if not seeds:  # a job array of more tasks than seeds
         return []
-    from pipeline.align import align
+    from pipeline.alignment.build import align
     from pipeline.alignment.ranks import Ranks
-    from pipeline.studying.runs import score_teachers
-    from pipeline.studying.workers import run_seeds
-    from pipeline.training.plan import prepare
+    from pipeline.experiments.runs import score_teachers
+    from pipeline.experiments.workers import run_seeds
+    from pipeline.training.preflight import prepare
 
     data = {recipe.data.aligned: recipe for recipe in reversed([study.base(), *recipes.values()])}
     for folder, recipe in data.items():

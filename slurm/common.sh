@@ -19,8 +19,8 @@ say() { printf '== %(%F %T)T %s\n' -1 "$*"; }
 folders() {
   python - "$@" << 'END'
 import sys
-from pipeline.recipe import parse, parser
-from pipeline.run_directory import exit_code
+from pipeline.config.recipe import parse, parser
+from pipeline.core.run_directory import exit_code
 def show():
     recipe, _ = parse(parser(""))
     print(recipe.run_dir, recipe.data.aligned, sep="\n")

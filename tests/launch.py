@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.launcher import free_port
+from pipeline.distributed.launcher_env import free_port
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.launcher import free_port
+from pipeline.distributed.launcher_env import free_port
 
 HOSTS = {"node-1": "127.0.0.2", "node-2": "127.0.0.3"}
 """What the test's ssh knows; all are this machine."""

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-from pipeline.alignment import align_chunks, shared_vocab, token_bytes
+from pipeline.alignment.chunks import align_chunks
+from pipeline.alignment.vocabulary import shared_vocab, token_bytes
 from tests.alignment_tokenizers import DATA, byte_level, llama_bpe, metaspace, sentencepiece_model, words
 
 TEXTS = [

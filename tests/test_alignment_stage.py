@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from pipeline import align as stage
-from pipeline.alignment import shards, token_bytes
+from pipeline.alignment import shards
 from pipeline.alignment.manifest import (
     align_command,
     check_manifest,
@@ -25,9 +25,11 @@ from pipeline.alignment.manifest import (
     tokenizer_fingerprint,
     verify_shards,
 )
-from pipeline.data.sources import open_rows, read_messages, repeats
-from pipeline.recipe import BadInput, parse, parser
-from pipeline.run_directory import exit_code, read_json
+from pipeline.alignment.sources import open_rows, read_messages, repeats
+from pipeline.alignment.vocabulary import token_bytes
+from pipeline.config.cli import parse, parser
+from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.files import read_json
 from tests.alignment_tokenizers import byte_level, metaspace
 
 ROOT = Path(__file__).resolve().parents[1]

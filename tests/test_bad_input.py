@@ -15,9 +15,10 @@ import pytest
 import yaml
 
 from pipeline import align, distill, evaluate
-from pipeline.evaluation import run as tasks
-from pipeline.recipe import Recipe, dump, parse, parser
-from pipeline.run_directory import exit_code
+from pipeline.config.cli import parse, parser
+from pipeline.config.recipe import Recipe, dump
+from pipeline.core.errors import exit_code
+from pipeline.evaluation import lm_eval_tasks as tasks
 from tests import tiny
 
 ROWS = [

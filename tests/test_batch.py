@@ -12,23 +12,13 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from pipeline.data import (
-    AlignedRow,
-    BatchBuilder,
-    GlobalBatches,
-    Sample,
-    Side,
-    TeacherSide,
-    accumulation_steps,
-    assign,
-    from_response,
-    from_sequence,
-)
-from pipeline.data.aligned import AlignedTeacher
-from pipeline.data.layout import lay_out, pack
-from pipeline.diffusion import block_diffusion_mask
-from pipeline.models.attention import hidden_states
-from pipeline.recipe import BadInput
+from pipeline.core.errors import BadInput
+from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
+from pipeline.data.batch import BatchBuilder, Sample, TeacherSide
+from pipeline.data.order import GlobalBatches, accumulation_steps, assign
+from pipeline.data.packing import Side, from_response, from_sequence, lay_out, pack
+from pipeline.method.attention_mask import block_diffusion_mask
+from pipeline.models.forward import hidden_states
 
 MASK = 1
 

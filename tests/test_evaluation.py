@@ -1,4 +1,4 @@
-"""Evaluation: intervals by hand, the harness model, shards and restarts, and the whole stage on a tiny random model."""
+"""Evaluation: intervals by hand, the lm_eval_model model, shards and restarts, and the whole stage on a tiny random model."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from pipeline import evaluate
-from pipeline.diffusion.sampler import GenerateConfig, Response
-from pipeline.evaluation import harness, run
-from pipeline.evaluation.answers import Answers, Share
-from pipeline.evaluation.checkpoint import Checkpoint
+from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.run_directory import inventory
+from pipeline.decoding.sampler import GenerateConfig, Response
+from pipeline.evaluation import lm_eval_model, lm_eval_tasks
+from pipeline.evaluation.answer_cache import Answers, Share
+from pipeline.evaluation.checkpoint_under_test import Checkpoint
 from pipeline.evaluation.compare import Scored, compare
-from pipeline.evaluation.show import colour, ordered
 from pipeline.evaluation.statistics import bootstrap, holm, interval, mcnemar, sign_flip, wilson
+from pipeline.evaluation.tables import colour, ordered
 from pipeline.evaluation.tasks.utils import chat_rows
-from pipeline.recipe import BadInput
-from pipeline.run_directory import exit_code, inventory
 
 ROOT = Path(__file__).parents[1]
 TASKS = ROOT / "pipeline" / "evaluation" / "tasks"
@@ -152,23 +152,23 @@ def says(monkeypatch, tokenizer, texts: list[str]) -> None:
         tokens = [tokenizer.encode(text, add_special_tokens=False) for text in said]
         return [Response(t, list(range(1, len(t) + 1)), 3) for t in tokens]
 
-    monkeypatch.setattr(harness, "decode", say)
+    monkeypatch.setattr(lm_eval_model, "decode", say)
 
 
 SMOKE = GenerateConfig(max_new_tokens=8, block_size=4, steps=4, blocks="training")
 
 
-def language_model(folder: Path, config: GenerateConfig = SMOKE, **settings) -> harness.BlockDiffusionLM:
-    return harness.BlockDiffusionLM(Checkpoint.of(str(folder)), config, **{"batch_size": 3, **settings})
+def language_model(folder: Path, config: GenerateConfig = SMOKE, **settings) -> lm_eval_model.BlockDiffusionLM:
+    return lm_eval_model.BlockDiffusionLM(Checkpoint.of(str(folder)), config, **{"batch_size": 3, **settings})
 
 
 def run_file(folder: Path, task_file: Path, config: GenerateConfig = SMOKE, **settings):
     """(score, samples) of the only task in a file."""
-    ((name, task),) = run.load_tasks([str(task_file)]).items()
-    return run.run_task(name, task, language_model(folder, config, **settings))
+    ((name, task),) = lm_eval_tasks.load_tasks([str(task_file)]).items()
+    return lm_eval_tasks.run_task(name, task, language_model(folder, config, **settings))
 
 
-# ---- the harness model
+# ---- the lm_eval_model model
 
 
 def test_scores_the_last_integer(monkeypatch, folder, tokenizer, task_file) -> None:
@@ -222,8 +222,8 @@ def test_shots_and_templates_make_the_prompt(folder, task_file) -> None:
     task_file.write_text(yaml.safe_dump(settings))
     prompts = {}
     for shots, chat in ((0, True), (1, True), (1, False)):
-        ((name, task),) = run.load_tasks([str(task_file)]).items()
-        score, rows = run.run_task(name, task, language_model(folder), fewshot=shots, chat=chat)
+        ((name, task),) = lm_eval_tasks.load_tasks([str(task_file)]).items()
+        score, rows = lm_eval_tasks.run_task(name, task, language_model(folder), fewshot=shots, chat=chat)
         prompts[shots, chat] = (rows[0]["prompt"], score["prompts_hash"], score["fewshot"])
     question = "How much is 11 and 1?"
     assert prompts[0, True][0] == f"<u>{question}<e><a>"
@@ -249,7 +249,7 @@ def test_choices_by_likelihood(folder, choice_file) -> None:
 
 
 def test_rolling_likelihood_scores_every_token_once(folder) -> None:
-    windows = harness.rolling_windows(list(range(23)), 8)
+    windows = lm_eval_model.rolling_windows(list(range(23)), 8)
     assert [t for _, new in windows for t in new] == list(range(23))
     assert all(len(context) + len(new) <= 8 for context, new in windows)
     assert windows[2] == ([8, 9, 10, 11], [12, 13, 14, 15])
@@ -281,7 +281,7 @@ def test_batches_shards_and_restarts_change_no_answer(folder, task_file, tmp_pat
         assert outputs(run_file(folder, task_file, config, batch_size=batch_size)[1]) == expected
     with Answers(tmp_path / "e", "four_sums", Share(1, 3)) as last:  # begins with the others, and ends after them
         for index in (2, 0):
-            with Answers(tmp_path / "e", "four_sums", Share(index, 3)) as kept, pytest.raises(harness.Unanswered):
+            with Answers(tmp_path / "e", "four_sums", Share(index, 3)) as kept, pytest.raises(lm_eval_model.Unanswered):
                 run_file(folder, task_file, config, answers=kept)
         score, rows = run_file(folder, task_file, config, answers=last)
     assert outputs(rows) == expected and score["n"] == 4
@@ -293,7 +293,7 @@ def test_merging_loads_no_weights(monkeypatch, folder, task_file, tmp_path) -> N
     with Answers(tmp_path, "four_sums") as kept:
         expected = outputs(run_file(folder, task_file, answers=kept)[1])
     monkeypatch.setattr(
-        "pipeline.evaluation.checkpoint.load_teacher", lambda *_, **__: pytest.fail("weights were loaded")
+        "pipeline.evaluation.checkpoint_under_test.load_teacher", lambda *_, **__: pytest.fail("weights were loaded")
     )
     with Answers(tmp_path, "four_sums") as kept:
         assert outputs(run_file(folder, task_file, answers=kept)[1]) == expected
@@ -305,8 +305,10 @@ def test_a_killed_evaluation_goes_on(monkeypatch, folder, task_file, tmp_path) -
     file = tmp_path / "four_sums.answers.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(lines[0] + lines[1] + lines[2][:20])  # killed while the third answer was written
-    asked, decode = [], harness.decode
-    monkeypatch.setattr(harness, "decode", lambda model, prompts, c: asked.extend(prompts) or decode(model, prompts, c))
+    asked, decode = [], lm_eval_model.decode
+    monkeypatch.setattr(
+        lm_eval_model, "decode", lambda model, prompts, c: asked.extend(prompts) or decode(model, prompts, c)
+    )
     with Answers(tmp_path, "four_sums") as kept:
         assert outputs(run_file(folder, task_file, answers=kept)[1]) == expected
     assert len(asked) == 2 and file.read_bytes().count(b"\n") == 4
@@ -357,7 +359,7 @@ def test_repetitions_draw_other_tokens(folder, tokenizer) -> None:
     assert len(set(language_model(folder, SMOKE).generate_until(requests))) == 1
 
 
-# ---- the harness's own command
+# ---- the lm_eval_model's own command
 
 
 def test_the_harness_runs_it(folder, task_file, tmp_path) -> None:
@@ -568,7 +570,7 @@ def test_bad_input_is_one_line(monkeypatch, run_dir, capsys, arguments: list[str
 def test_missing_data_is_bad_input(task_file) -> None:
     (task_file.parent / "rows.jsonl").unlink()
     with pytest.raises(BadInput, match="rows.jsonl"):
-        run.load_tasks([str(task_file)])
+        lm_eval_tasks.load_tasks([str(task_file)])
     with pytest.raises(BadInput, match="no file"):
         chat_rows("nowhere.jsonl", version=1.0)
 
@@ -576,13 +578,15 @@ def test_missing_data_is_bad_input(task_file) -> None:
 def test_tasks_that_run_code_are_refused(task_file) -> None:
     task_file.write_text(yaml.safe_dump(yaml.safe_load(task_file.read_text()) | {"unsafe_code": True}))
     with pytest.raises(BadInput, match="runs generated code"):
-        run.load_tasks([str(task_file)])
+        lm_eval_tasks.load_tasks([str(task_file)])
 
 
 def test_unknown_task_lists_the_known(monkeypatch) -> None:
-    monkeypatch.setattr(run, "TaskManager", partial(run.TaskManager, include_defaults=False))  # the harness's: seconds
+    monkeypatch.setattr(
+        lm_eval_tasks, "TaskManager", partial(lm_eval_tasks.TaskManager, include_defaults=False)
+    )  # the harness's: seconds
     with pytest.raises(BadInput, match="unknown nope; here are .*demo_arithmetic"):
-        run.load_tasks(["nope"])
+        lm_eval_tasks.load_tasks(["nope"])
 
 
 def test_script_without_checkpoint_is_one_line_and_exit_code_2(tmp_path) -> None:

@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pipeline.data import AlignedRow, BatchBuilder, Sample, Side
-from pipeline.objectives import calm, cross_entropy_weight
+from pipeline.data.aligned_dataset import AlignedRow
+from pipeline.data.batch import BatchBuilder, Sample
+from pipeline.data.packing import Side
+from pipeline.method.calm import calm
+from pipeline.method.tidal import cross_entropy_weight
 from pipeline.training.step import StudentWithLoss
 from tests import golden
 from tests.test_objectives import chunk_log_probs

@@ -7,9 +7,9 @@ import torch
 from torch.testing import assert_close
 
 from benchmarks import workload
-from pipeline.data.layout import Side, lay_out, pack
-from pipeline.diffusion import blocks_for_flex
-from pipeline.models.attention import hidden_states, use_flex
+from pipeline.data.packing import Side, lay_out, pack
+from pipeline.method.attention_mask import blocks_for_flex
+from pipeline.models.forward import hidden_states, use_flex
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.launcher import adopt, check_hostfile, free_port
-from pipeline.recipe import BadInput
-from pipeline.run_directory import read_metrics
+from pipeline.core.errors import BadInput
+from pipeline.core.run_directory import read_metrics
+from pipeline.distributed.launcher_env import adopt, check_hostfile, free_port
 from tests import launch
 from tests.loop_sshd import loop_sshd
 
@@ -100,7 +100,7 @@ def test_deepspeed_with_a_missing_hostfile_ends():
 @pytest.mark.launch
 def test_a_lock_that_a_killed_process_left_holds_nobody_up():
     """torch waits for it for ever."""
-    build = "import os; from pipeline.launcher import build_cpu_ops; build_cpu_ops(); print(os.environ['TORCH_EXTENSIONS_DIR'])"
+    build = "import os; from pipeline.distributed.launcher_env import build_cpu_ops; build_cpu_ops(); print(os.environ['TORCH_EXTENSIONS_DIR'])"
     cache = Path(launch.python("-c", build).stdout.split()[-1])
     left = cache / "deepspeed_shm_comm/lock"
     left.touch()

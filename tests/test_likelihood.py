@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from pipeline.evaluation.likelihood import Continuation, Draws, log_likelihoods
+from pipeline.decoding.likelihood import Continuation, Draws, log_likelihoods
 
 MASK, SIZE = 1, 4
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.models import load_student, load_teacher, read_config
 from pipeline.models.expert_parallel import expert_count
+from pipeline.models.loading import load_student, load_teacher, read_config
 from tests.launch import ROOT, run
 from tests.test_models_llada2 import write_checkpoint
 

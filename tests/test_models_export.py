@@ -12,8 +12,10 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from pipeline.models import add_scores, export, load_student, load_teacher, load_tokenizer
-from pipeline.run_directory import inventory
+from pipeline.core.run_directory import inventory
+from pipeline.models.card import add_scores
+from pipeline.models.export import export
+from pipeline.models.loading import load_student, load_teacher, load_tokenizer
 from tests.test_models_llada2 import golden, pair_mask, write_checkpoint
 from tests.test_models_loading import STUDENT
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from pipeline.models import load_student, load_teacher
 from pipeline.models.experts import MoE
-from pipeline.models.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModelLM
+from pipeline.models.families.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModelLM
+from pipeline.models.loading import load_student, load_teacher
 
 DATA = Path(__file__).parent / "data" / "models"
 SPECIAL = {"mask_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from pipeline.models import load_student, load_teacher, load_tokenizer, read_config, resolve_expert_parallel_size
-from pipeline.models.loading import build
+from pipeline.core.errors import BadInput
+from pipeline.models.expert_parallel import resolve_expert_parallel_size
+from pipeline.models.loading import build, load_student, load_teacher, load_tokenizer, read_config
 from pipeline.models.weights import checkpoint_views, shapes
-from pipeline.recipe import BadInput
 from tests.test_models_llada2 import DATA, SPECIAL, golden, write_checkpoint
 
 STUDENT = Path(__file__).parents[1] / "demo" / "student"  # a Qwen3 config and a tokenizer, no weights

@@ -11,10 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3ForCausalLM
 
-from pipeline.models import load_student, load_teacher, load_tokenizer, read_config
-from pipeline.models.llada2_moe import LLaDA2MoeModelLM
-from pipeline.models.loading import build
-from pipeline.recipe import BadInput
+from pipeline.core.errors import BadInput
+from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
+from pipeline.models.loading import build, load_student, load_teacher, load_tokenizer, read_config
 from tests.test_models_llada2 import DATA
 from tests.test_models_loading import STUDENT
 

@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from pipeline.objectives import calm, cross_entropy_weight, head_rows, kl, midrange_weight, tidal_lambda, token_log_prob
+from pipeline.method.calm import calm
+from pipeline.method.chunked_lm_head import head_rows, token_log_prob
+from pipeline.method.kl import kl
+from pipeline.method.tidal import cross_entropy_weight, midrange_weight, tidal_lambda
 from tests import golden
 
 AXES = {"both": "both", "training_only": "training", "timestep_only": "timestep"}
@@ -182,7 +185,7 @@ def test_cross_entropy_weight_is_the_linear_schedule_s():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_chunked_head_equals_dense(dtype, monkeypatch):
     """Values and gradients of the chunked head against full logits; three chunks, the last one short."""
-    monkeypatch.setattr("pipeline.objectives.heads.CPU_CHUNK", 5 * 50)
+    monkeypatch.setattr("pipeline.method.chunked_lm_head.CPU_CHUNK", 5 * 50)
     g = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 16, generator=g).to(dtype) for n in (12, 50))
     targets, teacher = torch.randint(50, (12,), generator=g), torch.randn(12, 50, generator=g)

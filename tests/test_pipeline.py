@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.run_directory import read_metrics
+from pipeline.core.run_directory import read_metrics
 from tests import launch
 
 pytestmark = pytest.mark.launch

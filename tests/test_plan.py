@@ -16,15 +16,13 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import align, plan
-from pipeline.data.sources import open_rows, read_messages
-from pipeline.models import read_config
-from pipeline.models.loading import build
-from pipeline.planning import zero
-from pipeline.planning.arithmetic import flops
-from pipeline.planning.live import LiveBytes
-from pipeline.planning.rows import Lengths, sample
-from pipeline.recipe import BadInput
-from pipeline.run_directory import exit_code
+from pipeline.alignment.sources import open_rows, read_messages
+from pipeline.capacity import zero3
+from pipeline.capacity.flops import flops
+from pipeline.capacity.live_bytes import LiveBytes
+from pipeline.capacity.rows import Lengths, sample
+from pipeline.core.errors import BadInput, exit_code
+from pipeline.models.loading import build, read_config
 from tests import launch
 
 SLOW = pytest.mark.slow
@@ -206,10 +204,10 @@ def test_flops_are_torch_s():
 def test_gathered_parameters_by_hand():
     """Three modules of 10, 20 and 30 elements, and the first weight again at the end, as a tied head."""
     order = [{0: 10}, {1: 20}, {2: 30}, {0: 10}]
-    settings = partial(zero.Settings, 1, 0, persistent=1, offload_optimizer=False, offload_parameters=False)
-    assert zero._gathered(order, settings(reuse_distance=1000)) == (60, 60)  # all stay from the forward on
+    settings = partial(zero3.Settings, 1, 0, persistent=1, offload_optimizer=False, offload_parameters=False)
+    assert zero3._gathered(order, settings(reuse_distance=1000)) == (60, 60)  # all stay from the forward on
     # given up after each use, but for the head, whose backward is next: 10 + 20 + 30 + 10, then 30 + 20 + 10
-    assert zero._gathered(order, settings(reuse_distance=1)) == (30, 130)
+    assert zero3._gathered(order, settings(reuse_distance=1)) == (30, 130)
 
 
 def test_a_synthetic_row_has_chunks_on_both_sides():

@@ -14,9 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import align, distill, evaluate, plan, recipe, report
+from pipeline import align, distill, evaluate, plan, report
+from pipeline.config import recipe
+from pipeline.config.checks import advice
+from pipeline.config.cli import RECIPES, parse, parser
+from pipeline.config.recipe import Recipe, compdemo_enabled, dump
+from pipeline.core.errors import BadInput
 from pipeline.evaluation.presets import PRESETS
-from pipeline.recipe import RECIPES, BadInput, Recipe, advice, compdemo_enabled, dump, parse, parser
 from pipeline.training.engine import _RECIPE_OWNS, read_engine_config, student_dtype, zero_stage
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,13 +10,15 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from pipeline.data import AlignedRow, BatchBuilder, Sample, Side, TeacherSide
-from pipeline.data.aligned import AlignedTeacher
-from pipeline.diffusion import complete_chunks, draw_mask, generator_for
-from pipeline.models import load_teacher
-from pipeline.objectives import calm, kl
-from pipeline.objectives.calm import log1mexp
-from pipeline.recipe import CompDemo, Objective, Teacher
+from pipeline.config.recipe import CompDemo, Objective, Teacher
+from pipeline.core.rng import generator_for
+from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
+from pipeline.data.batch import BatchBuilder, Sample, TeacherSide
+from pipeline.data.packing import Side
+from pipeline.method.calm import calm, log1mexp
+from pipeline.method.kl import kl
+from pipeline.method.masking import complete_chunks, draw_mask
+from pipeline.models.loading import load_teacher
 from pipeline.training.step import StudentWithLoss, counts
 from pipeline.training.terms import build_term
 from tests import golden

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from pipeline.alignment import align_chunks, token_bytes
-from pipeline.models import load_tokenizer
-from pipeline.reporting import chunks
+from pipeline.alignment.chunks import align_chunks
+from pipeline.alignment.vocabulary import token_bytes
+from pipeline.models.loading import load_tokenizer
+from pipeline.reporting import chunk_view
 from pipeline.reporting.figures import smooth
 from pipeline.reporting.page import number, render
-from pipeline.reporting.run import read_run
+from pipeline.reporting.run_record import read_run
 from pipeline.reporting.summary import interval, scores, summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -287,9 +288,9 @@ def test_a_repeated_step_counts_once(run_dirs):
 
 def test_chunks_are_drawn_with_visible_bytes():
     table = [b"in", b" all", b"\n", b"\xf0\x9f", b"", b"\x98\x80"]
-    assert chunks.by_chunk([0, 1, 2, 3], [0, 0, -1, 1], table) == {0: ["in", "␣all"], 1: ["\\xf0\\x9f"]}
-    drawn = chunks.pair(chunks.by_chunk([1, 2], [0, 1], table), chunks.by_chunk([1, 2], [0, 1], table))
-    assert drawn == [chunks.Chunk(["␣all"], ["␣all"]), chunks.Chunk(["⏎"], ["⏎"])]
+    assert chunk_view.by_chunk([0, 1, 2, 3], [0, 0, -1, 1], table) == {0: ["in", "␣all"], 1: ["\\xf0\\x9f"]}
+    drawn = chunk_view.pair(chunk_view.by_chunk([1, 2], [0, 1], table), chunk_view.by_chunk([1, 2], [0, 1], table))
+    assert drawn == [chunk_view.Chunk(["␣all"], ["␣all"]), chunk_view.Chunk(["⏎"], ["⏎"])]
 
 
 def test_text_of_a_run_cannot_become_markup(run_dirs):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.run_directory import read_json_lines, write_json_lines
+from pipeline.core.files import read_json_lines, write_json_lines
 
 
 def test_rows_of_text_with_any_separator_are_read_back(tmp_path):

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from pipeline.diffusion.cache import BufferLayer
-from pipeline.diffusion.sampler import GenerateConfig, decode, generate, transfer_counts
-from pipeline.models.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModelLM
+from pipeline.decoding.kv_cache import BufferLayer
+from pipeline.decoding.sampler import GenerateConfig, decode, generate, transfer_counts
+from pipeline.models.families.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModelLM
 
 DATA = Path(__file__).parent / "data" / "sampler"
 PAD, MASK, NEVER = 0, 1, 10_000  # NEVER: an end token outside the vocabulary

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation import code_scoring
+from pipeline.core.errors import BadInput
 from pipeline.evaluation.benchmarks import read
-from pipeline.evaluation.code_answers import human_eval_tests
-from pipeline.evaluation.sandbox import Limits, Sandbox, Tests, bubblewrap
-from pipeline.recipe import BadInput
+from pipeline.evaluation.code import bubblewrap
+from pipeline.evaluation.code import score as scoring
+from pipeline.evaluation.code.extract import human_eval_tests
+from pipeline.evaluation.code.sandbox import Limits, Sandbox, Tests
 
 FILE_BYTES = 65_537  # tells this file's processes from others'
 LIMITS = Limits(cpu_seconds=1, memory_bytes=200 << 20, file_bytes=FILE_BYTES, scratch_bytes=1 << 20)
@@ -249,7 +250,7 @@ def samples(tmp_path) -> Path:
 
 
 def test_scoring_completes_samples_and_score(samples, tmp_path, capsys) -> None:
-    code_scoring.main(["--run_dir", str(tmp_path), "--workers", "3"])
+    scoring.main(["--run_dir", str(tmp_path), "--workers", "3"])
     score = json.loads((samples / "mbpp.json").read_text())
     assert (score["metric"], score["value"], score["n"], score["preset"]) == ("pass@1", 0.5, 4, "smoke")
     assert 0 < score["low"] < 0.5 < score["high"] < 1
@@ -269,12 +270,12 @@ def test_scoring_completes_samples_and_score(samples, tmp_path, capsys) -> None:
     lines = [json.loads(line) for line in verdicts.splitlines()]
     lines[1]["detail"] = "judged before"
     (samples / "mbpp.verdicts.jsonl").write_text("\n".join(json.dumps(line) for line in lines[:3]) + '\n{"key": "')
-    code_scoring.main(["--run_dir", str(tmp_path), "--workers", "1", "--label", "step-00000001"])
+    scoring.main(["--run_dir", str(tmp_path), "--workers", "1", "--label", "step-00000001"])
     rows = [json.loads(line) for line in (samples / "mbpp.samples.jsonl").read_text().splitlines()]
     assert [row["correct"] for row in rows] == [True, False, False, True] and rows[1]["detail"] == "judged before"
 
     # other limits: judged anew
-    code_scoring.main(["--run_dir", str(tmp_path), "--cpu_seconds", "9"])
+    scoring.main(["--run_dir", str(tmp_path), "--cpu_seconds", "9"])
     assert (samples / "mbpp.verdicts.jsonl").read_text() != verdicts
     assert "judged before" not in (samples / "mbpp.samples.jsonl").read_text()
 
@@ -282,7 +283,7 @@ def test_scoring_completes_samples_and_score(samples, tmp_path, capsys) -> None:
 def test_zero_is_an_alarm_and_nothing_to_score_is_one_line(samples, tmp_path) -> None:
     path = samples / "mbpp.samples.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:3]))
-    code_scoring.main(["--run_dir", str(tmp_path)])
+    scoring.main(["--run_dir", str(tmp_path)])
     score = json.loads((samples / "mbpp.json").read_text())
     assert score["value"] == 0 and any("pass@1 is 0" in alarm for alarm in score["alarms"])
     assert score["raw_outputs"] == [{"prompt": "p", "response": "r"}] * 2
@@ -291,7 +292,7 @@ def test_zero_is_an_alarm_and_nothing_to_score_is_one_line(samples, tmp_path) ->
         (["--workers", "0"], "must be positive"),
     ):
         with pytest.raises(BadInput, match=words):
-            code_scoring.main(["--run_dir", str(tmp_path), *bad])
+            scoring.main(["--run_dir", str(tmp_path), *bad])
 
 
 @pytest.mark.slow

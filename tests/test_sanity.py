@@ -13,15 +13,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.align import align
+from pipeline.alignment.build import align
 from pipeline.alignment.manifest import load_manifest
 from pipeline.alignment.ranks import Ranks
-from pipeline.data import AlignedRow, AlignedRows, BatchBuilder, Side, TeacherSide
-from pipeline.data.aligned import AlignedTeacher
-from pipeline.models import load_teacher
-from pipeline.recipe import BadInput, Recipe, parse, parser
-from pipeline.training.sanity import check_teachers
-from pipeline.training.topology import Topology
+from pipeline.config.cli import parse, parser
+from pipeline.config.recipe import Recipe
+from pipeline.core.errors import BadInput
+from pipeline.data.aligned_dataset import AlignedRow, AlignedRows, AlignedTeacher
+from pipeline.data.batch import BatchBuilder, TeacherSide
+from pipeline.data.packing import Side
+from pipeline.distributed.topology import Topology
+from pipeline.models.loading import load_teacher
+from pipeline.training.teacher_checks import check_teachers
 
 SOURCE = "[{path: demo/data/validation.jsonl, name: held_out}]"
 

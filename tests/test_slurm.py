@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from deepspeed.launcher.runner import fetch_hostfile
 
-from pipeline.recipe import Recipe
-from pipeline.run_directory import read_metrics
+from pipeline.config.recipe import Recipe
+from pipeline.core.run_directory import read_metrics
 from tests import launch
 from tests.mini_slurm import MISSING, NODES, MiniSlurm, mini_slurm, wait_until
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.recipe import BadInput
-from pipeline.run_directory import read_metrics
+from pipeline.core.errors import BadInput
+from pipeline.core.run_directory import read_metrics
 from pipeline.training.monitor import PACKAGES, check_packages, events
 from tests import launch
 

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from pipeline.data import AlignedRow, BatchBuilder, Sample, Side, TeacherSide
-from pipeline.data.aligned import AlignedTeacher
-from pipeline.objectives import cross_entropy_weight
-from pipeline.recipe import BadInput, CompDemo, Objective, Teacher, Tidal
-from pipeline.training.distance import distance_terms, teacher_student_kl
+from pipeline.config.recipe import CompDemo, Objective, Teacher, Tidal
+from pipeline.core.errors import BadInput
+from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
+from pipeline.data.batch import BatchBuilder, Sample, TeacherSide
+from pipeline.data.packing import Side
+from pipeline.method.tidal import cross_entropy_weight
 from pipeline.training.step import StudentWithLoss, counts, learning_rate
+from pipeline.training.teacher_kl import distance_terms, teacher_student_kl
 from pipeline.training.terms import build_term, tidal_mix
 from tests import golden
 
@@ -54,7 +56,7 @@ def chunk_ids(alignment: torch.Tensor) -> torch.Tensor:
 def uniforms(monkeypatch):
     """Makes every draw of noise return what is queued: t, then the tokens, then CompDemo's split."""
     queue: list[torch.Tensor] = []
-    monkeypatch.setattr("pipeline.diffusion.noise.torch.rand", lambda *a, **k: queue.pop(0))
+    monkeypatch.setattr("pipeline.method.masking.torch.rand", lambda *a, **k: queue.pop(0))
     return queue
 
 
@@ -194,7 +196,7 @@ class HeldOut(list):
 
 @pytest.mark.parametrize("shared", [0, VOCABULARY], ids=["chunks", "tokens"])
 def test_distance_is_the_dense_kl_and_nothing_between_equals(shared, monkeypatch):
-    monkeypatch.setattr("pipeline.training.distance.dist.all_reduce", lambda x: None)
+    monkeypatch.setattr("pipeline.training.teacher_kl.dist.all_reduce", lambda x: None)
     rows = HeldOut(1 if shared else 2)
     build = BatchBuilder(Side(1, "full", 4), [TeacherSide(1, "full", 4, shared)], compdemo_ratio=None)
     generator = torch.Generator().manual_seed(1)

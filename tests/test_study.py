@@ -13,15 +13,15 @@ from itertools import product
 import numpy as np
 import pytest
 
+from demo.study.evidence import DOCUMENT, FIGURES, compared, read_studies, render
+from pipeline.core.errors import BadInput, StoppedEarly
+from pipeline.core.files import write_json
+from pipeline.distributed.signals import StopSignals
 from pipeline.evaluation.statistics import sign_flip
-from pipeline.recipe import BadInput
-from pipeline.reporting.evidence import DOCUMENT, FIGURES, compared, read_studies, render
-from pipeline.run_directory import StoppedEarly, write_json
+from pipeline.experiments import runs
+from pipeline.experiments.grid import Study, grid
+from pipeline.experiments.table import lines, t_interval
 from pipeline.study import parse_study
-from pipeline.studying import runs
-from pipeline.studying.grid import Study, grid
-from pipeline.studying.table import lines, t_interval
-from pipeline.training.signals import StopSignals
 from tests import launch
 
 
@@ -113,7 +113,7 @@ def test_differences_are_paired_by_seed():
 
 def test_document_holds_what_its_raw_results_say():
     studies, document = read_studies(), DOCUMENT.read_text(encoding="utf-8")
-    assert render(document, studies) == document, "run `python -m pipeline.reporting.evidence`"
+    assert render(document, studies) == document, "run `python -m demo.study.evidence`"
     for name, results in studies.items():
         assert f"<!-- {name} -->" in document
         assert len(results["study"]["variants"]) == len(compared(results)), f"{name} lacks variants"

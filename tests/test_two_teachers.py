@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from pipeline import recipe
 from pipeline.alignment.manifest import load_manifest
-from pipeline.recipe import BadInput, Objective, parse, parser
-from pipeline.run_directory import read_metrics
+from pipeline.config import recipe
+from pipeline.config.cli import parse, parser
+from pipeline.config.recipe import Objective
+from pipeline.core.errors import BadInput
+from pipeline.core.run_directory import read_metrics
 from pipeline.training.terms import family
 from tests import launch
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipeline.run_directory import complete_checkpoints, read_metrics
+from pipeline.core.run_directory import complete_checkpoints, read_metrics
 from tests import launch
 from tests.alignment_tokenizers import byte_level, metaspace
 

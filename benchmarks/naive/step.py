@@ -13,17 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeline.data import Sample
-from pipeline.diffusion import (
-    block_diffusion_mask,
-    complementary_split,
-    complete_chunks,
-    draw_mask,
-    draw_t,
-    generator_for,
-)
-from pipeline.diffusion.noise import touched_chunks
-from pipeline.objectives import calm, cross_entropy_weight, kl, tidal_lambda
+from pipeline.core.rng import generator_for
+from pipeline.data.batch import Sample
+from pipeline.method.attention_mask import block_diffusion_mask
+from pipeline.method.calm import calm
+from pipeline.method.compdemo import complementary_split
+from pipeline.method.kl import kl
+from pipeline.method.masking import complete_chunks, draw_mask, draw_t, touched_chunks
+from pipeline.method.tidal import cross_entropy_weight, tidal_lambda
 
 
 class NaiveStep:

@@ -22,8 +22,7 @@ if not __package__:
 
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.recipe import BadInput
-from pipeline.run_directory import exit_code
+from pipeline.core.errors import BadInput, exit_code
 
 FOLDER = Path("data/tokenizers")
 

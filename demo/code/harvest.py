@@ -23,9 +23,9 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.files import write_text
 from pipeline.evaluation.human_eval import problems
-from pipeline.recipe import BadInput
-from pipeline.run_directory import exit_code, write_text
 
 FOLDER = Path("data/code")
 REQUEST = "Complete this function:\n\n"

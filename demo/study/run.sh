@@ -20,4 +20,4 @@ for study in carry noisy scarce scarce_carry; do
   python pipeline/study.py --study demo/study/$study.yaml --workers "${1:-2}"
   cp runs/study/$study/results.json demo/study/results/$study.json
 done
-python -m pipeline.reporting.evidence # `git diff docs demo/study/results` shows what differs from the committed study
+python -m demo.study.evidence # `git diff docs demo/study/results` shows what differs from the committed study

@@ -16,8 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.recipe import BadInput, Recipe
-from pipeline.run_directory import file_sha256, json_sha256, read_json
+from pipeline.config.recipe import Recipe
+from pipeline.core.errors import BadInput
+from pipeline.core.files import file_sha256, json_sha256, read_json
 
 FORMAT = 1
 """Version of the columns and of what is in them; a new one makes every older dataset stale."""

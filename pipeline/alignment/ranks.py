@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pipeline.recipe import BadInput
+from pipeline.core.errors import BadInput
 
 T = TypeVar("T")
 

@@ -20,9 +20,9 @@ from pipeline.alignment.chat import Messages
 from pipeline.alignment.manifest import is_intact, is_sealed, place, seal
 from pipeline.alignment.rows import AlignedBatch, align_rows
 from pipeline.alignment.sides import Side
-from pipeline.data.sources import Rows, read_messages, repeats
-from pipeline.recipe import BadInput
-from pipeline.run_directory import file_sha256, json_sha256, read_json, write_json
+from pipeline.alignment.sources import Rows, read_messages, repeats
+from pipeline.core.errors import BadInput
+from pipeline.core.files import file_sha256, json_sha256, read_json, write_json
 
 BATCH_ROWS, BATCH_CHARACTERS = 256, 1_000_000
 """Rows that are rendered and tokenized together, and written as one record batch: as many as both limits allow."""

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pipeline.data.aligned import AlignedRow
-from pipeline.data.layout import Packed, Side, from_sequence, lay_out, pack
-from pipeline.diffusion import complementary_split, complete_chunks, draw_mask, draw_t, generator_for
-from pipeline.diffusion.noise import touched_chunks
+from pipeline.core.rng import generator_for
+from pipeline.data.aligned_dataset import AlignedRow
+from pipeline.data.packing import Packed, Side, from_sequence, lay_out, pack
+from pipeline.method.compdemo import complementary_split
+from pipeline.method.masking import complete_chunks, draw_mask, draw_t, touched_chunks
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.recipe import BadInput
+from pipeline.core.errors import BadInput
 
 
 @dataclass(frozen=True)

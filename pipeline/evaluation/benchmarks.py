@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.recipe import BadInput
-from pipeline.run_directory import read_json_lines
+from pipeline.core.errors import BadInput
+from pipeline.core.files import read_json_lines
 
 TASKS = Path(__file__).parent / "tasks"
 """This project's task files, one a benchmark."""

@@ -19,9 +19,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.core.errors import BadInput
+from pipeline.core.files import read_json, read_json_lines, write_json
 from pipeline.evaluation.statistics import bootstrap, holm, mcnemar, sign_flip
-from pipeline.recipe import BadInput
-from pipeline.run_directory import read_json, read_json_lines, write_json
 
 REAL = 0.05
 SAMPLES = ".samples.jsonl"

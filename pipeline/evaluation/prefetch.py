@@ -15,12 +15,15 @@ from typing import Any
 
 import yaml
 
+from pipeline.config.cli import parse, parser
+from pipeline.config.recipe import Recipe
+from pipeline.core.errors import BadInput
+from pipeline.core.files import write_json, write_text
+from pipeline.core.run_directory import complete_checkpoints
 from pipeline.evaluation import human_eval
 from pipeline.evaluation.benchmarks import SOURCES, TASKS, Source, data_file, read
+from pipeline.evaluation.code.sandbox import Limits, Sandbox
 from pipeline.evaluation.presets import preset
-from pipeline.evaluation.sandbox import Limits, Sandbox
-from pipeline.recipe import BadInput, Recipe, parse, parser
-from pipeline.run_directory import complete_checkpoints, write_json, write_text
 
 CODE = ("humaneval", "mbpp")
 
@@ -37,7 +40,7 @@ def main(argv: list[str]) -> None:
                 fetch(name)
             print(f"{name}: {len(read(name))} rows in {path}")
         elif not _own_file(name):
-            from pipeline.evaluation.run import load_tasks  # seconds
+            from pipeline.evaluation.lm_eval_tasks import load_tasks
 
             load_tasks([name])
             print(f"{name}: in the Hugging Face cache")
@@ -121,7 +124,7 @@ def _data(name: str) -> None:
         return read(name) and None
     file = _own_file(name)
     if file is None:
-        from pipeline.evaluation.run import load_tasks
+        from pipeline.evaluation.lm_eval_tasks import load_tasks
 
         load_tasks([name])
     elif not Path(path := yaml.load(file.read_text(encoding="utf-8"), _Loader)["dataset_kwargs"]["path"]).is_file():

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.diffusion.sampler import GenerateConfig
-from pipeline.recipe import BadInput
-from pipeline.run_directory import json_sha256
+from pipeline.core.errors import BadInput
+from pipeline.core.files import json_sha256
+from pipeline.decoding.sampler import GenerateConfig
 
 
 @dataclass(frozen=True)

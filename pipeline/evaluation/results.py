@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import fmean, quantiles
 from typing import Any
 
-from pipeline.evaluation.answers import Record
+from pipeline.core.files import json_sha256, read_json
+from pipeline.evaluation.answer_cache import Record
 from pipeline.evaluation.statistics import interval
-from pipeline.run_directory import json_sha256, read_json
 
 MANY_TRUNCATED = 0.2
 MANY_UNSURE = 0.1
@@ -152,6 +152,6 @@ def update_card(folder: Path) -> None:
     export = folder.parents[1] / "checkpoints" / folder.name / "export"
     scores = [score for score in map(read_json, sorted(folder.glob("*.json"))) if score and "preset" in score]
     if scores and (export / "README.md").is_file():
-        from pipeline.models import add_scores  # the command `score` needs no torch before
+        from pipeline.models.card import add_scores
 
         add_scores(export, scores)

@@ -8,16 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.evaluation.answers import Record
-from pipeline.run_directory import (
-    StoppedEarly,
-    best_file,
-    complete_checkpoints,
-    damaged_file,
-    read_json,
-    step_of,
-    write_json,
-)
+from pipeline.core.errors import StoppedEarly
+from pipeline.core.files import read_json, write_json
+from pipeline.core.run_directory import best_file, complete_checkpoints, damaged_file, step_of
+from pipeline.evaluation.answer_cache import Record
 
 
 def watch(run_dir: Path, tasks: list[str], evaluate: Callable[[str, str], None], every: float) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pipeline.models.llada2_moe import LLaDA2MoeModelLM
-from pipeline.run_directory import write_text
+from pipeline.core.files import write_text
+from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
 
 CARD = """\
 ---

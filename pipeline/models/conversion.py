@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from pipeline.core.errors import BadInput
+from pipeline.core.files import file_sha256
 from pipeline.models.export import write_model
 from pipeline.models.loading import (
     CONFIG_FILES,
@@ -28,8 +30,6 @@ from pipeline.models.loading import (
     read_tokenizer,
 )
 from pipeline.models.weights import check_files, check_shapes, checkpoint_views, fill, shapes, weight_files
-from pipeline.recipe import BadInput
-from pipeline.run_directory import file_sha256
 
 SOURCES = ("llama", "qwen2", "qwen3")
 ROUND_TO = 64  # rows of resized embeddings: matrix products of GPUs want multiples

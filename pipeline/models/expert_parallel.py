@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from pipeline.core.errors import BadInput
 from pipeline.models.experts import Gate, MoE
-from pipeline.models.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModelLM
+from pipeline.models.families.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModelLM
 from pipeline.models.weights import Shapes, checkpoint_views, read, shapes
-from pipeline.recipe import BadInput
 
 REMEDY = "use the DeepSpeed of requirements.txt, or expert_parallel_size 1"
 

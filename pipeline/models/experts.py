@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from pipeline.models.llada2_moe import LLaDA2MoeConfig
+    from pipeline.models.families.llada2_moe import LLaDA2MoeConfig
 
 
 class MLP(nn.Module):

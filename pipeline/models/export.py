@@ -11,9 +11,9 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from pipeline.core.files import write_text
 from pipeline.models.card import model_card
 from pipeline.models.weights import HEAD, checkpoint_views
-from pipeline.run_directory import write_text
 
 
 def export(

@@ -15,10 +15,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.initialization import no_init_weights
 
+from pipeline.core.errors import BadInput
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size, share_experts, verify_experts
-from pipeline.models.llada2_moe import check_mask
+from pipeline.models.families.llada2_moe import check_mask
 from pipeline.models.weights import check_files, checkpoint_views, draw, fill, shapes
-from pipeline.recipe import BadInput
 
 Weights = Literal["pretrained", "random"]
 

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.diffusion.noise import generator_for
-from pipeline.models.llada2_moe import LLaDA2MoeModelLM
-from pipeline.recipe import BadInput
+from pipeline.core.errors import BadInput
+from pipeline.core.rng import generator_for
+from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -12,9 +12,10 @@ import torch
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from pipeline.objectives import calm, tidal_lambda
-from pipeline.reporting.chunks import VISIBLE
-from pipeline.reporting.run import Record, Run
+from pipeline.method.calm import calm
+from pipeline.method.tidal import tidal_lambda
+from pipeline.reporting.chunk_view import VISIBLE
+from pipeline.reporting.run_record import Record, Run
 
 INK = "#010203"  # stands for the page's text colour, which differs between light and dark
 COLOURS = {"teacher": "#8b6fd6", "undistilled": "#d9822b", "distilled": "#1f9e89"}

@@ -14,10 +14,10 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.core.errors import BadInput
 from pipeline.evaluation.compare import HEADINGS, Comparison, Scored, comparable, compare, table_rows
-from pipeline.recipe import BadInput
-from pipeline.reporting import chunks, figures
-from pipeline.reporting.run import Record, Run, by_label
+from pipeline.reporting import chunk_view, figures
+from pipeline.reporting.run_record import Record, Run, by_label
 from pipeline.reporting.summary import interval
 
 VERDICTS = {True: "right", False: "wrong", None: ""}  # None: a graded metric
@@ -222,7 +222,7 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]:
 def alignments(run: Run) -> Iterator[Section]:
     """One aligned row for each teacher."""
     try:
-        drawn = chunks.drawn(run)
+        drawn = chunk_view.drawn(run)
     except (BadInput, ValueError) as error:
         yield Section("Sample chunks", note=f"No sample alignment: {error}")
         return

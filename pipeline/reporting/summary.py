@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.reporting.run import Record, Run, by_label
+from pipeline.reporting.run_record import Record, Run, by_label
 
 FIELDS = ("task", "metric", "value", "n", "low", "high")
 

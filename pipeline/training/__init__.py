@@ -1,1 +1,1 @@
-"""The training step, its loop, checkpoints, and the run's distribution."""
+"""The training step, its loop, checkpoints, and the run put together."""

@@ -24,24 +24,22 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.models.export import export
-from pipeline.recipe import BadInput
-from pipeline.run_directory import (
+from pipeline.core.errors import BadInput
+from pipeline.core.files import flush, read_json, write_json
+from pipeline.core.run_directory import (
     best_file,
     complete_checkpoints,
     damaged_file,
-    flush,
     inventory,
-    read_json,
     read_metrics,
     saved_step,
     step_name,
     step_of,
-    write_json,
 )
+from pipeline.distributed.topology import Topology
+from pipeline.models.export import export
 from pipeline.training.metrics import Metrics
-from pipeline.training.state import collect
-from pipeline.training.topology import Topology
+from pipeline.training.zero_state import collect
 
 T = TypeVar("T")
 

@@ -12,7 +12,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pipeline.recipe import BadInput, Optim
+from pipeline.config.recipe import Optim
+from pipeline.core.errors import BadInput
 from pipeline.training.monitor import PACKAGES, check_packages
 
 _RECIPE_OWNS = {

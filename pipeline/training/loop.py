@@ -11,16 +11,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.data import AlignedRows, Batch, BatchBuilder, GlobalBatches, Sample, assign
-from pipeline.data.order import Visit
-from pipeline.recipe import Recipe
-from pipeline.run_directory import StoppedEarly
+from pipeline.config.recipe import Recipe
+from pipeline.core.errors import StoppedEarly
+from pipeline.data.aligned_dataset import AlignedRows
+from pipeline.data.batch import Batch, BatchBuilder, Sample
+from pipeline.data.order import GlobalBatches, Visit, assign
+from pipeline.distributed.signals import StopSignals
+from pipeline.distributed.topology import Topology
 from pipeline.training.checkpoint import NotSaved
 from pipeline.training.metrics import Metrics
-from pipeline.training.signals import StopSignals
 from pipeline.training.step import counts, learning_rate
 from pipeline.training.terms import Term
-from pipeline.training.topology import Topology
 
 
 @dataclass

@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.recipe import BadInput
-from pipeline.run_directory import read_metrics, write_text
+from pipeline.core.errors import BadInput
+from pipeline.core.files import write_text
+from pipeline.core.run_directory import read_metrics
 
 
 class Metrics:

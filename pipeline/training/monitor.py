@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.recipe import BadInput
+from pipeline.core.errors import BadInput
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml", "csv_monitor": "deepspeed"}
 """Sections of an engine config, and what each needs."""

@@ -13,36 +13,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.data import AlignedRows, BatchBuilder, GlobalBatches, Side, TeacherSide, from_response, from_sequence
-from pipeline.models import load_student, load_teacher, load_tokenizer
-from pipeline.models.attention import use_flex
-from pipeline.models.llada2_moe import LLaDA2MoeModelLM
-from pipeline.objectives import cross_entropy_weight
-from pipeline.recipe import Recipe, Teacher, compdemo_ratio, dump
-from pipeline.run_directory import (
-    rank,
-    read_json,
-    saved_step,
-    status_file,
-    step_of,
-    write_json,
-    write_status,
-    write_text,
-)
-from pipeline.training import checkpoint, state
-from pipeline.training.distance import distance_terms, teacher_student_kl
+from pipeline.config.recipe import Recipe, Teacher, compdemo_ratio, dump
+from pipeline.core.files import read_json, write_json, write_text
+from pipeline.core.log import rank
+from pipeline.core.run_directory import saved_step, status_file, step_of, write_status
+from pipeline.data.aligned_dataset import AlignedRows
+from pipeline.data.batch import BatchBuilder, TeacherSide
+from pipeline.data.order import GlobalBatches
+from pipeline.data.packing import Side, from_response, from_sequence
+from pipeline.distributed.signals import StopSignals
+from pipeline.distributed.topology import Topology, start
+from pipeline.distributed.watchdog import Watchdog
+from pipeline.method.tidal import cross_entropy_weight
+from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
+from pipeline.models.forward import use_flex
+from pipeline.models.loading import load_student, load_teacher, load_tokenizer
+from pipeline.training import checkpoint, zero_state
 from pipeline.training.engine import build_engine, student_dtype
+from pipeline.training.held_out import probe, validation_loss
 from pipeline.training.loop import Trainer
 from pipeline.training.metrics import Metrics
 from pipeline.training.monitor import build_monitor
-from pipeline.training.plan import Plan, environment
-from pipeline.training.sanity import check_teachers
-from pipeline.training.signals import StopSignals
+from pipeline.training.preflight import Plan, environment
 from pipeline.training.step import StudentWithLoss
+from pipeline.training.teacher_checks import check_teachers
+from pipeline.training.teacher_kl import distance_terms, teacher_student_kl
 from pipeline.training.terms import build_term, tidal_mix
-from pipeline.training.topology import Topology, start
-from pipeline.training.validation import probe, validation_loss
-from pipeline.training.watchdog import Watchdog
 
 _BLOCKS = {"sequence": from_sequence, "response": from_response}
 _CROSS_ENTROPY = {"schedule": cross_entropy_weight, "uniform": torch.ones_like}
@@ -80,7 +76,7 @@ def _train(plan: Plan, topology: Topology, stop: StopSignals, enter: Callable[[s
     if kept:
         enter(f"the loading of {kept.name}")
         trainer.step_on_nothing()
-        metrics.take_up(state.restore(trainer.engine, kept / "state", first))
+        metrics.take_up(zero_state.restore(trainer.engine, kept / "state", first))
         metrics.say(f"going on from {kept}")
     metrics.drop_later_lines()
     if rank() == 0:

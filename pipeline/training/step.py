@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeline.data import Batch
-from pipeline.models.attention import hidden_states
-from pipeline.objectives import head_rows, token_log_prob
+from pipeline.data.batch import Batch
+from pipeline.method.chunked_lm_head import head_rows, token_log_prob
+from pipeline.models.forward import hidden_states
 from pipeline.training.terms import Mix, Term
 
 

@@ -18,10 +18,14 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from pipeline.data import TeacherBatch
-from pipeline.models.attention import hidden_states
-from pipeline.objectives import calm, head_rows, kl, midrange_weight, tidal_lambda, token_log_prob
-from pipeline.recipe import BadInput, Objective, Teacher, Tidal
+from pipeline.config.recipe import Objective, Teacher, Tidal
+from pipeline.core.errors import BadInput
+from pipeline.data.batch import TeacherBatch
+from pipeline.method.calm import calm
+from pipeline.method.chunked_lm_head import head_rows, token_log_prob
+from pipeline.method.kl import kl
+from pipeline.method.tidal import midrange_weight, tidal_lambda
+from pipeline.models.forward import hidden_states
 
 # strategy: (family, direction, TIDAL); "native" is KL with a shared tokenizer and CALM without
 _STRATEGIES = {

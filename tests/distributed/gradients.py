@@ -18,13 +18,13 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 from safetensors.torch import save_file
 
-from pipeline.recipe import parse, parser
+from pipeline.config.cli import parse, parser
+from pipeline.distributed.topology import start
 from pipeline.training.checkpoint import gather_weights
 from pipeline.training.loop import Trainer
 from pipeline.training.metrics import Metrics
-from pipeline.training.plan import prepare
+from pipeline.training.preflight import prepare
 from pipeline.training.run import assemble, distance
-from pipeline.training.topology import start
 
 STEPS = 2
 

@@ -16,10 +16,11 @@ import torch.distributed as dist
 from deepspeed.module_inject.auto_ep import AutoEP
 from safetensors import safe_open
 
-from pipeline.models import expert_parallel, load_student, load_teacher, loading, weights
+from pipeline.core.errors import BadInput
+from pipeline.distributed.topology import start
+from pipeline.models import expert_parallel, loading, weights
 from pipeline.models.experts import Gate
-from pipeline.recipe import BadInput
-from pipeline.training.topology import start
+from pipeline.models.loading import load_student, load_teacher
 
 folder, sizes = sys.argv[1], [int(size) for size in sys.argv[2:]]
 start(timedelta(minutes=5))

@@ -16,13 +16,13 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
 
-from pipeline.recipe import parse, parser
+from pipeline.config.cli import parse, parser
+from pipeline.distributed.topology import start
 from pipeline.training.checkpoint import gather_weights
 from pipeline.training.loop import Trainer
 from pipeline.training.metrics import Metrics
-from pipeline.training.plan import prepare
+from pipeline.training.preflight import prepare
 from pipeline.training.run import assemble
-from pipeline.training.topology import start
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ import yaml
 from datasets import Dataset
 from lm_eval.api.samplers import ContextSampler
 
-from pipeline.evaluation import code_answers
+from pipeline.core.errors import BadInput
+from pipeline.core.files import read_json_lines
 from pipeline.evaluation.benchmarks import BBH, SOURCES, read
-from pipeline.recipe import BadInput
-from pipeline.run_directory import read_json_lines
+from pipeline.evaluation.code import extract
 
 
 def chat_rows(path: str, **_metadata: Any) -> dict[str, Dataset]:
@@ -122,19 +122,19 @@ def mmlu_pro_text(doc: dict[str, Any]) -> str:
 
 def human_eval_programs(responses: list[list[str]], docs: list[dict[str, Any]]) -> list[list[str]]:
     return [
-        [code_answers.program(r, doc["entry_point"], doc["prompt"]) for r in answers]
+        [extract.program(r, doc["entry_point"], doc["prompt"]) for r in answers]
         for answers, doc in zip(responses, docs, strict=True)
     ]
 
 
 def mbpp_programs(responses: list[list[str]], docs: list[dict[str, Any]]) -> list[list[str]]:
     return [
-        [code_answers.program(r, code_answers.mbpp_entry_point(doc)) for r in answers]
+        [extract.program(r, extract.mbpp_entry_point(doc)) for r in answers]
         for answers, doc in zip(responses, docs, strict=True)
     ]
 
 
-human_eval_tests, mbpp_tests = code_answers.human_eval_tests, code_answers.mbpp_tests
+human_eval_tests, mbpp_tests = extract.human_eval_tests, extract.mbpp_tests
 
 
 def not_run(_doc: dict[str, Any], _results: list[str]) -> dict[str, float]:

@@ -1,0 +1,158 @@
+"""Writes the numbers and figures of docs/evidence.md from the committed results of the studies.
+
+`python -m demo.study.evidence`: reads demo/study/results/*.json, fills what stands between the document's
+`<!-- NAME -->` and `<!-- end -->` marks, and draws docs/evidence/*.svg.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from demo.study import evidence_figures as figures
+from demo.study.make_data import FILES, carries, rows_of
+from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.files import read_json, write_text
+from pipeline.evaluation.statistics import holm, sign_flip
+from pipeline.experiments.grid import START
+from pipeline.experiments.results import by_t, cells, markdown
+from pipeline.experiments.table import Line, lines, t_interval
+
+ROOT = Path(__file__).resolve().parents[2]
+BASELINES = {"A-calm": ("A-tide_cross", "A-tide_shared"), "B-kl": ("B-tide_shared", "B-tide_cross")}
+WHOLES = {
+    "B-tide_shared": ("B-tide_shared-no_timestep", "B-tide_shared-no_training", "B-tide_shared-no_compdemo"),
+    "A-tide_cross": ("A-tide_cross-tidal_ce", "A-reverse_kl_calm", "A-tide_cross-chunk_masks", "both-tide_cross"),
+}
+STRONG = 0.9
+RESULTS, DOCUMENT, FIGURES = ROOT / "demo/study/results", ROOT / "docs/evidence.md", ROOT / "docs/evidence"
+
+
+def main() -> None:
+    """Renders the document and draws the figures."""
+    studies, document = read_studies(), DOCUMENT.read_text(encoding="utf-8")
+    write_text(DOCUMENT, render(document, studies))
+    FIGURES.mkdir(exist_ok=True)
+    first = next(iter(studies.values()))
+    figures.probe(first["probe"], FIGURES / "probe.svg")
+    figures.gradients(FIGURES / "gradients.svg")
+    figures.tidal(FIGURES / "lambda.svg")
+    for path in map(FIGURES.joinpath, re.findall(r"\(evidence/([a-z]+-\w+\.svg)\)", document)):
+        kind, _, name = path.stem.partition("-")
+        draw = {"scores": figures.scores, "starts": figures.starts, "kl": figures.distances}[kind]
+        draw(start(studies[name]), compared(studies[name]), path)
+
+
+def read_studies() -> dict[str, Any]:
+    """The committed results, by name of the study."""
+    found = {path.stem: read_json(path) for path in sorted(RESULTS.glob("*.json"))}
+    if not found:
+        raise BadInput(f"no results in {RESULTS}: run the study first (make study)")
+    return found
+
+
+def render(document: str, studies: Mapping[str, Any]) -> str:
+    """The document with every marked block made anew. Raises BadInput for a mark that no results belong to."""
+    blocks = {name: table(study) for name, study in studies.items()}
+    blocks |= {f"{name} order": apart(study, BASELINES) for name, study in studies.items()}
+    blocks |= {f"{name} parts": apart(study, WHOLES) for name, study in studies.items()}
+    blocks |= {
+        f"{name} gain": apart(study, {START: [x.variant for x in compared(study)]}) for name, study in studies.items()
+    }
+    blocks |= {f"{name} kl": markdown(*by_t([start(study), *compared(study)])) for name, study in studies.items()}
+    blocks |= {f"{name} problems": problems(study) for name, study in studies.items()}
+    blocks |= {f"{name} runs": provenance(study) for name, study in studies.items()}
+
+    def fill(match: re.Match[str]) -> str:
+        if match[1] not in blocks:
+            raise BadInput(f"{DOCUMENT}: no results for the mark {match[1]!r} in {RESULTS}")
+        return f"<!-- {match[1]} -->\n{blocks[match[1]]}\n<!-- end -->"
+
+    return re.sub(r"<!-- ([\w -]+) -->\n.*?<!-- end -->", fill, document, flags=re.DOTALL)
+
+
+def compared(study: Mapping[str, Any]) -> list[Line]:
+    """The study's variants, without its start."""
+    return lines([run for run in study["runs"] if run["variant"] != START], study["study"]["baseline"])
+
+
+def start(study: Mapping[str, Any]) -> Line:
+    """The students that all variants start from."""
+    return lines([run for run in study["runs"] if run["variant"] == START], START)[0]
+
+
+def table(study: Mapping[str, Any]) -> str:
+    """The study's table in Markdown, the start above the variants."""
+    header, rows = cells([start(study), *compared(study)], study["study"]["baseline"])
+    return markdown(header, rows)
+
+
+def apart(study: Mapping[str, Any], references: Mapping[str, Sequence[str]]) -> str:
+    """Variants minus another variant, paired by seed, also apart for seeds with a strong start and a weak one.
+
+    Holm's correction over the rows of the table.
+    """
+    began = start(study).scores
+    scores = {line.variant: line.scores for line in compared(study)} | {START: began}
+    pairs = [
+        (ours, other) for other, variants in references.items() for ours in variants if {ours, other} <= scores.keys()
+    ]
+    moved = [{seed: scores[ours][seed] - scores[other][seed] for seed in scores[other]} for ours, other in pairs]
+    p = [sign_flip(list(d.values())) for d in moved]
+    strong = [seed for seed, score in began.items() if score >= STRONG]
+    weak = [seed for seed in began if seed not in strong]
+    header = ["variant", "minus", "difference", "95% interval", "p", "p (Holm)"]
+    header += [f"start at least {STRONG} (n = {len(strong)})", f"below (n = {len(weak)})"]
+    rows = [
+        [
+            *pair,
+            f"{mean(d.values()):+.3f}",
+            "{:+.3f} to {:+.3f}".format(*t_interval(list(d.values()))),
+            f"{raw:.4f}",
+            f"{adjusted:.4f}",
+            *(f"{mean(d[seed] for seed in seeds):+.3f}" if seeds else "" for seeds in (strong, weak)),
+        ]
+        for pair, d, raw, adjusted in zip(pairs, moved, p, holm(p), strict=True)
+    ]
+    return markdown(header, rows)
+
+
+def problems(study: Mapping[str, Any]) -> str:
+    """Share of right answers among the test problems in which the carry could be lost, and among the others."""
+    can = np.array([carries(row) for row in rows_of(**FILES["test"])])
+    by_variant: dict[str, list[np.ndarray]] = {}
+    for run in study["runs"]:
+        right = np.array([x == "1" for x in run["tasks"]["study_arithmetic"]["correct"]])
+        by_variant.setdefault(run["variant"], []).append(right)
+    rows = [
+        [variant, f"{np.mean([r[can] for r in runs]):.3f}", f"{np.mean([r[~can] for r in runs]):.3f}"]
+        for variant, runs in by_variant.items()
+    ]
+    return markdown(["variant", f"carry can be lost (n = {can.sum()})", f"others (n = {(~can).sum()})"], rows)
+
+
+def provenance(study: Mapping[str, Any]) -> str:
+    """Where the numbers come from: runs, seeds, commit, versions, machine."""
+    runs, seeds = study["runs"], study["study"]["seeds"]
+    spent = sum(run["wall_seconds"] for run in runs) / 3600
+    where = [
+        f"commit {e['commit'][:12]}, torch {e['versions']['torch']}, DeepSpeed {e['versions']['deepspeed']}, "
+        f"transformers {e['versions']['transformers']}, Python {e['versions']['python']}, {e['device']}"
+        for e in study["environments"]
+    ]
+    scores = ", ".join(f"{name} {s['score']:.3f}" for name, s in study["teachers"].items())
+    n = next(iter(runs[0]["tasks"].values()))["n"]
+    return (
+        f"{len(runs)} runs, seeds {seeds}, {spent:.1f} hours in all, one process each; {n} test problems; the teachers score "
+        f"{scores}.\n{'; '.join(where)}."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("evidence", main))

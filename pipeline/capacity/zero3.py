@@ -1,0 +1,138 @@
+"""ZeRO-3 as DeepSpeed 0.19 runs it: which bytes of the student lie where, and what its collectives send.
+
+Sizes are in elements until they are named bytes. The rules are those of runtime/zero/stage3.py and
+partitioned_param_coordinator.py of DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pipeline.core.errors import BadInput
+from pipeline.training.engine import zero_stage
+from pipeline.training.step import StudentWithLoss
+
+MASTER, MOMENTS = 4, 8
+"""Bytes an element of the float32 weights, and of AdamW's two moments."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an engine config says of memory; defaults are DeepSpeed's."""
+
+    reduce_bucket: int
+    prefetch: int
+    reuse_distance: int
+    persistent: int
+    offload_optimizer: bool
+    offload_parameters: bool
+
+
+def read_settings(config: dict[str, Any], path: str) -> Settings:
+    """Raises BadInput for a ZeRO stage other than 3."""
+    if zero_stage(config) != 3:
+        raise BadInput(f"plan counts ZeRO stage 3, and {path} has stage {zero_stage(config)}: give another --deepspeed")
+    zero = config["zero_optimization"]
+    return Settings(
+        reduce_bucket=int(zero.get("reduce_bucket_size", 5e8)),
+        prefetch=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
+        reuse_distance=int(zero.get("stage3_max_reuse_distance", 1e9)),
+        persistent=int(zero.get("stage3_param_persistence_threshold", 1e5)),
+        offload_optimizer=zero.get("offload_optimizer", {}).get("device", "none") != "none",
+        offload_parameters=zero.get("offload_param", {}).get("device", "none") != "none",
+    )
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Bytes of the student's engine on one GPU, and on the host for one GPU."""
+
+    parameters: int
+    gradients: int
+    bucket: int
+    """Gradients on their way to be reduced: taken once, in full"""
+    optimizer: int
+    gathered: int
+    """Most parameters that are whole at once"""
+    reducing: int
+    """Copy of the bucket while it is reduced"""
+    stepping: int
+    """Gradients in float32, and AdamW's workspace"""
+    host: int
+    full: int
+    """All parameters"""
+    persistent: int
+    """Parameters too small to be given up: gathered once an optimizer step"""
+    gathers: int
+    """Other parameters that all-gathers bring together in one micro-step"""
+
+
+def shards(module: StudentWithLoss, settings: Settings, ranks: int, element: int) -> Shards:
+    """`element`: bytes of a parameter. Works on parameters without memory."""
+    sizes = [parameter.numel() for parameter in module.model.parameters()]
+    own = sum(math.ceil(size / ranks) for size in sizes)
+    persistent = sum(size for size in sizes if size < settings.persistent)
+    whole, gathers = _gathered(_order(module), settings)
+    in_flight = min(settings.prefetch, sum(sizes) - whole)
+    gathered = persistent + whole + 2 * in_flight  # prefetched tensors are copied out of one flat buffer
+    master = 0 if element == MASTER else MASTER  # float32 weights are their own master copy
+    optimizer = (master + MOMENTS) * own
+    host = 0
+    if settings.offload_parameters:
+        host += element * own
+    if settings.offload_optimizer:
+        host += (element + MASTER + MASTER + MOMENTS) * own  # gradients twice: as they come and in float32
+    return Shards(
+        parameters=0 if settings.offload_parameters else element * own,
+        gradients=0 if settings.offload_optimizer else element * own,
+        bucket=element * settings.reduce_bucket,
+        optimizer=0 if settings.offload_optimizer else optimizer,
+        gathered=0 if ranks == 1 else element * gathered,  # one rank works on its shard, which is everything
+        reducing=element * min(sum(sizes), max(settings.reduce_bucket, max(sizes))),
+        stepping=0 if settings.offload_optimizer else 2 * MASTER * own,
+        host=host,
+        full=element * sum(sizes),
+        persistent=element * persistent,
+        gathers=element * gathers,
+    )
+
+
+def _order(module: StudentWithLoss) -> list[dict[int, int]]:
+    """Parameters that each module of the forward has for itself, in order: {parameter: elements}."""
+    unused = module.model.get_output_embeddings()  # the head runs as module.head, around the same weight
+    modules = [part for part in module.modules() if part is not unused]
+    owned = [{id(p): p.numel() for p in _own(part)} for part in modules]
+    return [parameters for parameters in owned if parameters]
+
+
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    return list(module.parameters(recurse=False))
+
+
+def _gathered(order: Sequence[dict[int, int]], settings: Settings) -> tuple[int, int]:
+    """Most elements that are whole at once, and elements gathered, over a forward and a backward.
+
+    After a module, its parameters are given up unless one of the next modules, up to `reuse_distance` elements away,
+    needs them again.
+    """
+    trace = [*order, *reversed(order)]
+    trace = [{p: n for p, n in own.items() if n >= settings.persistent} for own in trace]
+    live: dict[int, int] = {}
+    most = gathered = 0
+    for place, own in enumerate(trace):
+        gathered += sum(n for p, n in own.items() if p not in live)
+        live |= own
+        most = max(most, sum(live.values()))
+        soon, distance = set(), 0
+        for later in trace[place + 1 :]:
+            if distance >= settings.reuse_distance:
+                break
+            soon |= later.keys()
+            distance += sum(later.values())
+        live = {p: n for p, n in live.items() if p not in own or p in soon}
+    return most, gathered

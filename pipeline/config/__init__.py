@@ -1,0 +1,1 @@
+"""Recipes: their fields, their checks, the command line, and the shipped ones."""

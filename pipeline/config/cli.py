@@ -1,0 +1,71 @@
+"""The one reader of command lines: a recipe file, its overrides, and a stage's own flags."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from pipeline.config.checks import check
+from pipeline.config.recipe import Recipe
+from pipeline.core.errors import BadInput
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help shows the text under each field
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+DEFAULT = "demo"
+
+
+def parser(description: str) -> ArgumentParser:
+    """A stage's command line: ``--recipe`` and every field of the recipe. Stages add flags of their own."""
+    p = ArgumentParser(exit_on_error=False, description=description)
+    p.add_argument("--recipe", action="config", help=f"recipe file, or name of a shipped one (default: {DEFAULT})")
+    p.add_class_arguments(Recipe)
+    return p
+
+
+def parse(p: ArgumentParser, argv: Sequence[str] | None = None):
+    """The resolved recipe and the namespace of the stage's own flags.
+
+    Raises BadInput for an unknown key, a value of the wrong type, or a combination that `check` refuses.
+    """
+    recipe_file, rest = _take_recipe(list(sys.argv[1:] if argv is None else argv))
+    try:
+        namespace = p.parse_args(["--recipe", str(recipe_file), *rest])
+        recipe = p.instantiate(namespace)
+    except (ArgumentError, yaml.YAMLError, UnicodeDecodeError) as error:
+        where = f"recipe {recipe_file} and its overrides; --help explains every field"
+        raise BadInput(f"{_plain(error)} ({where})") from None
+    resolved = Recipe(**{name: getattr(recipe, name) for name in Recipe.__dataclass_fields__})
+    check(resolved)
+    return resolved, namespace
+
+
+def _plain(error: Exception) -> str:
+    """The message on one line, with `int` for "<class 'int'>" and `Literal` for "typing.Literal"."""
+    words = " ".join(str(error).split())
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.(\w+)", r"\1\2", words)
+
+
+def _take_recipe(argv: list[str]) -> tuple[Path, list[str]]:
+    """The recipe comes first, wherever it was typed, so that every override wins over it."""
+    name, rest, words = DEFAULT, [], iter(argv)
+    for word in words:
+        if word == "--recipe":
+            name = next(words, "")
+        elif word.startswith("--recipe="):
+            name = word.partition("=")[2]
+        else:
+            rest.append(word)
+    shipped = RECIPES / f"{name}.yaml"
+    path = shipped if shipped.is_file() else Path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise BadInput(f"no recipe {name!r}: give a YAML file or one of {known}")
+    return path, rest

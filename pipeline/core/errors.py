@@ -1,0 +1,42 @@
+"""How a stage ends: exit codes, and what a user can put right."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from pipeline.core.log import rank
+
+
+class BadInput(Exception):
+    """Something that the user can put right: one line that names the thing and the remedy; exit code 2."""
+
+
+DONE, BAD_INPUT, STOPPED_EARLY = 0, 2, 75
+
+
+class StoppedEarly(BaseException):
+    """The stage was asked to stop, has saved what it had and can go on later; exit code 75.
+
+    Like KeyboardInterrupt it may come out of a signal handler, and no `except Exception` swallows it.
+    """
+
+
+def exit_code(stage: str, main: Callable[[], None]) -> int:
+    """Runs a stage and turns its outcome into the exit code: 0, 2 (bad input, one line a node) or 75 (stopped early)."""
+    try:
+        main()
+    except BadInput as error:
+        if int(os.environ.get("LOCAL_RANK", rank())) == 0:  # a node may lack what the others have
+            print(f"{stage}: {error}", file=sys.stderr, flush=True)
+        # A launcher ends all ranks after the first: rank 0, which may be slower, writes the status file.
+        if rank() != 0:
+            time.sleep(60)
+        return BAD_INPUT
+    except StoppedEarly as stop:
+        if rank() == 0:
+            print(f"{stage}: {stop}", flush=True)
+        return STOPPED_EARLY
+    return DONE

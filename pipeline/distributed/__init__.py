@@ -1,0 +1,1 @@
+"""Ranks: what launchers say, topology, collectives, signals, the watchdog."""

@@ -1,0 +1,111 @@
+"""What a launcher hands to its ranks: their numbers, where they meet, and whether it did what was asked of it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+import tempfile
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import takewhile
+from pathlib import Path
+
+import psutil
+
+from pipeline.core.errors import BadInput
+
+_MPI = {
+    "RANK": ("OMPI_COMM_WORLD_RANK", "PMI_RANK"),
+    "WORLD_SIZE": ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"),
+    "LOCAL_RANK": ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"),
+    "LOCAL_WORLD_SIZE": ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"),
+}
+"""torch's names, and what Open MPI and MPICH (Intel MPI) call the same."""
+
+
+def adopt() -> None:
+    """Makes the environment of every supported launcher look like torchrun's. To be called before torch is imported.
+
+    Under mpirun, ranks get their numbers from its variables: mpi4py, which DeepSpeed would load, makes a rank that fails
+    wait for its peers for ever. Compiled ops go to this node's own disk, unless TORCH_EXTENSIONS_DIR or TRITON_CACHE_DIR
+    name another place: on a shared one, nodes wait for one another's locks.
+
+    Raises BadInput where ranks would train apart, each as if it were alone.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        for name, theirs in _MPI.items():
+            for value in filter(None, map(os.environ.get, theirs)):
+                os.environ.setdefault(name, value)
+        several_nodes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) < int(os.environ.get("WORLD_SIZE", 1))
+        if several_nodes and "MASTER_ADDR" not in os.environ:
+            raise BadInput("ranks on several nodes need the first node's name: mpirun -x MASTER_ADDR=NODE ...")
+        _refuse_plain_srun()
+    if "WORLD_SIZE" not in os.environ:
+        os.environ.setdefault("MASTER_PORT", str(free_port()))
+    with suppress(psutil.Error):  # processes of other users may be hidden
+        check_hostfile([p.cmdline() for p in psutil.Process().parents()])
+    _keep_caches_local()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses: a rank that meets nobody needs no known one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _refuse_plain_srun() -> None:
+    """In a step of several tasks without a launcher, every task would believe that it is the only rank."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks > 1 and "RANK" not in os.environ:
+        raise BadInput(f"srun started {tasks} ranks that do not know of one another: start torchrun, as slurm/ does")
+
+
+def check_hostfile(parents: Sequence[Sequence[str]]) -> None:
+    """`deepspeed --hostfile X` runs on this machine alone, with a warning, where there is no X. Raises BadInput for that.
+
+    Args:
+        parents: command lines of the processes above this one.
+    """
+    options = ArgumentParser(add_help=False)
+    options.add_argument("-H", "--hostfile", default="")
+    for words in parents:
+        if any(Path(word).name == "deepspeed" for word in words[:2]):
+            own, _ = options.parse_known_args(list(takewhile(lambda word: not word.endswith(".py"), words)))
+            if own.hostfile and not Path(own.hostfile).is_file():
+                raise BadInput(
+                    f"no hostfile {own.hostfile}: deepspeed would train on this machine alone; correct the path, or leave "
+                    "--hostfile out"
+                )
+
+
+def _keep_caches_local() -> None:
+    """Compiled code goes to a folder on this node's disk that is this user's alone: what lies there is executed."""
+    folder = Path(tempfile.gettempdir()) / f"tide-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o022:
+        raise BadInput(f"{folder} is not this user's alone: remove it, or set TMPDIR to another folder")
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder / "torch_extensions"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+
+
+def build_cpu_ops() -> None:
+    """Compiles DeepSpeed's CPU communication op where it is missing: one process of a node, the others wait.
+
+    torch guards its cache with a file that a killed process leaves behind, and everyone waits for that file for ever.
+    The lock here ends with its holder; whoever has it may delete what the dead have left.
+    """
+    from deepspeed.comm.torch import build_shm_op
+
+    _keep_caches_local()
+    cache = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / ".tide-lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for left in cache.glob("deepspeed_shm_comm/lock"):
+            left.unlink()
+        build_shm_op()

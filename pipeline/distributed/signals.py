@@ -1,0 +1,47 @@
+"""Stopping: SIGTERM, SIGINT, SIGUSR1 (the scheduler's warning) and the death of the launcher."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+from pipeline.core.errors import StoppedEarly
+
+
+class StopSignals:
+    """Made at the start of the process, before anything that takes time.
+
+    While nothing is unsaved, a signal raises StoppedEarly wherever the process is. After `defer` it is noted in `seen`, for
+    the loop to read at a step's boundary. A rank whose launcher has died is told as by SIGTERM: no launcher, no orphan.
+    """
+
+    def __init__(self) -> None:
+        self.seen = self._deferred = False
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._note)
+        if "WORLD_SIZE" in os.environ:  # a process started by hand may outlive its shell
+            threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+
+    def defer(self) -> None:
+        """From here on there are steps to save first."""
+        self._deferred = True
+
+    def settle(self) -> None:
+        """All is saved: a signal that came meanwhile, or comes from here on, raises StoppedEarly again."""
+        self._deferred = False
+        if self.seen:
+            raise StoppedEarly("stopped by a signal: run the same command to go on")
+
+    def _note(self, number: int, frame: object) -> None:
+        first, self.seen = not self.seen, True
+        if first and not self._deferred:  # a second signal must not disturb what the first one has begun
+            raise StoppedEarly("stopped by a signal before training began: run the same command to go on")
+
+
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    print(f"the launcher (process {parent}) is gone: stopping", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)

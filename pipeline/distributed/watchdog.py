@@ -1,0 +1,203 @@
+"""Ends a run that cannot go on, and says why: a rank that died, failed, hangs or is cut off, by name.
+
+Every rank has a thread that sends rank 0 a note every few seconds: in which line of code it is. Rank 0's thread judges. A
+dead process closes its connection, so its death is known at once; a silent one has SILENCE seconds.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener, wait
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from pipeline.core.errors import BAD_INPUT, BadInput, StoppedEarly
+from pipeline.distributed.topology import Topology, remove_shared_memory
+
+BEAT, SILENCE = 5.0, 120.0
+"""Seconds between two notes of a rank, and without one before a rank counts as cut off."""
+_OURS = str(Path(__file__).parents[1])
+
+
+@dataclass
+class Note:
+    """What a rank says of itself."""
+
+    rank: int
+    host: str
+    line: str
+    """where its main thread is"""
+    waiting: bool
+    """inside a library's collective, so probably for another rank"""
+    failure: str = ""
+    exit_code: int = 1
+    ended: bool = False
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host}"
+
+
+class Watchdog:
+    """Watches over a `with` block. `fail(message, exit_code)` records a verdict, on whichever rank is left to do so.
+
+    No progress (no call of `enter`) for `limit` seconds ends the run: ranks go in step, so that any of them stops rank 0.
+    Making one is collective.
+    """
+
+    def __init__(self, topology: Topology, limit: float, fail: Callable[[str, int], None]):
+        self.topology, self.limit, self.fail = topology, limit, fail
+        self.beat = min(BEAT, limit / 4)
+        self._main = threading.get_ident()
+        self._peers: dict[Connection, tuple[Note, float]] = {}
+        self._ended = threading.Event()
+        self.enter("the start")
+        self._connect()
+
+    def enter(self, phase: str) -> None:
+        """The run has come as far as this."""
+        self.phase, self._since = phase, time.monotonic()
+
+    def __enter__(self) -> Watchdog:
+        first = self.topology.rank == 0
+        threading.Thread(target=self._judge if first else self._report, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
+        """Tells the others of a failure or an orderly end."""
+        failed = error is not None and not isinstance(error, StoppedEarly)
+        if failed and self.topology.rank == 0:
+            # If another rank is the cause, the thread ends this process within that time: a round and 1 s.
+            if self.topology.world_size > 1:
+                time.sleep(3)
+            return
+        facts: dict[str, Any] = {"ended": True}
+        if failed:
+            facts = {"failure": f"at {self.phase}: {kind.__name__}: {error}"}
+            facts["exit_code"] = BAD_INPUT if isinstance(error, BadInput) else 1
+        self._ended.set()
+        for connection in list(self._peers):
+            self._send(connection, self._note(**facts))
+            if failed and _gone(connection, 0.5):  # before rank 0 can have ended the run for this rank's sake
+                traceback.print_exception(error)
+                self._end_without_rank_0()
+
+    def _connect(self) -> None:
+        """Every rank to rank 0, which alone listens."""
+        meeting = [None]
+        if self.topology.rank == 0:
+            key = secrets.token_bytes(16)
+            listener = Listener(("", 0), backlog=self.topology.world_size, authkey=key)
+            meeting = [(os.environ["MASTER_ADDR"], listener.address[1], key)]
+            threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+        dist.broadcast_object_list(meeting, group=self.topology.control)
+        if self.topology.rank != 0:
+            host, port, key = meeting[0]
+            connection = Client((host, port), authkey=key)
+            with socket.socket(fileno=os.dup(connection.fileno())) as its:  # a lost node says no farewell
+                its.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * SILENCE))
+            self._peers[connection] = self._note(), time.monotonic()
+            self._send(connection, self._note())
+
+    def _accept(self, listener: Listener) -> None:
+        while len(self._peers) < self.topology.world_size - 1:
+            try:
+                connection = listener.accept()
+                self._peers[connection] = Note(**json.loads(connection.recv_bytes())), time.monotonic()
+            except (OSError, EOFError, AuthenticationError):  # somebody scans ports
+                continue
+        listener.close()
+
+    def _note(self, **facts: Any) -> Note:
+        stack = [(f.f_code, line) for f, line in traceback.walk_stack(sys._current_frames()[self._main])]
+        waiting = any(part in stack[0][0].co_filename for part in ("/torch/distributed/", "/deepspeed/"))
+        own = [(code, line) for code, line in stack if code.co_filename.startswith(_OURS)]
+        code, line = (own or stack)[0]
+        where = f"{os.path.relpath(code.co_filename, Path(_OURS).parent)}:{line} {code.co_name}"
+        return Note(self.topology.rank, socket.gethostname(), where, waiting, **facts)
+
+    def _send(self, connection: Connection, note: Note) -> None:
+        with suppress(OSError):  # the other side is gone: a thread of it or of ours speaks of that
+            connection.send_bytes(json.dumps(asdict(note)).encode())
+
+    def _report(self) -> None:
+        """A rank other than 0: sends notes until it or rank 0 ends."""
+        (connection,) = self._peers
+        while not self._ended.is_set():
+            self._send(connection, self._note())
+            try:
+                if connection.poll(self.beat) and Note(**json.loads(connection.recv_bytes())).ended:
+                    return
+            except (EOFError, OSError):
+                if not self._ended.is_set():
+                    self._end_without_rank_0()
+
+    def _judge(self) -> None:
+        """Rank 0: reads notes, and ends the run when one is missing or bad."""
+        while not self._ended.is_set():
+            lost = self._read(min(1.0, self.beat))  # ranks that connect meanwhile are heard in the next round
+            if lost and not self._ended.is_set():
+                time.sleep(1)  # a death makes others fail: hear all, then name the first cause
+                lost += self._read(0)
+                first = next((note for note in lost if not note.failure), lost[0])
+                cause = first.failure or f"died at {self.phase} (killed, out of memory or crashed): see its log"
+                self._end(f"{first} {cause}", first.exit_code)
+            if silent := self._unheard(SILENCE):
+                self._end(f"{silent[0]} frozen or cut off at {self.phase}: not heard of for {SILENCE:.0f} s", 1)
+            if time.monotonic() - self._since > self.limit:
+                notes = [self._note(), *(note for note, _ in self._peers.values())]
+                found = self._unheard(3 * self.beat) or [note for note in notes if not note.waiting]
+                named = "; ".join(f"{note} in {note.line}" for note in found) or "every rank waits for another"
+                self._end(f"no progress at {self.phase} for {self.limit:.0f} s: {named}", 1)
+
+    def _unheard(self, seconds: float) -> list[Note]:
+        return [note for note, heard in self._peers.values() if time.monotonic() - heard > seconds]
+
+    def _read(self, timeout: float) -> list[Note]:
+        """Takes in what has come; returns the ranks that are lost: that failed with a word, or died without one."""
+        lost = []
+        for connection in wait(list(self._peers), timeout):
+            try:
+                note = Note(**json.loads(connection.recv_bytes()))
+            except (EOFError, OSError):
+                lost.append(self._peers.pop(connection)[0])
+                continue
+            if note.ended or note.failure:
+                self._peers.pop(connection)
+                lost += [note] if note.failure else []
+            else:
+                self._peers[connection] = note, time.monotonic()
+        return lost
+
+    def _end_without_rank_0(self) -> None:
+        self._end(f"rank 0 died or ended the run at {self.phase}: see its log", 1)
+
+    def _end(self, message: str, code: int) -> None:
+        """Says why, with every thread's stack, and ends this process; its main thread may be stuck for ever."""
+        print(f"distill: {message}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            self.fail(message, code)
+        faulthandler.dump_traceback()
+        remove_shared_memory(self.topology.rank)
+        os._exit(code)
+
+
+def _gone(connection: Connection, seconds: float) -> bool:
+    """Whether the other side closes the connection within that time."""
+    try:
+        return connection.poll(seconds) and not connection.recv_bytes()
+    except (EOFError, OSError):
+        return True

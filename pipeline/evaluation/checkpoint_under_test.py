@@ -1,0 +1,95 @@
+"""The model under evaluation: read from its folder when it is first needed, and told apart by its files' hash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from pipeline.alignment.vocabulary import token_bytes
+from pipeline.core.errors import BadInput
+from pipeline.core.files import file_sha256
+from pipeline.decoding.sampler import SpecialTokens
+from pipeline.models.loading import (
+    CONFIG_FILES,
+    TOKENIZER_FILES,
+    WEIGHT_FILES,
+    fetch,
+    load_teacher,
+    load_tokenizer,
+    read_config,
+)
+
+CUTS = {"sequence": "training", "response": "reference"}  # student.blocks -> GenerateConfig.blocks
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder (or hub name) with config, weights and tokenizer. Merging shards loads no weights."""
+
+    path: str
+    dtype: torch.dtype
+    device: str
+
+    @classmethod
+    def of(cls, path: str, dtype: str = "auto", index: int = 0) -> Checkpoint:
+        """On the `index`-th GPU (modulo their number), or the CPU; `auto` is bfloat16 on a GPU, else float32."""
+        gpus = torch.cuda.device_count()
+        device = f"cuda:{index % gpus}" if gpus else "cpu"
+        auto = torch.bfloat16 if gpus else torch.float32
+        return cls(path, auto if dtype == "auto" else getattr(torch, dtype), device)
+
+    @cached_property
+    def config(self) -> Any:
+        return read_config(self.path)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return load_tokenizer(self.path)
+
+    @cached_property
+    def spelled(self) -> list[bytes]:
+        """What each token spells."""
+        return token_bytes(self.tokenizer)
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """Frozen, in eval mode, of any architecture."""
+        return load_teacher(self.path, dtype=self.dtype, device=self.device, tokenizer=self.tokenizer)
+
+    @cached_property
+    def special(self) -> SpecialTokens:
+        return SpecialTokens.of(self.model)
+
+    def blocks(self, size: int = 32, blocks: str = "sequence") -> tuple[int, str]:
+        """Block size and cut (as GenerateConfig names it) that config.json says the model was trained with, or these."""
+        return getattr(self.config, "block_size", size), CUTS[getattr(self.config, "blocks", blocks)]
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 over names and contents of config, weights and tokenizer."""
+        patterns = [*CONFIG_FILES, *TOKENIZER_FILES, *WEIGHT_FILES]
+        folder = fetch(self.path, patterns)
+        files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
+        if not any(file.suffix == ".safetensors" for file in files):
+            raise BadInput(f"{self.path}: no *.safetensors; give the folder of a model")
+        total = hashlib.sha256()
+        for file in files:
+            total.update(f"{file.name} {file_sha256(file)}\n".encode())
+        return total.hexdigest()
+
+    def hardware(self) -> dict[str, Any]:
+        """What computes here."""
+        on_gpu = self.device.startswith("cuda")
+        return {
+            "device": torch.cuda.get_device_name(self.device) if on_gpu else platform.processor() or platform.machine(),
+            "cuda": torch.version.cuda if on_gpu else None,
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        }

@@ -1,0 +1,1 @@
+"""Generated programs: taken out of answers, run in a sandbox, scored."""

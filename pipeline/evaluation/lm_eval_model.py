@@ -1,0 +1,227 @@
+"""Block-diffusion models in lm-evaluation-harness, as the model `block_diffusion`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import groupby
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import simple_parse_args_string
+from rich.progress import track
+
+from pipeline.decoding.likelihood import Continuation, log_likelihoods
+from pipeline.decoding.sampler import GenerateConfig, decode
+from pipeline.evaluation.answer_cache import Answers, Record, request_key
+from pipeline.evaluation.checkpoint_under_test import Checkpoint
+from pipeline.evaluation.presets import preset
+
+
+class Unanswered(Exception):
+    """This share is done, and other shares are not: `missing` requests have no answer yet."""
+
+    def __init__(self, missing: int) -> None:
+        super().__init__(f"{missing} answers are missing")
+        self.missing = missing
+
+
+@register_model("block_diffusion")
+class BlockDiffusionLM(LM):
+    """A checkpoint with decoding settings. Of a task's generation settings only the stop strings are read.
+
+    `generate_until` decodes block by block, `loglikelihood` estimates the block-diffusion bound (see likelihood.py). An
+    answer depends on its request and the settings, never on its batch, its shard or what was answered before. Every
+    answer goes through `answers`; `records` holds those of the requests, by (document, request of the document).
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: GenerateConfig,
+        *,
+        batch_size: int = 16,
+        likelihood_samples: int = 32,
+        answers: Answers | None = None,
+    ) -> None:
+        super().__init__()
+        self.checkpoint, self.config, self.batch_size = checkpoint, config, batch_size
+        self.likelihood_samples, self.answers = likelihood_samples, answers or Answers()
+        self.records: dict[tuple[int, int], list[Record]] = {}
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None):
+        """What `lm_eval --model block_diffusion` calls; --model_args: pretrained (folder or hub name), preset (default
+        paper), dtype, likelihood_samples, and any field of GenerateConfig."""
+        given = arg_dict | {k: v for k, v in (additional_config or {}).items() if k == "batch_size" and v is not None}
+        checkpoint = Checkpoint.of(given.pop("pretrained"), given.pop("dtype", "auto"))
+        own = {k: int(given.pop(k)) for k in ("batch_size", "likelihood_samples") if k in given}
+        size, blocks = checkpoint.blocks()
+        config = preset(given.pop("preset", "paper"), size, blocks=blocks)
+        return cls(checkpoint, replace(config, **given), **own)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None):
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        return [record["response"] for record in self._answer(requests, self._generate, self._decoding())]
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        found = self._answer(requests, self._likelihoods, self._estimator())
+        return [(record["log_likelihood"], record["greedy"]) for record in found]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        return [record["log_likelihood"] for record in self._answer(requests, self._rolling, self._estimator())]
+
+    def _decoding(self) -> Record:
+        return asdict(self.config)
+
+    def _estimator(self) -> Record:
+        names = ("block_size", "blocks", "seed")
+        return {name: getattr(self.config, name) for name in names} | {"samples": self.likelihood_samples}
+
+    def _answer(
+        self, requests: list[Instance], work: Callable[[list[Instance], int], Iterator[Record]], settings: Record
+    ) -> list[Record]:
+        """The answers to all requests, in order; those that are missing are worked out, batches of like length.
+
+        Raises Unanswered when some belong to another share and are not there.
+        """
+        model = [self.checkpoint.checksum, str(self.checkpoint.dtype)]
+        seen: Counter[tuple[int, int]] = Counter()
+        keys, repeats = [], []
+        for request in requests:
+            repeats.append(seen[request.doc_id, request.idx] if self.config.temperature > 0 else 0)
+            seen[request.doc_id, request.idx] += 1
+            keys.append(request_key(request.request_type, request.args, repeats[-1], settings, model))
+        share = self.answers.share
+        mine = {key: i for i, key in enumerate(keys) if i % share.of == share.index and key not in self.answers}
+        # the longest first: too little memory shows at once
+        order = sorted(mine.values(), key=lambda i: (repeats[i], -sum(map(len, texts(requests[i])))))
+        groups = [list(group) for _, group in groupby(order, key=repeats.__getitem__)]
+        size, device = self.batch_size, self.checkpoint.hardware()["device"]
+        batches = [group[i : i + size] for group in groups for i in range(0, len(group), size)]
+        for batch in track(batches, description="answering", disable=not batches):
+            for i, record in zip(batch, work([requests[i] for i in batch], repeats[batch[0]]), strict=True):
+                self.answers.add(keys[i], record | {"device": device})
+        if share.of > 1:
+            self.answers.refresh()
+        if missing := sum(key not in self.answers for key in keys):
+            raise Unanswered(missing)
+        records = [self.answers[key] for key in keys]
+        for request, record in zip(requests, records, strict=True):
+            self.records.setdefault((request.doc_id, request.idx), []).append(record)
+        return records
+
+    def _generate(self, requests: list[Instance], repeat: int) -> Iterator[Record]:
+        for request, record in zip(requests, self.respond([r.args[0] for r in requests], repeat), strict=True):
+            response = until(record["response"], request.args[1].get("until") or [])
+            yield record | {"response": response, "ended": record["ended"] or response != record["response"]}
+
+    def respond(self, prompts: list[str], repeat: int = 0) -> list[Record]:
+        """Decodes one batch; a repetition draws other tokens. `ended`: by a token, not by the length limit."""
+        special, model, seed = self.checkpoint.special, self.checkpoint.model, self.config.seed + repeat
+        started = time.perf_counter()
+        responses = decode(model, [self.encode(prompt) for prompt in prompts], replace(self.config, seed=seed))
+        seconds = time.perf_counter() - started
+        records = []
+        for response in responses:
+            ended = response.tokens[-1] in special.ends
+            body = response.tokens[:-1] if ended else response.tokens
+            records.append(
+                {
+                    "response": self.checkpoint.tokenizer.decode(body, skip_special_tokens=True),
+                    "pieces": self.pieces(body),
+                    "filled": response.filled[: len(body)],
+                    "tokens": len(body),  # before the end token
+                    "forwards": response.forwards,
+                    "ended": ended,
+                    "masks": body.count(special.mask),  # the sampler promises none
+                    "seconds": seconds / len(prompts),  # its share of the batch
+                    "latency": seconds,  # until the batch was done
+                }
+            )
+        return records
+
+    def _likelihoods(self, requests: list[Instance], _repeat: int) -> Iterator[Record]:
+        continuations = [self._continuation(*self.encode_pair(*request.args)) for request in requests]
+        yield from self._estimates(continuations)
+
+    def _rolling(self, requests: list[Instance], _repeat: int) -> Iterator[Record]:
+        """Windows as long as the model reads; each after the first scores its second half, given the first half."""
+        for request in requests:
+            windows = rolling_windows(self.encode(request.args[0]), self.checkpoint.config.max_position_embeddings)
+            parts = list(self._estimates([self._continuation(*window) for window in windows]))
+            yield {name: sum(p[name] for p in parts) for name in ("log_likelihood", "variance", "seconds")}
+
+    def _continuation(self, context: Sequence[int], tokens: Sequence[int]) -> Continuation:
+        c = self.config
+        return Continuation.of(
+            context, tokens, size=c.block_size, blocks=c.blocks, samples=self.likelihood_samples, seed=c.seed
+        )
+
+    def _estimates(self, continuations: list[Continuation]) -> Iterator[Record]:
+        started = time.perf_counter()
+        found = log_likelihoods(self.checkpoint.model, continuations, self.config.block_size, self.batch_size)
+        seconds = (time.perf_counter() - started) / max(1, len(continuations))
+        for e in found:
+            yield {"log_likelihood": e.value, "variance": e.variance, "greedy": e.greedy, "seconds": seconds}
+
+    def encode(self, text: str) -> list[int]:
+        return self.checkpoint.tokenizer.encode(text, add_special_tokens=False)
+
+    def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokens of both as one text, split where they stop being the context's own; at least one is the continuation's."""
+        own, whole = self.encode(context), self.encode(context + continuation)
+        same = next((i for i, (a, b) in enumerate(zip(own, whole, strict=False)) if a != b), min(len(own), len(whole)))
+        length = min(same, len(whole) - 1)
+        return whole[:length], whole[length:]
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """Each token as text; bytes that are no character alone are escaped."""
+        table = self.checkpoint.spelled
+        return [table[token].decode("utf-8", "backslashreplace") for token in tokens]
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The prompt as the tokenizer's chat template writes it, thinking off (as in training)."""
+        return self.checkpoint.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+            enable_thinking=False,
+        )
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.checkpoint.tokenizer.name_or_path
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        return self.checkpoint.tokenizer.chat_template if chat_template else None
+
+
+def texts(request: Instance) -> list[str]:
+    """What a request gives the model to read."""
+    return [x for x in request.args if isinstance(x, str)]
+
+
+def rolling_windows(tokens: list[int], longest: int) -> list[tuple[list[int], list[int]]]:
+    """(context, tokens to score) that a model of `longest` positions can read; every token is scored once.
+
+    After the first window, each scores half a window more, given the half before.
+    """
+    half = longest // 2
+    windows = [([], tokens[:longest])] if tokens else []
+    windows += [(tokens[s - half : s], tokens[s : s + half]) for s in range(longest, len(tokens), half)]
+    return windows
+
+
+def until(text: str, stops: Sequence[str] | str) -> str:
+    """The text before the first stop string in it."""
+    stops = [stops] if isinstance(stops, str) else stops
+    return text[: min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=len(text))]

@@ -1,0 +1,97 @@
+"""Loads lm-evaluation-harness tasks and runs them: one score, one set of samples a task."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
+
+from pipeline.core.errors import BadInput
+from pipeline.evaluation import results
+from pipeline.evaluation.answer_cache import Record
+from pipeline.evaluation.benchmarks import TASKS
+from pipeline.evaluation.lm_eval_model import BlockDiffusionLM
+
+
+def load_tasks(names: list[str]) -> dict[str, ConfigurableTask]:
+    """The tasks by name: of this project, of the harness (a group is its tasks), or of a YAML file of the user.
+
+    Raises BadInput for a name that nobody knows, for data that cannot be read, and for tasks that run generated code.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about other people's task files
+    manager = TaskManager(include_path=TASKS, include_defaults=False)
+    ours = manager.all_tasks
+    if _unknown(names, manager):
+        manager = TaskManager(include_path=TASKS)  # seconds, for thousands of files
+    if unknown := _unknown(names, manager):
+        raise BadInput(
+            f"evaluation.tasks: unknown {', '.join(unknown)}; here are {', '.join(ours)}, and `lm-eval ls tasks` lists "
+            "the harness's own"
+        )
+    try:
+        tasks = manager.load(names)["tasks"]
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"data of {', '.join(names)}: {reason}; without a network, fetch it beforehand") from None
+    for name, task in tasks.items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise BadInput(f"task {name} runs generated code, which evaluate does not do")
+    return tasks
+
+
+def _unknown(names: list[str], manager: TaskManager) -> list[str]:
+    return [name for name in names if name not in manager.all_tasks and not Path(name).is_file()]
+
+
+def run_task(
+    name: str,
+    task: ConfigurableTask,
+    model: BlockDiffusionLM,
+    *,
+    limit: int | None = None,
+    fewshot: int | None = None,
+    chat: bool = True,
+) -> tuple[Record, list[Record]]:
+    """Score and samples of a task. The score's headline is the task's first metric (and first filter).
+
+    `model` must not have run another task: its answers are taken to be this one's. `fewshot` overrides the task's own
+    number of shots. Raises Unanswered when the answers of other shards are not there yet.
+    """
+    if fewshot is not None:
+        task.set_config(key="num_fewshot", value=fewshot)
+    task.set_fewshot_seed(seed=model.config.seed)
+    found = evaluate(
+        model,
+        {"tasks": {name: task}},
+        limit=limit,
+        bootstrap_iters=0,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=False,  # examples and question are one turn of the user, as in the published runs
+    )
+    samples = found["samples"][name]
+    table = results.metrics(found["results"][name], samples)
+    headline, filtered_by = next(iter(table)).split(",") if table else (None, samples[0]["filter"])
+    first = [sample for sample in samples if sample["filter"] == filtered_by]
+    answers = [answer for repeats in model.records.values() for answer in repeats]
+    if task.OUTPUT_TYPE == "generate_until":
+        rows = [results.generated_row(s, headline, model.records[s["doc_id"], 0][0]) for s in first]
+        facts = results.generation_facts(answers)
+    else:
+        choices = [[model.records[s["doc_id"], i][0] for i in range(len(s["arguments"]))] for s in first]
+        rows = [results.likelihood_row(s, headline, c) for s, c in zip(first, choices, strict=True)]
+        facts = results.likelihood_facts(answers, rows)
+    score = {
+        "task": name,
+        "metric": headline,
+        **table.get(f"{headline},{filtered_by}", {"value": None, "n": len(rows), "low": None, "high": None}),
+        "higher_is_better": task.higher_is_better().get(headline, True),
+        "metrics": table,
+        **facts,
+        "fewshot": task.config.num_fewshot or 0,
+        "prompts_hash": results.prompts_hash(first),
+        "devices": sorted({answer["device"] for answer in answers}),
+    }
+    return results.with_alarms(score, rows), rows

@@ -1,0 +1,87 @@
+"""Runs of a study in several processes. A worker takes whole seeds, so that what is done can be compared at any time."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stderr, redirect_stdout
+from functools import lru_cache
+
+from pipeline.core.errors import StoppedEarly
+from pipeline.distributed.launcher_env import free_port
+from pipeline.distributed.signals import StopSignals
+from pipeline.experiments.grid import START, Study
+
+_PR_SET_PDEATHSIG = 1
+
+
+def run_seeds(study: Study, seeds: Sequence[int], workers: int) -> list[str]:
+    """Runs every variant with every seed, `workers` seeds at a time; prints a line a run. Returns the runs that failed.
+
+    One worker is this very process, which a signal stops at the next step. Raises StoppedEarly.
+    """
+    if workers == 1:
+        _prepare(1)
+        return [name for seed in seeds for name in _seed(study, seed)]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(workers,)) as pool:
+        try:
+            done = as_completed([pool.submit(_seed, study, seed) for seed in seeds])
+            return [name for future in done for name in future.result()]
+        except BrokenProcessPool:
+            raise SystemExit(
+                "study: a worker was killed (is there memory for all of them?): the same command goes on"
+            ) from None
+        except KeyboardInterrupt:  # the workers get it too, and save
+            raise StoppedEarly("stopped: the same command goes on") from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_worker(workers: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # whatever ends the study ends its workers
+    _prepare(workers)
+
+
+def _prepare(workers: int) -> None:
+    """This process's share of the cores, and a port of its own; before torch is imported."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    os.environ["MASTER_PORT"] = str(free_port())
+
+
+@lru_cache
+def _signals() -> StopSignals:
+    """One for all of this process's runs."""
+    return StopSignals()
+
+
+def _seed(study: Study, seed: int) -> list[str]:
+    """All runs of a seed, the start first; the names of those that failed. What they print goes to RUN_DIR/log.txt."""
+    from pipeline.experiments.runs import is_done, run_one
+
+    stop, failed = _signals(), []
+    for variant in study.planned():
+        if is_done(study, variant, seed):
+            continue
+        began, log = time.perf_counter(), study.run_dir(variant, seed) / "log.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+            try:
+                run_one(study, variant, seed, stop)
+                outcome = "done"
+            except Exception as error:  # one run's failure is not the study's
+                traceback.print_exc()
+                outcome = f"FAILED {type(error).__name__}: {' '.join(str(error).split())[:200]} ({log})"
+                failed.append(f"{variant}/{seed}")
+        print(f"{variant} seed {seed}: {outcome}, {time.perf_counter() - began:.0f} s", file=sys.__stdout__, flush=True)
+        if variant == START and failed:
+            break  # the others have nothing to start from
+    return failed

@@ -1,0 +1,143 @@
+"""What is known of a run before any model is loaded: every check that user input can fail, and the run directory."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedConfig
+
+from pipeline.alignment.manifest import check_manifest, load_manifest, verify_shards
+from pipeline.config.recipe import Recipe, Student, Teacher, compdemo_enabled, dump
+from pipeline.core.errors import BadInput
+from pipeline.core.log import rank
+from pipeline.core.run_directory import code_version
+from pipeline.data.aligned_dataset import AlignedRows
+from pipeline.data.batch import row_tokens
+from pipeline.data.order import accumulation_steps
+from pipeline.distributed.topology import Topology, launched
+from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
+from pipeline.models.loading import read_config
+from pipeline.models.weights import weight_files
+from pipeline.training.engine import read_engine_config, student_dtype, zero_stage
+from pipeline.training.terms import family
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that has passed every check that needs no model."""
+
+    recipe: Recipe
+    engine_config: dict[str, Any]
+    manifest: dict[str, Any]
+    topology: Topology
+    expert_parallel_size: dict[str, int]
+    """Of each teacher; 1 for a dense one."""
+    accumulation: int
+    """Micro-batches a rank and optimizer step."""
+
+    @property
+    def shared_vocab(self) -> list[int]:
+        """Id prefix that the student shares with each teacher, 0 = none."""
+        return [self.manifest["teachers"][t.name]["shared_vocab"] for t in self.recipe.teachers]
+
+
+def prepare(recipe: Recipe, engine_config: Path) -> Plan:
+    """Checks recipe, engine settings, aligned dataset, models' configs and ranks against one another.
+
+    Raises BadInput with one line for whatever does not fit.
+    """
+    config, topology = read_engine_config(engine_config), launched()
+    _check_model("data.student_length", recipe.data.student_length, recipe.student)
+    models = {t.name: _check_model(f"teacher {t.name}: length", t.length, t) for t in recipe.teachers}
+    sizes = expert_parallel_sizes(recipe, models, topology)
+    manifest = load_manifest(Path(recipe.data.aligned))
+    check_manifest(manifest, recipe)
+    if rank() == 0:  # reads every byte: once is enough
+        verify_shards(Path(recipe.data.aligned), manifest)
+    plan = Plan(recipe, config, manifest, topology, sizes, _accumulation(recipe, manifest, topology.world_size))
+    for teacher, shared in zip(recipe.teachers, plan.shared_vocab, strict=True):
+        family(recipe.objective, teacher, shared)
+    return plan
+
+
+def expert_parallel_sizes(
+    recipe: Recipe, configs: Mapping[str, PreTrainedConfig], topology: Topology
+) -> dict[str, int]:
+    """Ranks that share one set of experts, by teacher. Raises BadInput for a size that does not divide ranks and experts."""
+    return {
+        teacher.name: resolve_expert_parallel_size(
+            teacher.expert_parallel_size,
+            experts=expert_count(configs[teacher.name]),
+            world_size=topology.world_size,
+            local_world_size=topology.local_world_size,
+        )
+        for teacher in recipe.teachers
+    }
+
+
+def _accumulation(recipe: Recipe, manifest: dict[str, Any], ranks: int) -> int:
+    """Raises BadInput for an empty dataset, and for a token budget that cannot hold the longest row."""
+    rows = AlignedRows(Path(recipe.data.aligned), manifest, "train", [t.name for t in recipe.teachers])
+    if not len(rows):
+        raise BadInput(f"{recipe.data.aligned} holds no training rows: see the reasons in its manifest.json")
+    costs = row_costs(recipe, rows.student_lengths, rows.teacher_lengths)
+    return accumulation_steps(costs, recipe.optim.global_batch, ranks, recipe.optim.micro_tokens)
+
+
+def row_costs(recipe: Recipe, student: np.ndarray, teachers: Sequence[np.ndarray]) -> np.ndarray:
+    """The most tokens that rows of these lengths can take over all inputs, int64 [rows]."""
+    views, size = 2 if compdemo_enabled(recipe) else 1, recipe.student.block_size
+    tail = {"sequence": -student % size, "response": size - 1}[recipe.student.blocks]  # at most
+    sides = [(recipe.student.input, student + (tail if recipe.student.eos_tail else 0), 1)]
+    sides += [(t.input, n, views) for t, n in zip(recipe.teachers, teachers, strict=True)]
+    return row_tokens(sides)
+
+
+def _check_model(what: str, length: int, model: Student | Teacher) -> Any:
+    """The model's config. Weights on the hub are not fetched for this."""
+    config = read_config(model.path)
+    if length > config.max_position_embeddings:
+        raise BadInput(
+            f"{what} {length} is beyond the {config.max_position_embeddings} positions of {model.path}: lower it"
+        )
+    if model.weights == "pretrained" and Path(model.path).is_dir():
+        weight_files(Path(model.path))
+    return config
+
+
+def announce(plan: Plan, warnings: Sequence[str]) -> None:
+    """Prints the resolved recipe and the topology (rank 0)."""
+    if rank() != 0:
+        return
+    print(dump(plan.recipe), end="")
+    print(f"# ranks: {plan.topology.world_size} ({plan.topology.local_world_size} on this node)")
+    print(f"# expert parallelism: {plan.expert_parallel_size or 'no teacher'}")
+    print(f"# student: ZeRO stage {zero_stage(plan.engine_config)}, {student_dtype(plan.engine_config)}")
+    for warning in warnings:
+        print(f"WARNING {warning}")
+    sys.stdout.flush()
+
+
+def environment(plan: Plan) -> dict[str, Any]:
+    """What environment.json says of where a run ran."""
+    packages = ("torch", "deepspeed", "transformers", "datasets")
+    on_gpu = torch.cuda.is_available()
+    return {
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
+        "commit": code_version(),
+        "command": sys.argv,
+        "world_size": plan.topology.world_size,
+        "accumulation": plan.accumulation,
+        "expert_parallel_size": plan.expert_parallel_size,
+        "zero_stage": zero_stage(plan.engine_config),
+        "engine": plan.engine_config,
+    }

@@ -1,0 +1,73 @@
+"""Whose a run directory is: one process at a time, and one recipe for ever. Imports nothing that takes time."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from pipeline.config.recipe import Recipe, dump
+from pipeline.core.errors import BadInput
+from pipeline.core.files import read_json
+from pipeline.core.log import rank
+from pipeline.core.run_directory import complete_checkpoints, status_file
+
+
+def finished(recipe: Recipe) -> bool:
+    """Whether this very run is done already."""
+    status = read_json(status_file(Path(recipe.run_dir), "distill")) or {}
+    return status.get("state") == "done" and bool(complete_checkpoints(Path(recipe.run_dir)))
+
+
+def claim(recipe: Recipe) -> Any:
+    """Takes the run directory for this process, until the returned handle is closed (rank 0 alone holds the lock).
+
+    Raises BadInput when another process holds it, or when it belongs to a recipe that would train otherwise.
+    """
+    run_dir = Path(recipe.run_dir)
+    kept = run_dir / "recipe.yaml"
+    if kept.is_file():
+        try:
+            belongs_to = yaml.safe_load(kept.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise BadInput(f"{kept} is damaged: put a copy back, or choose another --run_dir") from None
+        differing = _differences(belongs_to, yaml.safe_load(dump(recipe)))
+        if differing:
+            raise BadInput(
+                f"{run_dir} belongs to another recipe (it differs in {', '.join(differing)}): "
+                "choose another --run_dir or delete it"
+            )
+    if rank() != 0:
+        return None
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        handle = (run_dir / ".lock").open("w")
+        _lock(handle)
+    except BlockingIOError:
+        raise BadInput(f"{run_dir} is in use by another process: wait for it or choose another --run_dir") from None
+    except OSError as error:
+        raise BadInput(f"cannot write to {run_dir} ({error.strerror}): choose another --run_dir") from None
+    return handle
+
+
+def _lock(handle: TextIO) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(0.5)  # the status command holds it for a moment, to see whether anybody does
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# sections that do not change what is trained
+_FREE = ("checkpoint", "evaluation", "logging", "run_dir")
+
+
+def _differences(kept: Any, wanted: Any, prefix: str = "") -> list[str]:
+    """Dotted names of the fields that differ and that change what is trained."""
+    if not isinstance(kept, dict) or not isinstance(wanted, dict):
+        return [] if kept == wanted else [prefix]
+    names = [name for name in {**kept, **wanted} if prefix or name not in _FREE]
+    return [d for n in names for d in _differences(kept.get(n), wanted.get(n), f"{prefix}.{n}" if prefix else n)]
