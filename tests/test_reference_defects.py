@@ -192,7 +192,7 @@ def test_12_only_rows_that_enter_the_loss_reach_a_head(models, monkeypatch, comp
         rows.append(hidden.shape[0])
         return torch.zeros(hidden.shape[0], 1) if function.__name__ == "rows" else torch.zeros(hidden.shape[0])
 
-    monkeypatch.setattr("pipeline.training.terms.head_rows", count)
+    monkeypatch.setattr("pipeline.models.forward.head_rows", count)
     monkeypatch.setattr("pipeline.training.step.head_rows", count)
     batch = build(compdemo)([Sample(row(i), (0, i)) for i in range(6)])
     t = term(teacher)

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from pipeline.core.rng import generator_for
 from pipeline.data.packing import Document, Side, from_response, from_sequence, lay_out, pack
-from pipeline.method.chunked_lm_head import head_rows, token_log_prob
-from pipeline.models.forward import hidden_states
+from pipeline.models.forward import log_prob_and_hit, score_tokens
 
 CUTS = {"training": from_sequence, "reference": from_response}
 
@@ -158,13 +157,8 @@ def log_likelihoods(
 
 def _known(model: nn.Module, documents: list[Document], targets: list[Tensor]) -> list[Tensor]:
     """Log-probability of each masked token's truth, and whether it is the likeliest: a document's [M, 2], on the CPU."""
-
-    def row(logits: Tensor, tokens: Tensor) -> Tensor:
-        return torch.stack([token_log_prob(logits, tokens), (logits.argmax(-1) == tokens).float()], 1)
-
     device = next(model.parameters()).device
-    packed, places = pack(documents)
+    packed, indices = pack(documents)
     packed = replace(packed, **{name: x.to(device) for name, x in vars(packed).items()})
-    hidden = hidden_states(model, packed, places.to(device))
-    known = head_rows(row, hidden, model.get_output_embeddings().weight, torch.cat(targets).to(device))
-    return list(known.cpu().split([len(t) for t in targets]))
+    scores = score_tokens(model, packed, indices.to(device), torch.cat(targets).to(device), log_prob_and_hit)
+    return list(scores.cpu().split([len(t) for t in targets]))

@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pipeline.data.packing import Packed
 from pipeline.method.attention_mask import attention_mask, blocks_for_flex
+from pipeline.method.chunked_lm_head import RowFunction, head_rows, token_log_prob
 
 NAME = "mask_in_blocks"
 
@@ -25,6 +26,19 @@ def hidden_states(model: nn.Module, packed: Packed, places: Tensor) -> Tensor:
     mask = build_mask(packed.document, packed.block, packed.noisy)
     output = model.model(input_ids=packed.ids, attention_mask=mask, position_ids=packed.positions)
     return output.last_hidden_state.flatten(0, 1)[places]
+
+
+def score_tokens(
+    model: nn.Module, packed: Packed, indices: Tensor, tokens: Tensor, score: RowFunction = token_log_prob
+) -> Tensor:
+    """`score(logits, tokens)` at the flat `indices` of packed rows, whose logits exist a chunk at a time: [N] or [N, k]."""
+    hidden = hidden_states(model, packed, indices)
+    return head_rows(score, hidden, model.get_output_embeddings().weight, tokens)
+
+
+def log_prob_and_hit(logits: Tensor, tokens: Tensor) -> Tensor:
+    """A score: log-probability of the token, and 1 where it is the likeliest: [c, V], int [c] -> [c, 2]."""
+    return torch.stack([token_log_prob(logits, tokens), (logits.argmax(-1) == tokens).float()], 1)
 
 
 def use_flex(model: PreTrainedModel) -> None:

@@ -14,8 +14,7 @@ from pipeline.data.aligned_dataset import AlignedRows
 from pipeline.data.batch import Batch, BatchBuilder, Sample, TeacherBatch
 from pipeline.data.order import accumulation_steps, assign
 from pipeline.distributed.topology import Topology
-from pipeline.method.chunked_lm_head import head_rows, token_log_prob
-from pipeline.models.forward import hidden_states
+from pipeline.models.forward import log_prob_and_hit, score_tokens
 
 TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -78,10 +77,5 @@ def probe(
 
 def _known(model: nn.Module, batch: TeacherBatch) -> Tensor:
     """Sums over predicted tokens: log-probability of the truth, right guesses, tokens: float64 [3]."""
-
-    def rows(logits: Tensor, tokens: Tensor) -> Tensor:
-        return torch.stack([token_log_prob(logits, tokens), (logits.argmax(-1) == tokens).float()], 1)
-
-    hidden = hidden_states(model, batch.input, batch.predict)
-    known = head_rows(rows, hidden, model.get_output_embeddings().weight, batch.targets)
+    known = score_tokens(model, batch.input, batch.predict, batch.targets, log_prob_and_hit)
     return torch.cat([known.double().sum(0), known.new_tensor([known.shape[0]], dtype=torch.float64)])

@@ -13,8 +13,7 @@ from pipeline.core.errors import BadInput
 from pipeline.core.log import rank
 from pipeline.data.aligned_dataset import AlignedRows
 from pipeline.data.batch import BatchBuilder
-from pipeline.method.chunked_lm_head import head_rows, token_log_prob
-from pipeline.models.forward import hidden_states
+from pipeline.models.forward import score_tokens
 from pipeline.training.held_out import held_out_batches
 from pipeline.training.loop import Trainer
 
@@ -71,8 +70,7 @@ def likelihood(
     counts = torch.zeros(head.shape[0], dtype=torch.float64, device=device)
     for batch in held_out_batches(rows, builder, trainer.topology, trainer.recipe.optim.micro_tokens, TIMESTEP):
         teacher = batch.teachers[k]
-        hidden = hidden_states(model, teacher.input, teacher.predict)
-        nats -= head_rows(token_log_prob, hidden, head, teacher.targets).double().sum()
+        nats -= score_tokens(model, teacher.input, teacher.predict, teacher.targets).double().sum()
         counts += torch.bincount(teacher.targets, minlength=head.shape[0])
     dist.all_reduce(nats)
     dist.all_reduce(counts)

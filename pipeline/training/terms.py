@@ -22,10 +22,9 @@ from pipeline.config.recipe import Objective, Teacher, Tidal
 from pipeline.core.errors import BadInput
 from pipeline.data.batch import TeacherBatch
 from pipeline.method.calm import calm
-from pipeline.method.chunked_lm_head import head_rows, token_log_prob
 from pipeline.method.kl import kl
 from pipeline.method.tidal import midrange_weight, tidal_lambda
-from pipeline.models.forward import hidden_states
+from pipeline.models.forward import hidden_states, score_tokens
 
 # strategy: (family, direction, TIDAL); "native" is KL with a shared tokenizer and CALM without
 _STRATEGIES = {
@@ -75,8 +74,7 @@ class ChunkTerm:
     @torch.no_grad()
     def observe(self, teacher: nn.Module, batch: TeacherBatch) -> Tensor:
         """Log-probability of each predicted token's truth: [K]."""
-        hidden = hidden_states(teacher, batch.input, batch.predict)
-        return head_rows(token_log_prob, hidden, teacher.get_output_embeddings().weight, batch.targets)
+        return score_tokens(teacher, batch.input, batch.predict, batch.targets)
 
     def row_inputs(self, batch: TeacherBatch, observed: Tensor, t: Tensor, progress: float) -> tuple[Tensor, ...]:
         return ()
