@@ -19,6 +19,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveInt
 
+from pipeline.config.cli import add_verbosity, apply_verbosity
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.evaluation.answer_cache import Share
@@ -55,12 +56,14 @@ def parse_study(argv: list[str]):
     p.add_argument(
         "--shard", default="", help="i/n: every n-th seed from the i-th on (default: a Slurm array's task, or all)"
     )
+    add_verbosity(p)
     p.add_argument("--table", action="store_true", help="run nothing: print the table of what is done")
     try:
         flags = p.parse_args(argv)
         fields = {name: getattr(flags, name) for name in Study.__dataclass_fields__}
     except (ArgumentError, yaml.YAMLError) as error:
         raise BadInput(f"{' '.join(str(error).split())} (--help explains every field)") from None
+    apply_verbosity(flags)
     if varied := grid(flags.vary):
         known = read_variants(fields["variants"]) or {fields["baseline"]: {"teachers": []}}
         fields["variants"] = {**known, **varied}

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from pipeline.config.checks import check
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput
+from pipeline.core.log import set_verbosity
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help shows the text under each field
 
@@ -27,10 +28,22 @@ def parser(description: str) -> ArgumentParser:
     p = ArgumentParser(exit_on_error=False, description=description)
     p.add_argument("--recipe", action="config", help=f"recipe file, or name of a shipped one (default: {DEFAULT})")
     p.add_class_arguments(Recipe)
+    add_verbosity(p)
     return p
 
 
-def parse(p: ArgumentParser, argv: Sequence[str] | None = None):
+def add_verbosity(p: ArgumentParser) -> None:
+    """``--quiet`` and ``--verbose``, which `apply_verbosity` reads."""
+    p.add_argument("--quiet", action="store_true", help="say warnings and errors only")
+    p.add_argument("--verbose", action="store_true", help="say more, on every rank")
+
+
+def apply_verbosity(flags: Namespace) -> None:
+    """Sets the logger as the command line wants it."""
+    set_verbosity(quiet=flags.quiet, verbose=flags.verbose)
+
+
+def parse(p: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Recipe, Namespace]:
     """The resolved recipe and the namespace of the stage's own flags.
 
     Raises BadInput for an unknown key, a value of the wrong type, or a combination that `check` refuses.
@@ -44,6 +57,7 @@ def parse(p: ArgumentParser, argv: Sequence[str] | None = None):
         raise BadInput(f"{_plain(error)} ({where})") from None
     resolved = Recipe(**{name: getattr(recipe, name) for name in Recipe.__dataclass_fields__})
     check(resolved)
+    apply_verbosity(namespace)
     return resolved, namespace
 
 
