@@ -79,6 +79,18 @@ def _byte_level() -> str:
     return backend.to_str()
 
 
+def merging_line_breaks(template: str, end_of_turn: str = "<|im_end|>") -> PreTrainedTokenizerFast:
+    """Byte-level BPE whose tokens take in line breaks after full stops, as Qwen3's do."""
+    characters = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    merged = [(".", "Ċ"), (".", ".Ċ")]
+    ids = characters | {a + b: len(characters) + n for n, (a, b) in enumerate(merged)}
+    backend = Tokenizer(models.BPE(ids, merged))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(CHATML_TOKENS)
+    return dress(backend, template, end_of_turn)
+
+
 @cache
 def sentencepiece_model(kind: str = "unigram") -> bytes:
     """A SentencePiece model with byte fallback that keeps every character."""

@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from pipeline.alignment.chat import ChatTemplate
 from pipeline.alignment.rows import align_rows
 from pipeline.alignment.sides import Side
-from tests.alignment_tokenizers import CHATML, DATA, HEADERS, byte_level, excerpt, llama_bpe, metaspace, words
+from tests.alignment_tokenizers import (
+    CHATML,
+    DATA,
+    HEADERS,
+    byte_level,
+    excerpt,
+    llama_bpe,
+    merging_line_breaks,
+    metaspace,
+    words,
+)
 from tests.test_alignment import spans
 
 SPELLED = {b"<|im_end|>", b"<|eot_id|>"}
@@ -72,6 +82,26 @@ BETTER = {  # response tokens and chunks that can learn, where the published imp
     "nfd_answer": (5, 5),
     "multi_turn": (14, 10),  # all assistant turns, not only the last
 }
+WHOLE = {  # published: ends after its last chunk, which is no more than that; ours: ends with the answer's end of turn
+    "humaneval_30", "humaneval_31", "multi_turn", "chinese",
+}  # fmt: skip
+CUT_IN_THE_PROMPT = {  # published: an answer that is not found, or found in the prompt, ends the row there
+    "echo_answer", "answer_equals_question", "answer_is_role_word", "one_letter_answer",
+    "leading_newline_answer", "nfd_answer",
+}  # fmt: skip
+
+
+def published_teacher_row(row: dict) -> list[int]:
+    """What the published trainer feeds its teacher; of the rows named above, with what it loses put back."""
+    fed, whole = row["batch_teacher_input_ids"], row["map_fn_teacher_input_ids"]
+    if row["name"] in WHOLE:
+        assert whole == [*fed, LLAMA3_END_OF_TURN]
+    elif row["name"] not in CUT_IN_THE_PROMPT:
+        return fed
+    return whole
+
+
+LLAMA3_END_OF_TURN = 128009
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row["name"])
@@ -84,7 +114,7 @@ def test_published_rows(row):
     ids, published = got["input_ids"].tolist(), row["map_fn_input_ids"][: row["max_length"]]
     after_the_end = published[len(ids) :]  # the template's line break, which ours leaves out: see the test below
     assert ids == published[: len(ids)] and after_the_end in ([], [198])
-    assert got["t_input_ids"].tolist() == row["map_fn_teacher_input_ids"][: row["max_teacher_length"]]
+    assert got["t_input_ids"].tolist() == published_teacher_row(row)
     chunks = got["t_student_chunk_ids"]
     learning = got["maskable"] & (chunks >= 0)
     counts = int(learning.sum()), len(set(chunks[learning].tolist()))
@@ -232,6 +262,27 @@ def test_blanks_before_an_end_of_turn_belong_to_it():
     assert masked_text(side, got) == "One. <|im_end|>"
 
 
+LINE_BREAK = VERBATIM.replace("'<|im_end|>\n'", "'\n<|im_end|>\n'")
+
+
+@pytest.mark.parametrize(("answer", "across"), [("One.", [b".\n"]), ("One..", [b"..\n"]), ("One", [])])
+def test_a_token_across_the_end_of_an_answer_leaves_the_end_of_turn_maskable(answer, across):
+    """`.\n` is one token of Qwen3's: the model must write all of it, and the end of turn behind it."""
+    side = Side(merging_line_breaks(LINE_BREAK), 200)
+    got = align_one(side, Side(metaspace(), 200), chat("Hi", answer))
+    assert [text for text in texts(side, got["input_ids"]) if text.endswith(b".\n")] == across
+    assert masked_text(side, got) == f"{answer}\n<|im_end|>"
+    assert b"".join(chunk_texts(side, got["input_ids"], got["t_student_chunk_ids"])) == b"HiOne"
+
+
+def test_an_answer_within_a_token_of_the_template_leaves_the_end_of_turn_maskable():
+    side = Side(merging_line_breaks(LINE_BREAK.replace("'>'", "'>.'")), 200)
+    batch = align_rows(side, {}, [chat("Hi", ".")])
+    ids, maskable = batch.columns["input_ids"][0], batch.columns["maskable"][0]
+    assert texts(side, ids[-2:]) == [b"..\n", b"<|im_end|>"]
+    assert maskable.tolist() == [False] * (len(ids) - 1) + [True]
+
+
 def test_text_after_an_answer_without_end_of_turn_is_not_maskable():
     side = Side(byte_level("{%- for m in messages %}{{- m.role + ':' + m.content + '#\n' }}{%- endfor %}"), 200)
     got = align_one(side, Side(metaspace(), 200), chat("Hi", "One."))
@@ -257,6 +308,21 @@ def test_tokens_across_a_boundary_are_in_no_chunk_and_counted():
 )
 def test_rows_with_nothing_to_learn_are_named(messages, length, reason):
     assert align_rows(Side(byte_level(), length), {}, [messages]).dropped == [reason]
+
+
+@pytest.mark.parametrize("length", range(20, 50, 3))
+def test_the_teacher_does_not_read_on_where_the_student_is_cut(length):
+    """Else a teacher that sees all of xt has the rest of the answers in clear."""
+    messages = chat("the dog", "the quick brown fox jumps", "and?", "the lazy dog sleeps on.")
+    teacher = Side(metaspace(), 500)
+    whole = align_one(Side(byte_level(), 500), teacher, messages)
+    got = align_one(Side(byte_level(), length), teacher, messages)
+    ids, expected = got["t_input_ids"].tolist(), whole["t_input_ids"].tolist()
+    if len(got["input_ids"]) < len(whole["input_ids"]):
+        expected = expected[: len(ids)]
+        assert got["t_chunk_ids"][-1] == got["t_student_chunk_ids"].max()
+    assert ids == expected
+    assert got["t.tokens"] == len(ids)
 
 
 def test_rows_whose_answer_a_teacher_never_sees_are_named():

@@ -19,9 +19,11 @@ import yaml
 from pipeline import align as stage
 from pipeline.alignment import shards
 from pipeline.alignment.manifest import (
+    FORMAT,
     align_command,
     check_manifest,
     load_manifest,
+    seal,
     tokenizer_fingerprint,
     verify_shards,
 )
@@ -388,6 +390,17 @@ def test_an_edited_template_changes_the_key(run, recipe_file, tmp_path, tokenize
         file.write(" ")
     with pytest.raises(BadInput, match=r"student\.tokenizer"):
         check_manifest(manifest, recipe_of(recipe_file, "--student.tokenizer", str(copy)))
+
+
+def test_a_dataset_of_an_older_format_is_refused(run, tmp_path):
+    run()
+    file = tmp_path / "aligned/manifest.json"
+    fields = json.loads(file.read_text())
+    del fields["digest"]
+    file.write_text(json.dumps(seal(fields | {"format": FORMAT - 1})))
+    with pytest.raises(BadInput, match=rf"has format {FORMAT - 1}, not {FORMAT}: run `python pipeline/align\.py"):
+        load_manifest(tmp_path / "aligned")
+    assert "reused 0 shards, built 4" in run()[1]
 
 
 def test_damaged_shards_are_found(run, tmp_path):

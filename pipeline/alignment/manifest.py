@@ -20,7 +20,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256, json_sha256, read_json
 
-FORMAT = 1
+FORMAT = 2
 """Version of the columns and of what is in them; a new one makes every older dataset stale."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 

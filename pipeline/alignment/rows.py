@@ -35,6 +35,7 @@ def align_rows(student: Side, teachers: Mapping[str, Side], rows: Sequence[Messa
     for name, side in teachers.items():
         other = side.encode(batch)
         own_chunks, other_chunks = common_chunks(own.contents, other.contents, batch.size)
+        other, other_chunks = _end_with_chunks(other, other_chunks, own.cut)
         other_tokens = _per_row(other.row, rows)
         columns[f"{name}_input_ids"] = other.ids, other_tokens
         columns[f"{name}_chunk_ids"] = _count_from_zero(other_chunks, other.row, len(rows)), other_tokens
@@ -45,6 +46,14 @@ def align_rows(student: Side, teachers: Mapping[str, Side], rows: Sequence[Messa
         for index, problem in enumerate(other.problems):
             dropped[index] = dropped[index] or problem or (None if useful[index] else "no_aligned_chunk")
     return AlignedBatch(columns, counts, dropped)
+
+
+def _end_with_chunks(side: SideBatch, chunks: np.ndarray, cut: np.ndarray) -> tuple[SideBatch, np.ndarray]:
+    """The rows that are cut on the other side without what follows their last chunk: text that the other does not have."""
+    last = np.full(len(cut), -1)
+    np.maximum.at(last, side.row[chunks >= 0], np.flatnonzero(chunks >= 0))
+    kept = ~cut[side.row] | (np.arange(len(side.ids)) <= last[side.row])
+    return side.take(kept), chunks[kept]
 
 
 def _per_row(row: np.ndarray, rows: Sequence[Messages]) -> np.ndarray:

@@ -6,7 +6,7 @@ A batch is one long line of tokens: work on tokens is numpy over the whole batch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import NamedTuple
 
@@ -50,8 +50,16 @@ class SideBatch:
     """tokens as positions of `Conversations`; -1 for tokens that are not wholly and faithfully in one content"""
     straddling: np.ndarray
     """bool [tokens]: partly in a content"""
+    cut: np.ndarray
+    """bool [rows]: tokens that could be learnt lie behind the longest length"""
     problems: list[str | None]
     """for every row, why it has no tokens"""
+
+    def take(self, kept: np.ndarray) -> SideBatch:
+        """The tokens where `kept`, bool [tokens], holds."""
+        contents = Intervals(self.contents.begin[kept], self.contents.end[kept])
+        columns = {name: getattr(self, name)[kept] for name in ("ids", "row", "maskable", "straddling")}
+        return replace(self, **columns, contents=contents)
 
 
 class _Row(NamedTuple):
@@ -119,22 +127,22 @@ class Side:
         spans = self._spans(ids, counts, text_starts, rows)
 
         row = np.repeat(np.arange(len(rows)), counts)
-        kept = np.arange(len(ids)) - (np.cumsum(counts) - counts)[row] < self._length
-        ids, row, spans = ids[kept], row[kept], Spans(*(column[kept] for column in spans))
         runs = [
             (batch.starts[n][run.message] + run.start, text_starts[n] + run.text, run.length)
             for n, found in enumerate(rows)
             for run in found.runs
         ]
         turns = [(n, text_starts[n] + a, text_starts[n] + b) for n, found in enumerate(rows) for a, b in found.turns]
-        contents, straddling = _in_contents(spans, _table(runs))
         maskable = self._maskable(ids, row, spans, _table(turns))
+        fits = np.arange(len(ids)) - (np.cumsum(counts) - counts)[row] < self._length
+        cut = np.bincount(row[maskable & ~fits], minlength=len(rows)) > 0
         # What a template prints after the last answer is never generated, and in xt it would show where the answer ends.
         last = np.full(len(rows), -1)
-        np.maximum.at(last, row[maskable], np.flatnonzero(maskable))
+        np.maximum.at(last, row[maskable & fits], np.flatnonzero(maskable & fits))
         kept = np.arange(len(ids)) <= last[row]
-        contents = Intervals(contents.begin[kept], contents.end[kept])
-        return SideBatch(ids[kept], row[kept], maskable[kept], contents, straddling[kept], problems)
+        ids, row, maskable, spans = ids[kept], row[kept], maskable[kept], Spans(*(column[kept] for column in spans))
+        contents, straddling = _in_contents(spans, _table(runs))
+        return SideBatch(ids, row, maskable, contents, straddling, cut, problems)
 
     def _spans(self, ids: np.ndarray, counts: np.ndarray, text_starts: np.ndarray, rows: list[_Row]) -> Spans:
         """Spans in the line of all texts."""
@@ -155,15 +163,16 @@ class Side:
         turn_row, turn_begin, turn_end = turns.T
         turn = np.searchsorted(turn_begin, spans.begin, side="right") - 1
         maskable = (turn >= 0) & (spans.end <= np.append(turn_end, 0)[turn])
-        # The end of a turn is an added token, with the blanks that a template may put before it.
+        # The end of a turn is an added token; before it the template may put blanks, which the answer's last token may
+        # have taken in (`.\n`): all of these the model has to write.
         after = np.searchsorted(spans.end, turn_end, side="right")
         for n, first in enumerate(after):
-            last = first
+            last = first + int(first < len(ids) and spans.begin[first] < turn_end[n])
             while last < len(ids) and row[last] == turn_row[n] and self._blank[ids[last]]:
                 last += 1
             ends = last < len(ids) and row[last] == turn_row[n] and self._added[ids[last]]
-            if ends and spans.begin[first] >= turn_end[n]:
-                maskable[first : last + 1] = True
+            if ends:
+                maskable[first : last + 1] = spans.begin[first : last + 1] >= turn_begin[n]
         return maskable
 
 
