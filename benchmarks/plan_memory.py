@@ -133,16 +133,17 @@ def work(folder: Path, words: list[str]) -> None:
 def train(folder: Path, words: list[str], topology: Topology, steps: int) -> int:
     """The highest private memory during the steps; loading is left out."""
     from pipeline.config.cli import parse, parser
+    from pipeline.training.build import build_trainer
+    from pipeline.training.loop import Requests
     from pipeline.training.metrics import Metrics
     from pipeline.training.preflight import prepare as check
-    from pipeline.training.run import assemble
 
     recipe, _ = parse(parser(__doc__), words)
-    trainer = assemble(check(recipe, folder / "engine.json"), topology)
+    trainer = build_trainer(check(recipe, folder / "engine.json"), topology)
     metrics = Metrics(folder / "metrics.jsonl", ["cross_entropy", "teacher"], first=0, steps=9, device=topology.device)
     with sampled() as peak:
         for step in range(steps):
-            trainer.train_step(step, trainer.micro_batches(step), metrics, [False, False])
+            trainer.train_step(step, trainer.micro_batches(step), metrics, Requests())
     return peak[0]
 
 

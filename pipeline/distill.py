@@ -6,9 +6,7 @@ Also `torchrun pipeline/distill.py ...`. Without teachers it trains the student 
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if not __package__:  # run as a script: the repository root, not pipeline/, belongs on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -17,20 +15,15 @@ from jsonargparse.typing import PositiveFloat
 
 from pipeline.config.checks import advice
 from pipeline.config.cli import parse, parser
-from pipeline.config.recipe import Recipe
+from pipeline.config.recipe import Recipe, dump
 from pipeline.core.errors import exit_code
 from pipeline.core.log import rank
-from pipeline.core.run_directory import record_status, saved_step
 from pipeline.distributed.launcher_env import adopt
 from pipeline.distributed.signals import StopSignals
-from pipeline.training.run_lock import claim, finished
-
-if TYPE_CHECKING:
-    from pipeline.training.preflight import Plan
 
 
 def main() -> None:
-    """Parses the command line, takes the run directory, checks what can be checked without a model, and trains."""
+    """Parses the command line, and trains or says what it would train."""
     adopt()
     stop = StopSignals()
     p = parser(__doc__)
@@ -39,38 +32,22 @@ def main() -> None:
     p.add_argument("--timeout-minutes", type=PositiveFloat, default=30.0, help="longest time without progress")
     p.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by launchers; the environment counts")
     recipe, flags = parse(p)
-
     if flags.dry_run:
-        plan_run(recipe, flags.deepspeed)
+        dry_run(recipe, Path(flags.deepspeed))
         return
-    distill(recipe, flags.deepspeed, stop, flags.timeout_minutes)
+    from pipeline.training.run import distill  # imports torch: the command line is refused before that
+
+    distill(recipe, Path(flags.deepspeed), stop, flags.timeout_minutes)
 
 
-def distill(recipe: Recipe, engine_config: str, stop: StopSignals, timeout_minutes: float) -> None:
-    """Trains from the newest checkpoint to the last step, unless that is done. Raises StoppedEarly after a signal."""
-    run_dir = Path(recipe.run_dir)
-    with claim(recipe) or nullcontext():
-        if finished(recipe):
-            if rank() == 0:
-                print(f"{run_dir} is done: delete it or choose another --run_dir to train again")
-            return
-        with record_status(run_dir, "distill") as status:
-            try:
-                plan = plan_run(recipe, engine_config)
-                from pipeline.training.run import train
+def dry_run(recipe: Recipe, engine_config: Path) -> None:
+    """Checks all that needs no model, and prints the resolved recipe and what it runs on."""
+    from pipeline.training.preflight import prepare
 
-                train(plan, stop, timeout_minutes)
-            finally:
-                status["step"] = saved_step(run_dir)
-
-
-def plan_run(recipe: Recipe, engine_config: str) -> Plan:
-    """Checks and prints what the run will be."""
-    from pipeline.training.preflight import announce, prepare
-
-    plan = prepare(recipe, Path(engine_config))
-    announce(plan, advice(recipe))
-    return plan
+    plan = prepare(recipe, engine_config)
+    if rank() == 0:
+        print(dump(recipe), end="")
+        print(*(f"# {line}" for line in plan.summary()), *(f"# WARNING {line}" for line in advice(recipe)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def test_dry_run_prints_recipe_and_topology_and_writes_nothing(run, place, tmp_p
     assert printed.endswith(dump(wanted))
     assert topology.splitlines() == [
         "4 (2 on this node)",
-        "# expert parallelism: {'llada2': 2}",
+        "# expert parallelism: llada2 2",
         "# student: ZeRO stage 3, torch.float32",
     ]
     assert (files(tmp_path), files(place)) == before

@@ -159,7 +159,7 @@ def test_the_newest_intact_one_is_taken_and_damaged_ones_are_set_aside(run, caps
         folder.mkdir()
     assert newest_intact(run) == found[1]
     warned = capsys.readouterr().out.splitlines()
-    assert [line.split(" is damaged")[0] for line in warned] == [
+    assert [line[9:].split(" is damaged")[0] for line in warned] == [
         f"WARNING {found[-1]}/state/rank-00000-of-00001.safetensors",
         f"WARNING {found[-2]}/export/config.json",
     ]

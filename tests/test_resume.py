@@ -104,7 +104,7 @@ def test_another_number_of_ranks_goes_on(recipe, whole, tmp_path):
 
 def test_a_signal_while_models_load_ends_at_once(recipe, tmp_path):
     (rank,) = tiny.start(recipe, tmp_path / "run", 1)
-    wait_for(lambda: "# ranks: 1" in tiny.log(tmp_path / "run", 0).read_text(), [rank])
+    wait_for(lambda: "ranks: 1" in tiny.log(tmp_path / "run", 0).read_text(), [rank])
     rank.send_signal(signal.SIGUSR1)
     assert tiny.finish([rank], timeout=60) == [75]
     status = tiny.status(tmp_path / "run")
@@ -167,9 +167,9 @@ def test_a_dead_rank_ends_the_others_and_is_named(recipe, tmp_path, victim):
     status = tiny.status(run_dir)
     assert status["state"] == "failed" and status["exit_code"] == 1
     where = (
-        rf"rank 1 on {re.escape(HOST)} died at step \d+ \(killed"
+        rf"rank 1 on {re.escape(HOST)} died while taking step \d+ \(killed"
         if victim
-        else r"rank 0 died or ended the run at step \d+"
+        else r"rank 0 died or ended the run while taking step \d+"
     )
     assert re.search(where, status["message"])
     assert status["message"] in tiny.log(run_dir, 1 - victim).read_text()
@@ -187,7 +187,8 @@ def test_a_frozen_rank_ends_the_run_and_is_named(recipe, tmp_path):
     assert 14 < time.monotonic() - frozen < 60
     status = tiny.status(run_dir)
     assert re.match(
-        rf"no progress at step \d+ for 15 s: rank 1 on {re.escape(HOST)} in \S+\.py:\d+ \w+$", status["message"]
+        rf"no progress while taking step \d+ for 15 s: rank 1 on {re.escape(HOST)} in \S+\.py:\d+ \w+$",
+        status["message"],
     )
     assert "most recent call first" in tiny.log(run_dir, 0).read_text()
     ranks[1].send_signal(signal.SIGCONT)

@@ -17,8 +17,8 @@ from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
 from pipeline.data.batch import BatchBuilder, Sample, TeacherSide
 from pipeline.data.packing import Side
 from pipeline.method.tidal import cross_entropy_weight
+from pipeline.training.held_out import FixedNoiseRows, kl_terms, teacher_kl
 from pipeline.training.step import StudentWithLoss, counts, learning_rate
-from pipeline.training.teacher_kl import distance_terms, teacher_student_kl
 from pipeline.training.terms import build_term, tidal_mix
 from tests import golden
 
@@ -209,10 +209,10 @@ def test_distance_is_the_dense_kl_and_nothing_between_equals(shared, monkeypatch
 
     def distance(student: torch.Tensor, teacher: torch.Tensor) -> dict[str, float]:
         model = Looked(teacher, None)
-        terms = distance_terms([Teacher("a", "")], [shared], [model])
+        terms = kl_terms([Teacher("a", "")], [shared], [model])
         module = StudentWithLoss(Looked(student, None), terms, torch.ones_like)
         topology = SimpleNamespace(world_size=1, rank=0, device=torch.device("cpu"))
-        return teacher_student_kl(module, [(terms[0], model)], rows, build, topology, budget=1)["a"]
+        return teacher_kl(module, [(terms[0], model)], FixedNoiseRows(rows, build, topology, micro_tokens=1))["a"]
 
     assert_close(list(distance(theirs, theirs).values()), [0.0] * 5, rtol=0, atol=1e-6)
     found = distance(ours, theirs)

@@ -16,9 +16,9 @@ from pipeline.data.batch import Batch
 from pipeline.models.expert_parallel import mixture_layers
 from pipeline.models.experts import MoE
 from pipeline.models.loading import build
+from pipeline.training.build import student_with_loss
 from pipeline.training.engine import student_dtype
 from pipeline.training.preflight import Plan
-from pipeline.training.run import student_with_loss
 
 
 @dataclass(frozen=True)

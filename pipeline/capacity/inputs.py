@@ -18,13 +18,12 @@ from pipeline.capacity.flops import Flops, flops
 from pipeline.capacity.rows import Data, sample
 from pipeline.config.recipe import Recipe, compdemo_ratio
 from pipeline.data.batch import BatchBuilder
-from pipeline.data.order import accumulation_steps
 from pipeline.data.packing import Packed
 from pipeline.distributed.topology import Topology
 from pipeline.models.experts import MoE
+from pipeline.training.build import batch_builder, student_with_loss
 from pipeline.training.engine import student_dtype
-from pipeline.training.preflight import Plan, expert_parallel_sizes
-from pipeline.training.run import batch_builder, student_with_loss
+from pipeline.training.preflight import DatasetNumbers, Plan
 
 TIMESTEPS = [(i + 0.5) / 10 for i in range(10)]  # means over t are taken over these
 
@@ -76,12 +75,9 @@ def gather_facts(
     student, teachers = (_named(configs[0]), {name: _named(config) for name, config in configs[1].items()})
     ranks = nodes * gpus_per_node
     topology = Topology(0, ranks, gpus_per_node, torch.device("cpu"))
-    sizes = expert_parallel_sizes(recipe, teachers, topology)
-    batch = recipe.optim.global_batch
-    accumulation = accumulation_steps(data.costs, batch, ranks, recipe.optim.micro_tokens)
     shared = data.shared_vocab or {n: student.vocab_size * _same_vocab(student, c) for n, c in teachers.items()}
-    manifest = {"teachers": {name: {"shared_vocab": size} for name, size in shared.items()}}
-    plan = Plan(recipe, engine, manifest, topology, sizes, accumulation)
+    numbers = DatasetNumbers(tuple(shared[t.name] for t in recipe.teachers), data.costs)
+    plan = Plan.resolve(recipe, engine, topology, teachers, numbers)
     dtype, longest = student_dtype(engine), int(data.costs.max())
     with FakeTensorMode():
         model = fake_model(student, dtype)
@@ -90,13 +86,15 @@ def gather_facts(
         return Facts(
             plan,
             data,
-            rows_at_once=max(1, math.ceil(batch * data.costs.mean() / (ranks * accumulation * longest))),
+            rows_at_once=max(
+                1, math.ceil(recipe.optim.global_batch * data.costs.mean() / (ranks * plan.accumulation * longest))
+            ),
             row_cost=longest,
             parameters=sum(p.numel() for p in model.parameters()),
             shards=zero3.shards(module, settings, ranks, dtype.itemsize),
             offloaded=zero3.shards(module, replace(settings, offload_optimizer=True), ranks, dtype.itemsize),
             student=flops(model),
-            teachers={name: _teacher_facts(m, sizes[name]) for name, m in models.items()},
+            teachers={name: _teacher_facts(m, plan.expert_parallel_size[name]) for name, m in models.items()},
             builder=batch_builder(plan, student, list(teachers.values()), compdemo_ratio(recipe)),
             configs=(student, *teachers.values()),
         )

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from pipeline.core.log import rank
 
@@ -33,7 +34,8 @@ def exit_code(stage: str, main: Callable[[], None]) -> int:
             print(f"{stage}: {error}", file=sys.stderr, flush=True)
         # A launcher ends all ranks after the first: rank 0, which may be slower, writes the status file.
         if rank() != 0:
-            time.sleep(60)
+            with suppress(StoppedEarly):
+                time.sleep(60)
         return BAD_INPUT
     except StoppedEarly as stop:
         if rank() == 0:

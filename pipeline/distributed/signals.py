@@ -8,6 +8,7 @@ import threading
 import time
 
 from pipeline.core.errors import StoppedEarly
+from pipeline.core.log import log
 
 
 class StopSignals:
@@ -43,5 +44,5 @@ class StopSignals:
 def _follow(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
-    print(f"the launcher (process {parent}) is gone: stopping", flush=True)
+    log.error(f"the launcher (process {parent}) is gone: stopping")
     os.kill(os.getpid(), signal.SIGTERM)

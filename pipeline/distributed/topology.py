@@ -8,11 +8,14 @@ import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from pipeline.distributed.launcher_env import build_cpu_ops
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,18 @@ class Topology:
     device: torch.device
     control: dist.ProcessGroup | None = None
     """The ranks' group for numbers and objects on the CPU, which no device waits for; None before `start`."""
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's value, in the order of ranks. Collective."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def broadcast_object(self, value: T) -> T:
+        """Rank 0's value on every rank. Collective."""
+        values = [value]
+        dist.broadcast_object_list(values, group=self.control)
+        return values[0]
 
 
 def launched() -> Topology:

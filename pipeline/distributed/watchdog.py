@@ -23,8 +23,6 @@ from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from pipeline.core.errors import BAD_INPUT, BadInput, StoppedEarly
 from pipeline.distributed.topology import Topology, remove_shared_memory
 
@@ -54,7 +52,7 @@ class Note:
 class Watchdog:
     """Watches over a `with` block. `fail(message, exit_code)` records a verdict, on whichever rank is left to do so.
 
-    No progress (no call of `enter`) for `limit` seconds ends the run: ranks go in step, so that any of them stops rank 0.
+    No progress (no call of `heartbeat`) for `limit` seconds ends the run: ranks go in step, so that any of them stops rank 0.
     Making one is collective.
     """
 
@@ -64,11 +62,11 @@ class Watchdog:
         self._main = threading.get_ident()
         self._peers: dict[Connection, tuple[Note, float]] = {}
         self._ended = threading.Event()
-        self.enter("the start")
+        self.heartbeat("starting")
         self._connect()
 
-    def enter(self, phase: str) -> None:
-        """The run has come as far as this."""
+    def heartbeat(self, phase: str) -> None:
+        """The run goes on, with this next: "loading the models"."""
         self.phase, self._since = phase, time.monotonic()
 
     def __enter__(self) -> Watchdog:
@@ -86,7 +84,7 @@ class Watchdog:
             return
         facts: dict[str, Any] = {"ended": True}
         if failed:
-            facts = {"failure": f"at {self.phase}: {kind.__name__}: {error}"}
+            facts = {"failure": f"failed while {self.phase}: {kind.__name__}: {error}"}
             facts["exit_code"] = BAD_INPUT if isinstance(error, BadInput) else 1
         self._ended.set()
         for connection in list(self._peers):
@@ -97,15 +95,15 @@ class Watchdog:
 
     def _connect(self) -> None:
         """Every rank to rank 0, which alone listens."""
-        meeting = [None]
+        meeting = None
         if self.topology.rank == 0:
             key = secrets.token_bytes(16)
             listener = Listener(("", 0), backlog=self.topology.world_size, authkey=key)
-            meeting = [(os.environ["MASTER_ADDR"], listener.address[1], key)]
+            meeting = os.environ["MASTER_ADDR"], listener.address[1], key
             threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
-        dist.broadcast_object_list(meeting, group=self.topology.control)
+        meeting = self.topology.broadcast_object(meeting)
         if self.topology.rank != 0:
-            host, port, key = meeting[0]
+            host, port, key = meeting
             connection = Client((host, port), authkey=key)
             with socket.socket(fileno=os.dup(connection.fileno())) as its:  # a lost node says no farewell
                 its.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * SILENCE))
@@ -153,15 +151,15 @@ class Watchdog:
                 time.sleep(1)  # a death makes others fail: hear all, then name the first cause
                 lost += self._read(0)
                 first = next((note for note in lost if not note.failure), lost[0])
-                cause = first.failure or f"died at {self.phase} (killed, out of memory or crashed): see its log"
+                cause = first.failure or f"died while {self.phase} (killed, out of memory or crashed): see its log"
                 self._end(f"{first} {cause}", first.exit_code)
             if silent := self._unheard(SILENCE):
-                self._end(f"{silent[0]} frozen or cut off at {self.phase}: not heard of for {SILENCE:.0f} s", 1)
+                self._end(f"{silent[0]} frozen or cut off while {self.phase}: not heard of for {SILENCE:.0f} s", 1)
             if time.monotonic() - self._since > self.limit:
                 notes = [self._note(), *(note for note, _ in self._peers.values())]
                 found = self._unheard(3 * self.beat) or [note for note in notes if not note.waiting]
                 named = "; ".join(f"{note} in {note.line}" for note in found) or "every rank waits for another"
-                self._end(f"no progress at {self.phase} for {self.limit:.0f} s: {named}", 1)
+                self._end(f"no progress while {self.phase} for {self.limit:.0f} s: {named}", 1)
 
     def _unheard(self, seconds: float) -> list[Note]:
         return [note for note, heard in self._peers.values() if time.monotonic() - heard > seconds]
@@ -183,11 +181,11 @@ class Watchdog:
         return lost
 
     def _end_without_rank_0(self) -> None:
-        self._end(f"rank 0 died or ended the run at {self.phase}: see its log", 1)
+        self._end(f"rank 0 died or ended the run while {self.phase}: see its log", 1)
 
     def _end(self, message: str, code: int) -> None:
         """Says why, with every thread's stack, and ends this process; its main thread may be stuck for ever."""
-        print(f"distill: {message}", file=sys.stderr, flush=True)
+        print(f"distill: {message}", file=sys.stderr, flush=True)  # as errors.exit_code says it
         with suppress(OSError):
             self.fail(message, code)
         faulthandler.dump_traceback()

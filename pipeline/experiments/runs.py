@@ -19,14 +19,15 @@ from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput
 from pipeline.core.files import json_sha256, read_json, read_json_lines, write_json
 from pipeline.core.run_directory import complete_checkpoints, read_metrics
-from pipeline.distill import distill
 from pipeline.distributed.signals import StopSignals
 from pipeline.distributed.topology import start
 from pipeline.evaluate import evaluate
 from pipeline.experiments.grid import START, Study
 from pipeline.models.loading import load_teacher
+from pipeline.training.build import fixed_noise_rows, frozen_teacher
+from pipeline.training.held_out import kl_terms, teacher_kl
 from pipeline.training.preflight import prepare
-from pipeline.training.run import distance, frozen_teacher
+from pipeline.training.run import distill
 from pipeline.training.step import StudentWithLoss
 
 TIMEOUT_MINUTES = 30.0
@@ -57,7 +58,7 @@ def run_one(study: Study, variant: str, seed: int, stop: StopSignals) -> None:
         initial = str(complete_checkpoints(study.start_dir(seed))[-1] / "export")
     recipe = study.run(variant, seed, initial)
     run_dir = Path(recipe.run_dir)
-    distill(recipe, study.engine, stop, TIMEOUT_MINUTES)
+    distill(recipe, Path(study.engine), stop, TIMEOUT_MINUTES)
     stop.settle()
     place = complete_checkpoints(run_dir)[-1]
     evaluate(recipe, str(place / "export"), place.name)
@@ -123,5 +124,7 @@ def _distances(study: Study, folder: str) -> dict[str, list[float]]:
     teachers = [frozen_teacher(plan, teacher, topology) for teacher in base.teachers]
     student = load_teacher(folder, dtype=torch.float32, device=topology.device)
     module = StudentWithLoss(student, (), torch.ones_like).eval()
-    kl = distance(plan, module, student.config, teachers, topology)
+    terms = kl_terms(base.teachers, plan.dataset.shared_vocab, teachers)
+    rows = fixed_noise_rows(plan, "validation", student.config, [t.config for t in teachers], topology)
+    kl = teacher_kl(module, list(zip(terms, teachers, strict=True)), rows)
     return {name: [round(value, 5) for value in by_t.values()] for name, by_t in kl.items()}

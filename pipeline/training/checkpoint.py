@@ -1,6 +1,6 @@
 """Checkpoints: complete or absent.
 
-A checkpoint is written beside its place, read back, marked with COMPLETE, and only then renamed. No pointer to the newest is
+A checkpoint is written beside its final path, read back, marked with COMPLETE, and only then renamed. No pointer to the newest is
 kept: it is computed from what is complete and intact.
 """
 
@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed as dist
 from safetensors import SafetensorError
@@ -26,6 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.core.errors import BadInput
 from pipeline.core.files import flush, read_json, write_json
+from pipeline.core.log import log
 from pipeline.core.run_directory import (
     best_file,
     complete_checkpoints,
@@ -36,10 +36,14 @@ from pipeline.core.run_directory import (
     step_name,
     step_of,
 )
+from pipeline.distributed.collectives import RanksFailed, all_or_error, first_or_error
 from pipeline.distributed.topology import Topology
 from pipeline.models.export import export
 from pipeline.training.metrics import Metrics
 from pipeline.training.zero_state import collect
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 T = TypeVar("T")
 
@@ -53,7 +57,7 @@ class Checkpoints:
     """What a checkpoint is made of, and where they go."""
 
     run_dir: Path
-    engine: Any
+    engine: DeepSpeedEngine
     tokenizer: PreTrainedTokenizerFast
     metrics: Metrics
     topology: Topology
@@ -66,66 +70,62 @@ class Checkpoints:
         Raises NotSaved, on every rank, when one of them cannot write.
         """
         started = time.monotonic()
-        place = self.run_dir / "checkpoints" / step_name(step)
-        aside = place.with_name(f".writing-{place.name}")
-        share = collect(self.engine) | {f"metrics.{self.topology.rank}": self.metrics.unwritten()}
+        path = self.run_dir / "checkpoints" / step_name(step)
+        tmp_dir = path.with_name(f".writing-{path.name}")
+        share = collect(self.engine) | {f"metrics.{self.topology.rank}": self.metrics.state()}
         weights = gather_weights(self.engine.module.model)
         try:
-            written = _together(partial(self._write, aside, share, weights, step), self.topology)
-            _together(partial(self._complete, aside, place, written, started), self.topology)
-        except OSError as error:
+            written = self._on_all_ranks(partial(self._write, tmp_dir, share, weights, step))
+            self._on_all_ranks(partial(self._complete, tmp_dir, path, written, started))
+        except RanksFailed as error:
             if self.topology.rank == 0:
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(tmp_dir, ignore_errors=True)
             newest = saved_step(self.run_dir)
             raise NotSaved(
-                f"{place} could not be written ({error}); the last complete checkpoint is of step {newest}"
+                f"{path} could not be written ({error}); the last complete checkpoint is of step {newest}"
             ) from None
         if self.topology.rank == 0:
             prune(self.run_dir, self.keep)
 
-    def _write(self, aside: Path, share: dict[str, Tensor], weights: dict[str, Tensor], step: int) -> tuple[str, str]:
+    def _on_all_ranks(self, work: Callable[[], T]) -> list[T]:
+        # safetensors has an error of its own for a full disk
+        return all_or_error(work, self.topology.gather_objects, caught=(OSError, SafetensorError))
+
+    def _write(self, tmp_dir: Path, share: dict[str, Tensor], weights: dict[str, Tensor], step: int) -> tuple[str, str]:
         """This rank's file of the state, and on rank 0 the export; returns the file's name and digest as in memory."""
-        (aside / "state").mkdir(parents=True, exist_ok=True)
+        (tmp_dir / "state").mkdir(parents=True, exist_ok=True)
         if self.topology.rank == 0:
             provenance = {**self.provenance, "step": step}
-            export(self.engine.module.model, weights, self.tokenizer, aside / "export", provenance=provenance)
+            export(self.engine.module.model, weights, self.tokenizer, tmp_dir / "export", provenance=provenance)
         name = f"state/rank-{self.topology.rank:05d}-of-{self.topology.world_size:05d}.safetensors"
         data = serialise(share)
-        (aside / name).write_bytes(data)
-        flush(aside / name)
+        (tmp_dir / name).write_bytes(data)
+        flush(tmp_dir / name)
         return name, hashlib.sha256(data).hexdigest()
 
-    def _complete(self, aside: Path, place: Path, written: list[tuple[str, str]], started: float) -> None:
+    def _complete(self, tmp_dir: Path, path: Path, written: list[tuple[str, str]], started: float) -> None:
         """Reads every file back, marks the checkpoint as complete and gives it its name (rank 0)."""
         if self.topology.rank != 0:
             return
-        for file in (aside / "export").rglob("*"):
+        for file in (tmp_dir / "export").rglob("*"):
             flush(file)
-        found = inventory(aside)
+        files = inventory(tmp_dir)
         for name, digest in written:
-            if found[name]["sha256"] != digest:
+            if files[name]["sha256"] != digest:
                 raise OSError(f"{name} reads back other than it was written")
-        facts = {"world_size": self.topology.world_size, "seconds": round(time.monotonic() - started, 2)}
-        write_json(aside / "COMPLETE", {"step": step_of(place), **facts, "files": found})
-        for folder in (aside / "state", aside / "export", aside):
+        summary = {
+            "step": step_of(path),
+            "world_size": self.topology.world_size,
+            "seconds": round(time.monotonic() - started, 2),
+            "files": files,
+        }
+        write_json(tmp_dir / "COMPLETE", summary)
+        for folder in (tmp_dir / "state", tmp_dir / "export", tmp_dir):
             flush(folder)
         flush(self.run_dir / "metrics.jsonl")
-        shutil.rmtree(place, ignore_errors=True)
-        os.rename(aside, place)
-        flush(place.parent)
-
-
-def _together(work: Callable[[], T], topology: Topology) -> list[T]:
-    """Every rank works; all get all results, or all an OSError that names the ranks that failed."""
-    try:
-        outcome = work(), None
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
-        outcome = None, f"rank {topology.rank} on {socket.gethostname()}: {error}"
-    outcomes = [outcome] * topology.world_size
-    dist.all_gather_object(outcomes, outcome, group=topology.control)
-    if failed := [error for _, error in outcomes if error]:
-        raise OSError("; ".join(failed))
-    return [result for result, _ in outcomes]
+        shutil.rmtree(path, ignore_errors=True)
+        os.rename(tmp_dir, path)
+        flush(path.parent)
 
 
 def gather_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -149,9 +149,9 @@ def prune(run_dir: Path, keep: int) -> None:
     best = best_step(run_dir) if older else None
     for old in older:
         if step_of(old) != best:
-            doomed = old.with_name(f".pruned-{old.name}")
-            os.rename(old, doomed)  # at once: half a checkpoint must not look complete
-            shutil.rmtree(doomed)
+            hidden = old.with_name(f".pruned-{old.name}")
+            os.rename(old, hidden)  # at once: half a checkpoint must not look complete
+            shutil.rmtree(hidden)
 
 
 def best_step(run_dir: Path) -> int | None:
@@ -159,7 +159,7 @@ def best_step(run_dir: Path) -> int | None:
     with suppress(BadInput, AttributeError):  # of a damaged file nobody may die
         if marked := read_json(best_file(run_dir)):
             return marked.get("step")
-        steps = {step_of(place) for place in complete_checkpoints(run_dir)}
+        steps = {step_of(path) for path in complete_checkpoints(run_dir)}
         lines = [line for line in read_metrics(run_dir) if line["kind"] == "validation" and line["step"] in steps]
         return min(lines, key=lambda line: line["loss"])["step"] if lines else None
     return None
@@ -171,32 +171,23 @@ def newest_intact(run_dir: Path, topology: Topology) -> Path | None:
     Damaged ones are reported and set aside, and what killed processes have left is deleted. Raises BadInput when all
     checkpoints are damaged.
     """
-    outcome: list[Any] = [None]
-    if topology.rank == 0:
-        try:
-            outcome = [_newest_intact(run_dir)]
-        except BadInput as error:
-            outcome = [error]
-    dist.broadcast_object_list(outcome, group=topology.control)
-    if isinstance(outcome[0], BadInput):
-        raise outcome[0]
-    return outcome[0]
+    return first_or_error(partial(_newest_intact, run_dir), topology.rank == 0, topology.broadcast_object)
 
 
 def _newest_intact(run_dir: Path) -> Path | None:
-    for left in (run_dir / "checkpoints").glob(".*-step-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    found, damaged = complete_checkpoints(run_dir), {}
-    while found and (file := damaged_file(found[-1])):
-        damaged[found.pop()] = file
-    if damaged and not found:
-        named = ", ".join(str(place / file) for place, file in damaged.items())
+    for leftover in (run_dir / "checkpoints").glob(".*-step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    checkpoints, damaged = complete_checkpoints(run_dir), {}
+    while checkpoints and (file := damaged_file(checkpoints[-1])):
+        damaged[checkpoints.pop()] = file
+    if damaged and not checkpoints:
+        named = ", ".join(str(path / file) for path, file in damaged.items())
         raise BadInput(
             f"no checkpoint is intact (damaged or missing: {named}): put a copy back, or delete {run_dir} to start again"
         )
-    for place, file in damaged.items():
-        print(f"WARNING {place / file} is damaged or missing: going on from {found[-1].name}", flush=True)
-        aside = place.with_name(f"damaged-{place.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(place, aside)
-    return found[-1] if found else None
+    for path, file in damaged.items():
+        log.warning(f"{path / file} is damaged or missing: going on from {checkpoints[-1].name}")
+        set_aside = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(set_aside, ignore_errors=True)
+        os.rename(path, set_aside)
+    return checkpoints[-1] if checkpoints else None

@@ -1,46 +1,68 @@
-"""Held-out rows: the student's loss by t, and the probe of every teacher before step 0."""
+"""Measurements on held-out rows: the student's loss, and its KL from every teacher, by t."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.config.recipe import Objective, Teacher
 from pipeline.data.aligned_dataset import AlignedRows
 from pipeline.data.batch import Batch, BatchBuilder, Sample, TeacherBatch
 from pipeline.data.order import accumulation_steps, assign
 from pipeline.distributed.topology import Topology
-from pipeline.models.forward import log_prob_and_hit, score_tokens
+from pipeline.method.calm import calm
+from pipeline.training.terms import Term, build_term
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
+ByTime = dict[str, float]
+"""A value for each of TIMESTEPS."""
 
-def held_out_batches(
-    rows: AlignedRows, builder: BatchBuilder, topology: Topology, budget: int, t: float
-) -> Iterator[Batch]:
-    """This rank's micro-batches of all rows at one timestep; as many on every rank, always with the same noise."""
-    costs = builder.tokens(rows.student_lengths, rows.teacher_lengths)
-    each = accumulation_steps(costs, len(rows), topology.world_size, max(budget, int(costs.max())))
-    groups = assign(costs, topology.world_size * each)
-    for group in groups[topology.rank * each : (topology.rank + 1) * each]:
-        yield builder([Sample(rows[i], ("validation", t, i)) for i in group], t).to(topology.device)
+
+@dataclass(frozen=True)
+class FixedNoiseRows:
+    """Rows that are noised alike at every measurement, and the ranks that share them."""
+
+    rows: AlignedRows
+    builder: BatchBuilder
+    topology: Topology
+    micro_tokens: int
+    """Of a micro-batch, more where one row needs more."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def spread(self, count: int) -> FixedNoiseRows:
+        """At most `count` of the rows, at even distances."""
+        return replace(self, rows=self.rows.pick(np.unique(np.linspace(0, len(self) - 1, count).astype(int))))
+
+    def batches(self, t: float) -> Iterator[Batch]:
+        """This rank's micro-batches at one timestep, on its device; as many on every rank."""
+        costs, topology = self.builder.tokens(self.rows.student_lengths, self.rows.teacher_lengths), self.topology
+        count = accumulation_steps(costs, len(self), topology.world_size, max(self.micro_tokens, int(costs.max())))
+        groups = assign(costs, topology.world_size * count)
+        for group in groups[topology.rank * count : (topology.rank + 1) * count]:
+            yield self.builder([Sample(self.rows[i], ("validation", t, i)) for i in group], t).to(topology.device)
 
 
 @torch.no_grad()
-def validation_loss(
-    engine, rows: AlignedRows, builder: BatchBuilder, topology: Topology, budget: int
-) -> dict[str, float]:
-    """Mean cross-entropy of a masked token, in nats, at each timestep. Collective."""
+def validation_loss(engine: DeepSpeedEngine, rows: FixedNoiseRows) -> ByTime:
+    """Mean cross-entropy of a masked token, in nats. Collective."""
     engine.eval()
     losses = {}
     for t in TIMESTEPS:
-        total = torch.zeros(2, dtype=torch.float64, device=topology.device)
+        total = torch.zeros(2, dtype=torch.float64, device=rows.topology.device)
         weight = engine.module.cross_entropy_weight(torch.tensor(t))
-        for batch in held_out_batches(rows, builder, topology, budget, t):
+        for batch in rows.batches(t):
             total += torch.stack([engine(batch, (), 0.0)[0] / weight, batch.t.new_tensor(batch.targets.shape[0])])
         dist.all_reduce(total)
         losses[str(t)] = float(total[0] / total[1].clamp(min=1))
@@ -48,34 +70,53 @@ def validation_loss(
     return losses
 
 
+def kl_terms(teachers: Sequence[Teacher], shared_vocab: Sequence[int], models: Sequence[nn.Module]) -> list[Term]:
+    """What measures each teacher's divergence: KL(teacher || student) at T = 1, of tokens or of chunks."""
+    return [
+        build_term(
+            Objective(strategy="kl" if shared else "calm", temperature=1.0),
+            teacher,
+            shared,
+            model.get_output_embeddings().weight,
+        )
+        for teacher, shared, model in zip(teachers, shared_vocab, models, strict=True)
+    ]
+
+
 @torch.no_grad()
-def probe(
-    teachers: Sequence[tuple[str, nn.Module]],
-    rows: AlignedRows,
-    views: dict[str, BatchBuilder],
-    topology: Topology,
-    budget: int,
-) -> dict[str, Any]:
-    """What every teacher knows of held-out rows: mean log-probability of a masked token's truth and accuracy, by t.
+def teacher_kl(
+    student: Callable[..., Tensor], teachers: Sequence[tuple[Term, nn.Module]], rows: FixedNoiseRows
+) -> dict[str, ByTime]:
+    """KL(teacher || student) in nats, by teacher and t. Collective.
 
-    `views` maps `one_view` and `two_views` to their builders. Collective. `uniform` is what guessing would give: a teacher
-    below it reads through a wrong tokenizer, template or mask.
+    With a shared tokenizer: of the distributions over tokens, mean over masked tokens. Across tokenizers the common event
+    is a chunk's text: KL of the two Bernoulli distributions of the true chunk, mean over chunks. T = 1, one view.
+
+    Args:
+        student: `StudentWithLoss` in eval mode, or its engine.
+        teachers: each with its term of `kl_terms`.
+        rows: with one view of every teacher's masked tokens.
     """
-    result: dict[str, Any] = {"t": list(TIMESTEPS), "teachers": {}}
-    for k, (name, model) in enumerate(teachers):
-        facts = result["teachers"][name] = {"uniform": -math.log(model.get_output_embeddings().weight.shape[0])}
-        for view, builder in views.items():
-            sums = torch.zeros(len(TIMESTEPS), 3, dtype=torch.float64, device=topology.device)
-            for i, t in enumerate(TIMESTEPS):
-                for batch in held_out_batches(rows, builder, topology, budget, t):
-                    sums[i] += _known(model, batch.teachers[k])
-            dist.all_reduce(sums)
-            log_prob, accuracy = (sums[:, :2] / sums[:, 2:].clamp(min=1)).T.tolist()
-            facts |= {view: log_prob, f"accuracy_{view}": accuracy}
-    return result
+    terms = [term for term, _ in teachers]
+    kl: dict[str, ByTime] = {term.name: {} for term in terms}
+    for t in TIMESTEPS:
+        sums, counts = torch.zeros(2, len(terms), dtype=torch.float64, device=rows.topology.device)
+        for batch in rows.batches(t):
+            pairs = zip(teachers, batch.teachers, strict=True)
+            observed = [term.observe(model, own) for (term, model), own in pairs]
+            sums += student(batch, observed, 0.0, terms)[1:]
+            sums -= torch.stack([_floor(*x) for x in zip(terms, batch.teachers, observed, strict=True)])
+            counts += counts.new_tensor([term.count(own) for term, own in zip(terms, batch.teachers, strict=True)])
+        both = torch.stack([sums, counts])
+        dist.all_reduce(both)
+        for name, value in zip(kl, (both[0] / both[1].clamp(min=1)).tolist(), strict=True):
+            kl[name][str(t)] = value
+    return kl
 
 
-def _known(model: nn.Module, batch: TeacherBatch) -> Tensor:
-    """Sums over predicted tokens: log-probability of the truth, right guesses, tokens: float64 [3]."""
-    known = score_tokens(model, batch.input, batch.predict, batch.targets, log_prob_and_hit)
-    return torch.cat([known.double().sum(0), known.new_tensor([known.shape[0]], dtype=torch.float64)])
+def _floor(term: Term, batch: TeacherBatch, observed: Tensor) -> Tensor:
+    """The term's sum for a student that equals the teacher: its entropy for CALM, a cross-entropy; 0 for KL."""
+    if term.row:
+        return observed.new_zeros(())
+    chunks = observed.new_zeros(batch.chunk_t.shape[0]).index_add(0, batch.chunk, observed)
+    return calm(chunks, chunks, temperature=1.0).sum()

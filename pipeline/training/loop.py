@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import StoppedEarly
+from pipeline.core.log import log
 from pipeline.data.aligned_dataset import AlignedRows
 from pipeline.data.batch import Batch, BatchBuilder, Sample
 from pipeline.data.order import GlobalBatches, Visit, assign
@@ -23,6 +25,17 @@ from pipeline.training.metrics import Metrics
 from pipeline.training.step import counts, learning_rate
 from pipeline.training.terms import Term
 
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What a rank asks of all ranks at the end of a step; one that asks is enough."""
+
+    stop: bool = False
+    save: bool = False
+
 
 @dataclass
 class Trainer:
@@ -30,8 +43,8 @@ class Trainer:
 
     recipe: Recipe
     topology: Topology
-    engine: object
-    """The student's DeepSpeed engine around `StudentWithLoss`."""
+    engine: DeepSpeedEngine
+    """Around `StudentWithLoss`."""
     teachers: list[tuple[Term, nn.Module]]
     rows: AlignedRows
     batches: GlobalBatches
@@ -49,36 +62,36 @@ class Trainer:
         metrics: Metrics,
         stop: StopSignals,
         *,
-        enter: Callable[[str], None],
+        heartbeat: Callable[[str], None],
         validate: Callable[[int], None],
         save: Callable[[int], None],
     ) -> None:
-        """Trains from step `first` to the last, saying what it enters.
+        """Trains from step `first` to the last; `heartbeat` is told what comes next.
 
         Raises StoppedEarly after a signal, once a checkpoint is written, and NotSaved where the last one cannot be written.
         """
         recipe, saved_at = self.recipe, time.monotonic()
         metrics.start()
         for step, micro_batches in self._prefetched(first):
-            enter(f"step {step + 1}")
+            heartbeat(f"taking step {step + 1}")
             due = time.monotonic() - saved_at > 60 * recipe.checkpoint.every_minutes
-            stopping, saving = self.train_step(step, micro_batches, metrics, [stop.seen, due])
+            agreed = self.train_step(step, micro_batches, metrics, Requests(stop.seen, due))
             done = step + 1
             last = done == self.steps
             if last or done % recipe.logging.every_steps == 0:
                 self._log(metrics, done)
             if last or _every(recipe.logging.validate_every, done):
                 validate(done)
-            if last or stopping or saving or _every(recipe.checkpoint.every_steps, done):
-                enter(f"the checkpoint of step {done}")
+            if last or agreed.stop or agreed.save or _every(recipe.checkpoint.every_steps, done):
+                heartbeat(f"saving the checkpoint of step {done}")
                 try:
                     save(done)
                 except NotSaved as error:  # the disk may have room by the next one
-                    if last or stopping:
+                    if last or agreed.stop:
                         raise NotSaved(f"{error}: make room and run the same command to go on") from None
-                    metrics.say(f"WARNING {error}; the run goes on")
+                    log.warning(f"{error}; the run goes on")
                 saved_at = time.monotonic()
-            if stopping and not last:
+            if agreed.stop and not last:
                 raise StoppedEarly(f"stopped by a signal at step {done}/{self.steps}: run the same command to go on")
 
     def _prefetched(self, first: int) -> Iterator[tuple[int, list[Batch]]]:
@@ -109,14 +122,14 @@ class Trainer:
         mine = groups[self.topology.rank * self.accumulation : (self.topology.rank + 1) * self.accumulation]
         return [[visits[i] for i in group] for group in mine]
 
-    def train_step(self, step: int, micro_batches: list[Batch], metrics: Metrics, wishes: list[bool]) -> list[bool]:
-        """One optimizer step. Returns which `wishes` any rank has: they travel with the counts, in one all-reduce.
+    def train_step(self, step: int, micro_batches: list[Batch], metrics: Metrics, requests: Requests) -> Requests:
+        """One optimizer step. Returns what any rank requests: it travels with the counts, in one all-reduce.
 
         Raises FloatingPointError, on every rank and with nothing changed, where loss or gradient is not finite.
         """
         terms = [term for term, _ in self.teachers]
         own = torch.stack([counts(batch, terms) for batch in micro_batches])
-        shared = torch.cat([own.sum(0), torch.tensor(wishes, dtype=torch.float64)])
+        shared = torch.cat([own.sum(0), torch.tensor([requests.stop, requests.save], dtype=torch.float64)])
         dist.all_reduce(shared, group=self.topology.control)  # on the CPU: no device is waited for
         totals, agreed = shared[: own.shape[1]], shared[own.shape[1] :]
         parts = self.topology.world_size * self.accumulation
@@ -132,10 +145,11 @@ class Trainer:
             self.engine.step()
             metrics.add(means.detach(), batch.tokens)
         if not self.engine.was_step_applied():
-            raise FloatingPointError(self._blame(step))
+            raise FloatingPointError(self._find_nonfinite_rows(step))
         self.after_step()
         metrics.step_done()
-        return [x > 0 for x in agreed.tolist()]
+        stopping, saving = (agreed > 0).tolist()
+        return Requests(stopping, saving)
 
     def forward(self, batch: Batch, progress: float) -> Tensor:
         """Sums of the cross-entropy and of each teacher's term: [1 + teachers]."""
@@ -143,7 +157,7 @@ class Trainer:
         observed = [term.observe(model, b) for (term, model), b in zip(self.teachers, batch.teachers, strict=True)]
         return self.engine(batch, observed, progress)
 
-    def step_on_nothing(self) -> None:
+    def init_optimizer_state(self) -> None:
         """An optimizer step with a gradient and a rate of zero: changes no weight, but the optimizer has its state after it."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = 0.0
@@ -152,17 +166,14 @@ class Trainer:
             self.engine.step()
 
     @torch.no_grad()
-    def _blame(self, step: int) -> str:
+    def _find_nonfinite_rows(self, step: int) -> str:
         """Names the rows of a global batch whose loss is not finite, each taken alone. Collective."""
-        own = [visit for visits in self.share(step) for visit in visits]
-        sizes, bad = [0] * self.topology.world_size, [[]] * self.topology.world_size
-        dist.all_gather_object(sizes, len(own), group=self.topology.control)
-        found = []
-        for i in range(max(sizes)):  # as many forwards on every rank
-            if not self.forward(self.micro_batch(own[i : i + 1]), step / self.steps).isfinite().all():
-                found.append(self.rows.origin(own[i].row))
-        dist.all_gather_object(bad, found, group=self.topology.control)
-        rows = [row for part in bad for row in part]
+        visits = [visit for micro_batch in self.share(step) for visit in micro_batch]
+        nonfinite = []
+        for i in range(max(self.topology.gather_objects(len(visits)))):  # as many forwards on every rank
+            if not self.forward(self.micro_batch(visits[i : i + 1]), step / self.steps).isfinite().all():
+                nonfinite.append(self.rows.origin(visits[i].row))
+        rows = [row for part in self.topology.gather_objects(nonfinite) for row in part]
         named = ", ".join(rows[:20]) + (f" and {len(rows) - 20} more" if len(rows) > 20 else "")
         what = (
             f"the loss of {named} is not finite" if rows else "the gradient is not finite, though every row's loss is"

@@ -1,4 +1,4 @@
-"""metrics.jsonl and the progress line on the terminal: sums stay on the device and are reduced once a logging line."""
+"""metrics.jsonl and the progress line on the terminal: sums stay on the device and are reduced once per logging line."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.core.errors import BadInput
 from pipeline.core.files import write_text
+from pipeline.core.log import log
 from pipeline.core.run_directory import read_metrics
 
 
@@ -53,22 +54,25 @@ class Metrics:
         """An optimizer step is complete."""
         self._count += 1
 
-    def unwritten(self) -> Tensor:
+    def state(self) -> Tensor:
         """What a checkpoint must keep of this rank: sums and tokens since the last line, and their steps, float64 [terms + 2]."""
         return torch.cat([self._sums.cpu(), torch.tensor([self._tokens, self._count], dtype=torch.float64)])
 
-    def take_up(self, kept: Sequence[Tensor]) -> None:
-        """Goes on from every rank's `unwritten`. Of other ranks than now, the first has it all."""
-        rank, whole = dist.get_rank(), torch.stack(list(kept))
-        same = len(whole) == dist.get_world_size()
-        own = whole[rank] if same else whole.sum(0) if rank == 0 else torch.zeros_like(whole[0])
-        self._sums, self._tokens, self._count = own[:-2].to(self.device), int(own[-2]), int(whole[0, -1])
+    def load_state(self, states: Sequence[Tensor]) -> None:
+        """Goes on from every rank's `state`. Where there were other ranks than now, the first has it all."""
+        rank, stacked = dist.get_rank(), torch.stack(list(states))
+        if len(stacked) == dist.get_world_size():
+            own = stacked[rank]
+        else:
+            own = stacked.sum(0) if rank == 0 else torch.zeros_like(stacked[0])
+        self._sums, self._tokens = own[:-2].to(self.device), int(own[-2])
+        self._count = int(stacked[0, -1])
 
-    def drop_later_lines(self) -> None:
+    def truncate_after(self, step: int) -> None:
         """Drops what a killed run wrote past its last checkpoint (rank 0): those steps are taken again."""
         if dist.get_rank() == 0:
-            kept = [line for line in read_metrics(self.path.parent) if line["step"] <= self.first]
-            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            lines = [line for line in read_metrics(self.path.parent) if line["step"] <= step]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def write(self, step: int, *, weights: list[float], **facts: Any) -> dict[str, Any]:
         """Averages since the last line, over all ranks: appends them to metrics.jsonl and prints them (rank 0)."""
@@ -91,7 +95,7 @@ class Metrics:
         left = (time.perf_counter() - self._started) / (step - self.first) * (self.steps - step)
         terms = "  ".join(f"{name} {line[name]:.4f}" for name in self.names)
         pace = f"{seconds / max(1, self._count):.3f} s/step  {left:.0f} s left"
-        self.say(f"step {step}/{self.steps}  loss {line['loss']:.4f}  {terms}  {pace}")
+        log.info(f"step {step}/{self.steps}  loss {line['loss']:.4f}  {terms}  {pace}")
         self._clear()
         self._since = time.perf_counter()
         return line
@@ -100,7 +104,7 @@ class Metrics:
         """A validation line: held-out loss at each timestep, and their mean."""
         loss = sum(by_t.values()) / len(by_t)
         self.append({"kind": "validation", "step": step, "loss": loss, "by_t": by_t})
-        self.say(f"validation at step {step}: {loss:.4f}  " + "  ".join(f"t={t}: {x:.4f}" for t, x in by_t.items()))
+        log.info(f"validation at step {step}: {loss:.4f}  " + "  ".join(f"t={t}: {x:.4f}" for t, x in by_t.items()))
 
     def append(self, record: dict[str, Any]) -> None:
         """One line of metrics.jsonl (rank 0)."""
@@ -113,8 +117,3 @@ class Metrics:
                     f"cannot write {self.path} ({error.strerror}): make room and run the same command to go on"
                 ) from None
             self._monitor(record)
-
-    def say(self, text: str) -> None:
-        """A line on the terminal (rank 0)."""
-        if dist.get_rank() == 0:
-            print(text, flush=True)

@@ -1,4 +1,4 @@
-"""What is known of a run before any model is loaded: every check that user input can fail, and the run directory."""
+"""What is known of a run before any model is loaded: every check that user input can fail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from pipeline.alignment.manifest import check_manifest, load_manifest, verify_shards
-from pipeline.config.recipe import Recipe, Student, Teacher, compdemo_enabled, dump
+from pipeline.config.recipe import Recipe, Student, Teacher, compdemo_enabled
 from pipeline.core.errors import BadInput
 from pipeline.core.log import rank
 from pipeline.core.run_directory import code_version
@@ -31,22 +31,71 @@ from pipeline.training.terms import family
 
 
 @dataclass(frozen=True)
+class DatasetNumbers:
+    """What a run needs to know of its training rows before it reads them."""
+
+    shared_vocab: tuple[int, ...]
+    """Id prefix that the student shares with each teacher, 0 = none."""
+    costs: np.ndarray
+    """The most tokens that each row can take over all inputs, int64 [rows]."""
+    key: str = ""
+    """Of the manifest."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """A run that has passed every check that needs no model."""
 
     recipe: Recipe
     engine_config: dict[str, Any]
-    manifest: dict[str, Any]
+    """DeepSpeed's settings, as the file has them."""
     topology: Topology
+    dataset: DatasetNumbers
     expert_parallel_size: dict[str, int]
     """Of each teacher; 1 for a dense one."""
     accumulation: int
-    """Micro-batches a rank and optimizer step."""
+    """Micro-batches per rank and optimizer step."""
 
-    @property
-    def shared_vocab(self) -> list[int]:
-        """Id prefix that the student shares with each teacher, 0 = none."""
-        return [self.manifest["teachers"][t.name]["shared_vocab"] for t in self.recipe.teachers]
+    @classmethod
+    def resolve(
+        cls,
+        recipe: Recipe,
+        engine_config: dict[str, Any],
+        topology: Topology,
+        teachers: Mapping[str, PreTrainedConfig],
+        dataset: DatasetNumbers,
+    ) -> Plan:
+        """Fits a recipe to ranks, models and rows.
+
+        Args:
+            teachers: each teacher's model config.
+
+        Raises BadInput for a size of expert parallelism that does not divide ranks and experts, a token budget that cannot
+        hold the longest row, and an objective that the tokenizers do not allow.
+        """
+        optim = recipe.optim
+        sizes = {
+            teacher.name: resolve_expert_parallel_size(
+                teacher.expert_parallel_size,
+                experts=expert_count(teachers[teacher.name]),
+                world_size=topology.world_size,
+                local_world_size=topology.local_world_size,
+            )
+            for teacher in recipe.teachers
+        }
+        for teacher, shared in zip(recipe.teachers, dataset.shared_vocab, strict=True):
+            family(recipe.objective, teacher, shared)
+        steps = accumulation_steps(dataset.costs, optim.global_batch, topology.world_size, optim.micro_tokens)
+        return cls(recipe, engine_config, topology, dataset, sizes, steps)
+
+    def summary(self) -> list[str]:
+        """Ranks, expert parallelism and the student's engine, a line each."""
+        sizes = ", ".join(f"{name} {size}" for name, size in self.expert_parallel_size.items())
+        return [
+            f"ranks: {self.topology.world_size} ({self.topology.local_world_size} on this node)",
+            f"expert parallelism: {sizes or 'no teacher'}",
+            f"student: ZeRO stage {zero_stage(self.engine_config)}, {student_dtype(self.engine_config)}",
+        ]
 
 
 def prepare(recipe: Recipe, engine_config: Path) -> Plan:
@@ -54,42 +103,26 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
 
     Raises BadInput with one line for whatever does not fit.
     """
-    config, topology = read_engine_config(engine_config), launched()
+    engine, topology = read_engine_config(engine_config), launched()
     _check_model("data.student_length", recipe.data.student_length, recipe.student)
-    models = {t.name: _check_model(f"teacher {t.name}: length", t.length, t) for t in recipe.teachers}
-    sizes = expert_parallel_sizes(recipe, models, topology)
-    manifest = load_manifest(Path(recipe.data.aligned))
+    configs = {t.name: _check_model(f"teacher {t.name}: length", t.length, t) for t in recipe.teachers}
+    return Plan.resolve(recipe, engine, topology, configs, _check_dataset(recipe))
+
+
+def _check_dataset(recipe: Recipe) -> DatasetNumbers:
+    folder = Path(recipe.data.aligned)
+    manifest = load_manifest(folder)
     check_manifest(manifest, recipe)
     if rank() == 0:  # reads every byte: once is enough
-        verify_shards(Path(recipe.data.aligned), manifest)
-    plan = Plan(recipe, config, manifest, topology, sizes, _accumulation(recipe, manifest, topology.world_size))
-    for teacher, shared in zip(recipe.teachers, plan.shared_vocab, strict=True):
-        family(recipe.objective, teacher, shared)
-    return plan
-
-
-def expert_parallel_sizes(
-    recipe: Recipe, configs: Mapping[str, PreTrainedConfig], topology: Topology
-) -> dict[str, int]:
-    """Ranks that share one set of experts, by teacher. Raises BadInput for a size that does not divide ranks and experts."""
-    return {
-        teacher.name: resolve_expert_parallel_size(
-            teacher.expert_parallel_size,
-            experts=expert_count(configs[teacher.name]),
-            world_size=topology.world_size,
-            local_world_size=topology.local_world_size,
-        )
-        for teacher in recipe.teachers
-    }
-
-
-def _accumulation(recipe: Recipe, manifest: dict[str, Any], ranks: int) -> int:
-    """Raises BadInput for an empty dataset, and for a token budget that cannot hold the longest row."""
-    rows = AlignedRows(Path(recipe.data.aligned), manifest, "train", [t.name for t in recipe.teachers])
+        verify_shards(folder, manifest)
+    rows = AlignedRows(folder, manifest, "train", [t.name for t in recipe.teachers])
     if not len(rows):
-        raise BadInput(f"{recipe.data.aligned} holds no training rows: see the reasons in its manifest.json")
-    costs = row_costs(recipe, rows.student_lengths, rows.teacher_lengths)
-    return accumulation_steps(costs, recipe.optim.global_batch, ranks, recipe.optim.micro_tokens)
+        raise BadInput(f"{folder} holds no training rows: see the reasons in its manifest.json")
+    return DatasetNumbers(
+        shared_vocab=tuple(manifest["teachers"][t.name]["shared_vocab"] for t in recipe.teachers),
+        costs=row_costs(recipe, rows.student_lengths, rows.teacher_lengths),
+        key=manifest["key"],
+    )
 
 
 def row_costs(recipe: Recipe, student: np.ndarray, teachers: Sequence[np.ndarray]) -> np.ndarray:
@@ -101,7 +134,7 @@ def row_costs(recipe: Recipe, student: np.ndarray, teachers: Sequence[np.ndarray
     return row_tokens(sides)
 
 
-def _check_model(what: str, length: int, model: Student | Teacher) -> Any:
+def _check_model(what: str, length: int, model: Student | Teacher) -> PreTrainedConfig:
     """The model's config. Weights on the hub are not fetched for this."""
     config = read_config(model.path)
     if length > config.max_position_embeddings:
@@ -111,19 +144,6 @@ def _check_model(what: str, length: int, model: Student | Teacher) -> Any:
     if model.weights == "pretrained" and Path(model.path).is_dir():
         weight_files(Path(model.path))
     return config
-
-
-def announce(plan: Plan, warnings: Sequence[str]) -> None:
-    """Prints the resolved recipe and the topology (rank 0)."""
-    if rank() != 0:
-        return
-    print(dump(plan.recipe), end="")
-    print(f"# ranks: {plan.topology.world_size} ({plan.topology.local_world_size} on this node)")
-    print(f"# expert parallelism: {plan.expert_parallel_size or 'no teacher'}")
-    print(f"# student: ZeRO stage {zero_stage(plan.engine_config)}, {student_dtype(plan.engine_config)}")
-    for warning in warnings:
-        print(f"WARNING {warning}")
-    sys.stdout.flush()
 
 
 def environment(plan: Plan) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whose a run directory is: one process at a time, and one recipe for ever. Imports nothing that takes time."""
+"""Whose a run directory is: one process at a time, and one recipe for ever."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def finished(recipe: Recipe) -> bool:
     return status.get("state") == "done" and bool(complete_checkpoints(Path(recipe.run_dir)))
 
 
-def claim(recipe: Recipe) -> Any:
-    """Takes the run directory for this process, until the returned handle is closed (rank 0 alone holds the lock).
+def run_lock(recipe: Recipe) -> TextIO | None:
+    """Takes the run directory for this process, until the returned file is closed (rank 0 alone holds the lock).
 
     Raises BadInput when another process holds it, or when it belongs to a recipe that would train otherwise.
     """
     run_dir = Path(recipe.run_dir)
-    kept = run_dir / "recipe.yaml"
-    if kept.is_file():
+    recipe_file = run_dir / "recipe.yaml"
+    if recipe_file.is_file():
         try:
-            belongs_to = yaml.safe_load(kept.read_text(encoding="utf-8"))
+            stored = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError):
-            raise BadInput(f"{kept} is damaged: put a copy back, or choose another --run_dir") from None
-        differing = _differences(belongs_to, yaml.safe_load(dump(recipe)))
+            raise BadInput(f"{recipe_file} is damaged: put a copy back, or choose another --run_dir") from None
+        differing = _differences(stored, yaml.safe_load(dump(recipe)))
         if differing:
             raise BadInput(
                 f"{run_dir} belongs to another recipe (it differs in {', '.join(differing)}): "
@@ -65,9 +65,9 @@ def _lock(handle: TextIO) -> None:
 _FREE = ("checkpoint", "evaluation", "logging", "run_dir")
 
 
-def _differences(kept: Any, wanted: Any, prefix: str = "") -> list[str]:
+def _differences(stored: Any, wanted: Any, prefix: str = "") -> list[str]:
     """Dotted names of the fields that differ and that change what is trained."""
-    if not isinstance(kept, dict) or not isinstance(wanted, dict):
-        return [] if kept == wanted else [prefix]
-    names = [name for name in {**kept, **wanted} if prefix or name not in _FREE]
-    return [d for n in names for d in _differences(kept.get(n), wanted.get(n), f"{prefix}.{n}" if prefix else n)]
+    if not isinstance(stored, dict) or not isinstance(wanted, dict):
+        return [] if stored == wanted else [prefix]
+    names = [name for name in {**stored, **wanted} if prefix or name not in _FREE]
+    return [d for n in names for d in _differences(stored.get(n), wanted.get(n), f"{prefix}.{n}" if prefix else n)]

@@ -1,28 +1,28 @@
-"""A look at every teacher before the first step: does it understand the tokens that it is about to teach?"""
+"""Before the first step: does every teacher understand the tokens that it is about to teach, and what does it know?"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
+from pipeline.config.recipe import Teacher
 from pipeline.core.errors import BadInput
-from pipeline.core.log import rank
-from pipeline.data.aligned_dataset import AlignedRows
-from pipeline.data.batch import BatchBuilder
-from pipeline.models.forward import score_tokens
-from pipeline.training.held_out import held_out_batches
-from pipeline.training.loop import Trainer
+from pipeline.core.log import log
+from pipeline.data.batch import TeacherBatch
+from pipeline.models.forward import log_prob_and_hit, score_tokens
+from pipeline.training.held_out import TIMESTEPS, FixedNoiseRows
 
 ROWS = 64
 TIMESTEP = 0.15
 SHARE = 0.5
 
 
-def check_teachers(trainer: Trainer) -> None:
+def check_teachers(teachers: Sequence[tuple[Teacher, nn.Module]], rows: FixedNoiseRows) -> None:
     """Refuses a teacher that reads its own tokens hardly better than by guessing. Collective; every rank raises alike.
 
     Measured is the mean negative log-likelihood, in nats, of masked response tokens at t = 0.15 on 64 rows spread over the
@@ -33,50 +33,91 @@ def check_teachers(trainer: Trainer) -> None:
     occurs stays above (the demo's data: 0.62 of guessing), what understands its input far below (the demo's teacher: 0.11).
 
     A wrong template does less harm (0.42 there), and how much depends on the data: a teacher that needs more than half of
-    the entropy of the token frequencies is warned of. Random weights are exempt. Raises BadInput naming teacher, value,
-    bound and likely causes.
+    the entropy of the token frequencies is warned of. Random weights are exempt.
+
+    Args:
+        rows: training rows with one view of every teacher.
+
+    Raises BadInput naming teacher, value, bound and likely causes.
     """
-    builder = BatchBuilder(trainer.builder.student, trainer.builder.teachers, blocks=trainer.builder.blocks)
-    picked = trainer.rows.pick(np.unique(np.linspace(0, len(trainer.rows) - 1, ROWS).astype(int)))
-    problems = []
-    for k, (teacher, (_, model)) in enumerate(zip(trainer.recipe.teachers, trainer.teachers, strict=True)):
+    rows, problems = rows.spread(ROWS), []
+    for k, (teacher, model) in enumerate(teachers):
         if teacher.weights == "random":
-            _say(f"teacher {teacher.name}: random weights, whose likelihood is not checked")
+            log.info("teacher %s: random weights, whose likelihood is not checked", teacher.name)
             continue
-        nats, entropy = likelihood(model, k, picked, builder, trainer)
+        nats, entropy = likelihood(model, k, rows)
         guessing = math.log(model.get_output_embeddings().weight.shape[0])
         bound = guessing * SHARE
-        _say(
-            f"teacher {teacher.name}: {nats:.2f} nats a masked token of its own ids at t = {TIMESTEP} (bound {bound:.2f};"
-            f" token frequencies alone give {entropy:.2f}, guessing {guessing:.2f})"
+        log.info(
+            f"teacher {teacher.name}: {nats:.2f} nats per masked token of its own ids at t = {TIMESTEP} "
+            f"(bound {bound:.2f}; token frequencies alone give {entropy:.2f}, guessing {guessing:.2f})"
         )
         if not nats < bound:  # nor a nan
             problems.append(
-                f"teacher {teacher.name} needs {nats:.2f} nats a masked token of its own ids, above {bound:.2f}"
+                f"teacher {teacher.name} needs {nats:.2f} nats per masked token of its own ids, above {bound:.2f}"
             )
         elif nats > entropy * SHARE:
-            _say(f"WARNING teacher {teacher.name} understands little of its input: check its chat template and `input`")
+            log.warning(f"teacher {teacher.name} understands little of its input: check its chat template and `input`")
     if problems:
         raise BadInput(f"{'; '.join(problems)}: check its tokenizer, chat template, weights and `input`")
 
 
 @torch.no_grad()
-def likelihood(
-    model: nn.Module, k: int, rows: AlignedRows, builder: BatchBuilder, trainer: Trainer
-) -> tuple[float, float]:
+def likelihood(model: nn.Module, k: int, rows: FixedNoiseRows) -> tuple[float, float]:
     """Of teacher k's masked tokens on all ranks: mean negative log-likelihood, and entropy of their frequencies (nats)."""
-    head, device = model.get_output_embeddings().weight, trainer.topology.device
+    device, vocabulary = rows.topology.device, model.get_output_embeddings().weight.shape[0]
     nats = torch.zeros((), dtype=torch.float64, device=device)
-    counts = torch.zeros(head.shape[0], dtype=torch.float64, device=device)
-    for batch in held_out_batches(rows, builder, trainer.topology, trainer.recipe.optim.micro_tokens, TIMESTEP):
+    counts = torch.zeros(vocabulary, dtype=torch.float64, device=device)
+    for batch in rows.batches(TIMESTEP):
         teacher = batch.teachers[k]
         nats -= score_tokens(model, teacher.input, teacher.predict, teacher.targets).double().sum()
-        counts += torch.bincount(teacher.targets, minlength=head.shape[0])
+        counts += torch.bincount(teacher.targets, minlength=vocabulary)
     dist.all_reduce(nats)
     dist.all_reduce(counts)
     return float(nats / counts.sum()), float(torch.special.entr(counts / counts.sum()).sum())
 
 
-def _say(line: str) -> None:
-    if rank() == 0:
-        print(line, flush=True)
+@dataclass(frozen=True)
+class TeacherProbe:
+    """What a teacher knows of masked held-out tokens; lists have a value for each of TIMESTEPS."""
+
+    uniform: float
+    """Log-probability by guessing: a teacher below it reads through a wrong tokenizer, template or mask."""
+    log_prob: dict[str, list[float]]
+    """Mean log-probability of the truth, by view (`one_view`, `two_views`)."""
+    accuracy: dict[str, list[float]]
+    """Share of tokens where the truth is the likeliest, by view."""
+
+    def to_json(self) -> dict[str, float | list[float]]:
+        """As in teacher_probe.json."""
+        accuracy = {f"accuracy_{view}": values for view, values in self.accuracy.items()}
+        return {"uniform": self.uniform, **self.log_prob, **accuracy}
+
+
+@torch.no_grad()
+def probe_teacher(name: str, model: nn.Module, k: int, views: Mapping[str, FixedNoiseRows]) -> TeacherProbe:
+    """Measures teacher k on held-out rows and says what it knows. Collective.
+
+    Args:
+        views: the same rows, with one view of the teacher and with two.
+    """
+    probe = TeacherProbe(-math.log(model.get_output_embeddings().weight.shape[0]), {}, {})
+    log.info(f"teacher {name} on held-out rows: nats per token (and accuracy) by t; guessing gives {probe.uniform:.2f}")
+    for view, rows in views.items():
+        sums = torch.zeros(len(TIMESTEPS), 3, dtype=torch.float64, device=rows.topology.device)
+        for i, t in enumerate(TIMESTEPS):
+            for batch in rows.batches(t):
+                sums[i] += _known(model, batch.teachers[k])
+        dist.all_reduce(sums)
+        probe.log_prob[view], probe.accuracy[view] = (sums[:, :2] / sums[:, 2:].clamp(min=1)).T.tolist()
+        pairs = zip(TIMESTEPS, probe.log_prob[view], probe.accuracy[view], strict=True)
+        log.info(f"  {view:9}  " + "  ".join(f"t={t}: {nats:.2f} ({right:.0%})" for t, nats, right in pairs))
+    if max(probe.log_prob["one_view"]) < probe.uniform:
+        log.warning(f"teacher {name} is worse than guessing: check its tokenizer, template, weights and input mask")
+    return probe
+
+
+def _known(model: nn.Module, batch: TeacherBatch) -> Tensor:
+    """Sums over predicted tokens: log-probability of the truth, right guesses, tokens: float64 [3]."""
+    known = score_tokens(model, batch.input, batch.predict, batch.targets, log_prob_and_hit)
+    return torch.cat([known.double().sum(0), known.new_tensor([known.shape[0]], dtype=torch.float64)])

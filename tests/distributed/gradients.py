@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 
 from pipeline.config.cli import parse, parser
 from pipeline.distributed.topology import start
+from pipeline.training.build import build_trainer, fixed_noise_rows
 from pipeline.training.checkpoint import gather_weights
-from pipeline.training.loop import Trainer
+from pipeline.training.held_out import kl_terms, teacher_kl
+from pipeline.training.loop import Requests, Trainer
 from pipeline.training.metrics import Metrics
 from pipeline.training.preflight import prepare
-from pipeline.training.run import assemble, distance
 
 STEPS = 2
 
@@ -37,10 +38,14 @@ def main() -> None:
         p.add_argument("--deepspeed")
         recipe, flags = parse(p, argv)
         plan = prepare(recipe, Path(flags.deepspeed))
-        trainer = assemble(plan, topology)
+        trainer = build_trainer(plan, topology)
         student = trainer.engine
         student.eval()
-        kl = distance(plan, student, student.module.model.config, [m for _, m in trainer.teachers], topology)
+        models = [model for _, model in trainer.teachers]
+        terms = kl_terms(recipe.teachers, plan.dataset.shared_vocab, models)
+        configs = [model.config for model in models]
+        rows = fixed_noise_rows(plan, "validation", student.module.model.config, configs, topology)
+        kl = teacher_kl(student, list(zip(terms, models, strict=True)), rows) if models and len(rows) else {}
         student.train()
         found = {f"kl.{teacher}": torch.tensor(list(by_t.values())) for teacher, by_t in kl.items()}
         found |= plain_gradients(trainer) if topology.world_size == 1 else {}
@@ -63,7 +68,7 @@ def run(trainer: Trainer, log: Path) -> dict[str, torch.Tensor]:
     names = ["cross_entropy", *(term.name for term, _ in trainer.teachers)]
     metrics = Metrics(log, names, first=0, steps=STEPS, device=trainer.topology.device)
     for step in range(STEPS):
-        trainer.train_step(step, trainer.micro_batches(step), metrics, [False, False])
+        trainer.train_step(step, trainer.micro_batches(step), metrics, Requests())
         line = metrics.write(step + 1, weights=trainer.weights.tolist())
         found |= {f"loss.{step}.{n}": torch.tensor(line[n], dtype=torch.float64) for n in names}
     return found | {f"weight.{n}": w.clone() for n, w in gather_weights(trainer.engine.module.model).items()}

@@ -18,11 +18,11 @@ import torch
 
 from pipeline.config.cli import parse, parser
 from pipeline.distributed.topology import start
+from pipeline.training.build import build_trainer
 from pipeline.training.checkpoint import gather_weights
-from pipeline.training.loop import Trainer
+from pipeline.training.loop import Requests, Trainer
 from pipeline.training.metrics import Metrics
 from pipeline.training.preflight import prepare
-from pipeline.training.run import assemble
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     p = parser(__doc__)
     p.add_argument("--deepspeed")
     recipe, flags = parse(p, words[1:])
-    trainer = assemble(prepare(recipe, Path(flags.deepspeed)), start(timedelta(minutes=5)))
+    trainer = build_trainer(prepare(recipe, Path(flags.deepspeed)), start(timedelta(minutes=5)))
     rows = [set(trainer.rows[n].teachers[0].ids.tolist()) for n in range(len(trainer.rows))]
     odd = rows[-1].difference(*rows[:-1])
     trainer.teachers[0][1].get_input_embeddings().weight[list(odd)] = torch.nan
@@ -45,7 +45,7 @@ def main() -> None:
 def step(trainer: Trainer) -> str:
     metrics = Metrics(Path("/dev/null"), ["", ""], first=0, steps=1, device=trainer.topology.device)
     try:
-        trainer.train_step(0, trainer.micro_batches(0), metrics, [False, False])
+        trainer.train_step(0, trainer.micro_batches(0), metrics, Requests())
     except FloatingPointError as error:
         return str(error)
     return "a step was taken"

@@ -1,0 +1,138 @@
+"""Models, terms and data of a run put together, as its plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from pipeline.alignment.manifest import load_manifest
+from pipeline.config.recipe import Recipe, Teacher, compdemo_ratio
+from pipeline.data.aligned_dataset import AlignedRows
+from pipeline.data.batch import BatchBuilder, TeacherSide
+from pipeline.data.order import GlobalBatches
+from pipeline.data.packing import Side, from_response, from_sequence
+from pipeline.distributed.topology import Topology
+from pipeline.method.tidal import cross_entropy_weight
+from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
+from pipeline.models.forward import use_flex
+from pipeline.models.loading import load_student, load_teacher, load_tokenizer
+from pipeline.training.engine import build_engine, student_dtype
+from pipeline.training.held_out import FixedNoiseRows
+from pipeline.training.loop import Trainer
+from pipeline.training.preflight import Plan
+from pipeline.training.step import StudentWithLoss
+from pipeline.training.terms import build_term, tidal_mix
+
+_BLOCKS = {"sequence": from_sequence, "response": from_response}
+_CROSS_ENTROPY = {"schedule": cross_entropy_weight, "uniform": torch.ones_like}
+
+
+def build_trainer(plan: Plan, topology: Topology) -> Trainer:
+    """Loads student and teachers, binds the recipe's terms, and wraps the student in its engine. Collective."""
+    recipe = plan.recipe
+    model = load_student(
+        recipe.student.path,
+        dtype=student_dtype(plan.engine_config),
+        weights=recipe.student.weights,
+        tokenizer=load_tokenizer(recipe.student.tokenizer),
+        seed=recipe.data.seed,
+    )
+    teachers = [frozen_teacher(plan, teacher, topology) for teacher in recipe.teachers]
+    if recipe.attention == "flex":
+        for loaded in (model, *teachers):
+            use_flex(loaded)
+    rows = aligned_rows(recipe, "train", recipe.teachers)
+    batches = GlobalBatches(len(rows), recipe.optim.global_batch, recipe.data.seed)
+    module = student_with_loss(plan, model, teachers)
+    return Trainer(
+        recipe,
+        topology,
+        engine=build_engine(module, plan.engine_config, recipe.optim, plan.accumulation),
+        teachers=list(zip(module.terms, teachers, strict=True)),
+        rows=rows,
+        batches=batches,
+        builder=batch_builder(plan, model.config, [t.config for t in teachers], compdemo_ratio(recipe)),
+        weights=torch.tensor([recipe.objective.cross_entropy_weight, *(t.weight for t in recipe.teachers)]),
+        steps=recipe.optim.steps or batches.steps(recipe.optim.epochs),
+        accumulation=plan.accumulation,
+        after_step=_router_balance(model, recipe),
+    )
+
+
+def student_with_loss(plan: Plan, model: nn.Module, teachers: Sequence[nn.Module]) -> StudentWithLoss:
+    """The student and its loss: the recipe's terms, one per teacher, bound to their heads."""
+    recipe = plan.recipe
+    if recipe.student.activation_checkpointing:
+        # no dropout anywhere: there is no random state to put back
+        model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    terms = [
+        build_term(recipe.objective, teacher, shared, loaded.get_output_embeddings().weight)
+        for teacher, shared, loaded in zip(recipe.teachers, plan.dataset.shared_vocab, teachers, strict=True)
+    ]
+    mix = tidal_mix(recipe.objective.tidal) if recipe.objective.tidal.cross_entropy else None
+    return StudentWithLoss(model, terms, _CROSS_ENTROPY[recipe.objective.cross_entropy], mix)
+
+
+def frozen_teacher(plan: Plan, teacher: Teacher, topology: Topology) -> nn.Module:
+    """A teacher as the plan places it: on this rank's device, with its share of the experts."""
+    return load_teacher(
+        teacher.path,
+        dtype=getattr(torch, teacher.dtype),
+        device=topology.device,
+        expert_parallel_size=plan.expert_parallel_size[teacher.name],
+        weights=teacher.weights,
+        tokenizer=load_tokenizer(teacher.tokenizer),
+        seed=plan.recipe.data.seed,
+    )
+
+
+def _router_balance(model: nn.Module, recipe: Recipe) -> Callable[[], None]:
+    """What follows every optimizer step: a trained MoE's experts are balanced, other students need nothing."""
+    if isinstance(model, LLaDA2MoeModelLM):
+        return partial(model.update_selection_bias, recipe.optim.selection_bias_rate)
+    return lambda: None
+
+
+def aligned_rows(recipe: Recipe, split: str, teachers: Sequence[Teacher]) -> AlignedRows:
+    """The rows of a split, with these teachers' sides."""
+    folder = Path(recipe.data.aligned)
+    return AlignedRows(folder, load_manifest(folder), split, [t.name for t in teachers])
+
+
+def fixed_noise_rows(
+    plan: Plan,
+    split: str,
+    student: PreTrainedConfig,
+    teachers: Sequence[PreTrainedConfig],
+    topology: Topology,
+    *,
+    compdemo_ratio: float | None = None,
+) -> FixedNoiseRows:
+    """The rows of a split to measure models on; see `batch_builder` for the configs."""
+    builder = batch_builder(plan, student, teachers, compdemo_ratio)
+    rows = aligned_rows(plan.recipe, split, plan.recipe.teachers[: len(teachers)])
+    return FixedNoiseRows(rows, builder, topology, plan.recipe.optim.micro_tokens)
+
+
+def batch_builder(
+    plan: Plan, student: PreTrainedConfig, teachers: Sequence[PreTrainedConfig], compdemo_ratio: float | None
+) -> BatchBuilder:
+    """How models are fed: the configs of the student and of the teachers that take part (all of them, or none)."""
+    recipe, block = plan.recipe, plan.recipe.student.block_size
+    sides = [
+        TeacherSide(config.mask_token_id, teacher.input, block, shared)
+        for config, teacher, shared in zip(teachers, recipe.teachers, plan.dataset.shared_vocab, strict=False)
+    ]
+    return BatchBuilder(
+        Side(student.mask_token_id, recipe.student.input, block),
+        sides,
+        compdemo_ratio=compdemo_ratio,
+        mask_unit=recipe.objective.mask_unit,
+        eos_tail=student.eos_token_id if recipe.student.eos_tail else None,
+        blocks=_BLOCKS[recipe.student.blocks],
+    )
