@@ -15,6 +15,7 @@ import fcntl
 import json
 import time
 from datetime import timedelta
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -23,8 +24,8 @@ from pipeline.config.cli import parse, parser
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.files import read_json
 from pipeline.core.run_directory import best_file, complete_checkpoints, status_file
-from pipeline.reporting.run_record import Record, Run, read_run
-from pipeline.reporting.summary import interval
+from pipeline.evaluation.results import Score
+from pipeline.reporting.run_record import Run, read_run
 
 RECENT = 20
 """Logging lines that the rate is taken from."""
@@ -46,16 +47,16 @@ def main() -> None:
         show(found)
 
 
-def position(run: Run, now: float) -> Record:
+def position(run: Run, now: float) -> dict[str, Any]:
     """Everything that the screen shows; what is not known yet is None. Times are in seconds."""
     files = sorted((run.folder / "status").glob("*.json"), key=lambda path: path.stat().st_mtime)
     stages = {path.stem: read_json(path) for path in files}
-    last, steps = (run.training or [{}])[-1], _steps(run)
+    last, steps = (run.training or [{}])[-1], run.steps
     seconds, rate = _rate(run.training)
     state, step = _state(run.folder), last.get("step", 0)
     terms = [name for name in ("cross_entropy", *run.teachers) if name in last]
     done = complete_checkpoints(run.folder)
-    scores = run.evaluations.get(run.last_step or "", {})
+    scores = {task: score.to_json() for task, score in run.evaluations.get(run.last_step, {}).items()}
     return {
         "run": str(run.folder),
         "strategy": run.strategy,
@@ -63,7 +64,7 @@ def position(run: Run, now: float) -> Record:
         "stages": {stage: {k: s.get(k) for k in ("state", "exit_code", "message")} for stage, s in stages.items()},
         "step": step,
         "steps": steps,
-        "ranks": run.environment.get("world_size"),
+        "ranks": run.world_size,
         "last_line_age": _age(run.folder / "metrics.jsonl", now),
         "seconds_per_step": seconds,
         "tokens_per_second": rate,
@@ -72,7 +73,7 @@ def position(run: Run, now: float) -> Record:
         "terms": {name: last[name] for name in terms},
         "grad_norm": last.get("grad_norm"),
         "lr": last.get("lr"),
-        "validation": {k: run.validation[-1][k] for k in ("step", "loss")} if run.validation else None,
+        "validation": {k: getattr(run.validation[-1], k) for k in ("step", "loss")} if run.validation else None,
         "checkpoint": _checkpoint(done[-1], now) if done else None,
         "checkpoints": len(done),
         "evaluation": {"folder": run.last_step, "scores": scores} if scores else None,
@@ -80,18 +81,13 @@ def position(run: Run, now: float) -> Record:
     }
 
 
-def _checkpoint(place: Path, now: float) -> Record:
+def _checkpoint(place: Path, now: float) -> dict[str, Any]:
     """Its name, its age, and how long it took to save."""
     complete = place / "COMPLETE"
     return {"folder": place.name, "age": _age(complete, now), "seconds": (read_json(complete) or {}).get("seconds")}
 
 
-def _steps(run: Run) -> int | None:
-    """Of the whole run."""
-    return run.environment.get("steps") or run.recipe.get("optim", {}).get("steps")
-
-
-def _rate(lines: list[Record]) -> tuple[float | None, float | None]:
+def _rate(lines: list[dict[str, Any]]) -> tuple[float | None, float | None]:
     """Seconds a step and tokens a second of the last lines, validation and checkpoints between them included."""
     recent = lines[-RECENT - 1 :]
     if len(recent) < 2:
@@ -123,7 +119,7 @@ def _age(path: Path, now: float) -> float | None:
     return max(0.0, now - path.stat().st_mtime) if path.exists() else None
 
 
-def show(found: Record) -> None:
+def show(found: dict[str, Any]) -> None:
     """Prints one screen; a line that has nothing to say is left out."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
@@ -132,7 +128,7 @@ def show(found: Record) -> None:
     Console(highlight=False).print(table)
 
 
-def _lines(found: Record) -> list[tuple[str, str]]:
+def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     last = f", last line {_span(found['last_line_age'])} ago" if found["last_line_age"] is not None else ""
     ranks = f" on {found['ranks']} ranks" if found["ranks"] else ""
     lines = [("run", f"{found['run']}  {found['strategy']}"), ("state", f"{found['state']}{ranks}{last}")]
@@ -157,7 +153,10 @@ def _lines(found: Record) -> list[tuple[str, str]]:
     else:
         lines.append(("checkpoint", "none yet"))
     if evaluation := found["evaluation"]:
-        scores = [f"{task} {s['value']:.3f} ({interval(s) or s['n']})" for task, s in evaluation["scores"].items()]
+        scores = [
+            f"{task} {s['value']:.3f} ({Score.from_json(s).bounds or s['n']})"
+            for task, s in evaluation["scores"].items()
+        ]
         lines.append(("evaluation", f"{evaluation['folder']}: {', '.join(scores)}"))
     if best := found["best"]:
         lines.append(("best", f"step {best['step']}: {best['task']} {best['value']:.3f}"))

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from pipeline.evaluation import lm_eval_model, lm_eval_tasks
 from pipeline.evaluation.answer_cache import Answers, Share
 from pipeline.evaluation.checkpoint_under_test import Checkpoint
 from pipeline.evaluation.compare import Scored, compare
+from pipeline.evaluation.results import Sample, Score
 from pipeline.evaluation.statistics import bootstrap, holm, interval, mcnemar, sign_flip, wilson
 from pipeline.evaluation.tables import colour, ordered
 from pipeline.evaluation.tasks.utils import chat_rows
@@ -382,9 +384,12 @@ def test_the_harness_runs_it(folder, task_file, tmp_path) -> None:
 
 
 def scored(values: list[float], first: int = 0, **facts) -> Scored:
-    score = {"metric": "exact_match", "preset_hash": "p", "settings": {"limit": None}} | facts
-    rows = [{"id": first + i, "exact_match": v} for i, v in enumerate(values)]
-    return Scored.of([(score, rows)])
+    score = Score("t", "exact_match", fmean(values), len(values), **facts)
+    return Scored.of([(score, [sample(v, first + i) for i, v in enumerate(values)])])
+
+
+def sample(value: float, problem: int) -> Sample:
+    return Sample("question", "answer", "target", None, id=problem, metric="exact_match", value=value)
 
 
 def test_comparisons_are_paired() -> None:
@@ -399,17 +404,18 @@ def test_comparisons_are_paired() -> None:
 
 
 def test_only_common_problems_count_and_other_settings_are_named() -> None:
-    (found,) = compare({"a": {"t": scored([1, 1, 0, 0])}, "b": {"t": scored([0, 1, 1], first=2, preset_hash="q")}})
-    assert (found.n, found.value_a, found.value_b, found.differs_in) == (2, 0.0, 0.5, ["preset_hash"])
+    (found,) = compare({"a": {"t": scored([1, 1, 0, 0])}, "b": {"t": scored([0, 1, 1], first=2, prompts_hash="q")}})
+    assert (found.n, found.value_a, found.value_b, found.differs_in) == (2, 0.0, 0.5, ["prompts_hash"])
     with pytest.raises(BadInput, match="no problem in common"):
         compare({"a": {"t": scored([1])}, "b": {"t": scored([1], first=5)}})
     assert compare({"a": {"t": scored([1])}, "b": {"u": scored([1])}}) == []
 
 
 def test_seeds_are_averaged_a_problem() -> None:
-    results = [({"metric": "m"}, [{"id": 0, "m": x}, {"id": 1, "m": 1}]) for x in (0, 1, 1)]
+    score = Score("t", "exact_match", 0.5, 2)
+    results = [(score, [sample(x, 0), sample(1, 1)]) for x in (0, 1, 1)]
     assert Scored.of(results).by_problem == {0: pytest.approx(2 / 3), 1: 1.0}
-    graded = compare({"a": {"t": Scored.of(results)}, "b": {"t": Scored.of([({"metric": "m"}, [{"id": 0, "m": 1}])])}})
+    graded = compare({"a": {"t": Scored.of(results)}, "b": {"t": Scored.of([(score, [sample(1, 0)])])}})
     assert (graded[0].n, graded[0].test) == (1, "sign flips")
 
 

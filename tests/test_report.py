@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -16,12 +17,13 @@ import yaml
 
 from pipeline.alignment.chunks import align_chunks
 from pipeline.alignment.vocabulary import token_bytes
+from pipeline.evaluation.results import Score
 from pipeline.models.loading import load_tokenizer
 from pipeline.reporting import chunk_view
 from pipeline.reporting.figures import smooth
 from pipeline.reporting.page import number, render
 from pipeline.reporting.run_record import read_run
-from pipeline.reporting.summary import interval, scores, summary
+from pipeline.reporting.summary import read_models, scored_tasks, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 TS = [0.1, 0.3, 0.5, 0.7, 0.9]
@@ -109,6 +111,9 @@ def write_scores(folder: Path, label: str, model: str) -> None:
             "id": a,
             "pieces": ["The", " $um$", " is", f" {a + 5}", "."],
             "filled": [4, 2, 3, 1, 1],
+            "tokens": 5,
+            "forwards": 4,
+            "ended": True,
         }
         for a in range(10, 30)
     ]
@@ -245,26 +250,52 @@ def test_parts_stand_alone(run_dirs):
     (run / "distance.json").unlink()
     (run.parent / "aligned" / "manifest.json").unlink()
     state = read_run(run)
-    html = render(state, None, scores(state, None, "teacher"))
+    html = render(state, read_models(state, [], "teacher"))
     assert (
         "No teacher_probe.json" in html
         and "No distance.json" in html
         and "No manifest.json" in html
         and "No sample alignment" in html
     )
-    assert "No score of: undistilled" in html and html.count("<svg") == 7
+    assert "no undistilled run to compare with" in html and html.count("<svg") == 7
 
 
 def test_several_teachers_and_tasks(run_dirs):
-    run, baseline = (read_run(folder) for folder in run_dirs)
-    run.environment["expert_parallel_size"] = {"llada2": 2, "other": 4}
-    run.evaluations["step-00000400"]["zebra"] = {**run.evaluations["step-00000400"]["arithmetic"], "value": 0.5}
-    assert list(scores(run, baseline, "teacher")) == ["arithmetic", "zebra"], "the recipe's tasks come first"
-    result = summary(run, baseline, "teacher")
+    folder, baseline = run_dirs
+    write(folder / "environment.json", {"expert_parallel_size": {"llada2": 2, "other": 4}})
+    score = json.loads((folder / "evaluation/step-00000400/arithmetic.json").read_text())
+    write(folder / "evaluation/step-00000400/aardvark.json", score | {"task": "aardvark", "value": 0.5})
+    run = read_run(folder)
+    models = read_models(run, [str(baseline)], "teacher")
+    assert scored_tasks(models) == ["arithmetic", "aardvark"], "the recipe's tasks come first"
+    result = summary(run, models)
     assert (
         result["expert_parallel_size"] == {"llada2": 2, "other": 4} and result["scores"]["distilled"]["value"] == 0.96
     )
-    assert "teacher" not in summary(run, baseline, "nobody")["scores"]
+    assert "teacher" not in summary(run, read_models(run, [str(baseline)], "nobody"))["scores"]
+
+
+def test_any_number_of_models_in_their_order(run_dirs, tmp_path):
+    """The demo's rows: scores of the start alone, the undistilled run, another objective's run, and the run itself."""
+    run, undistilled = run_dirs
+    write_scores(run, "start", "undistilled")
+    write_run(tmp_path / "demo-calm", "undistilled", 0.2, "llada2")
+    models = [run / "evaluation/start", undistilled, f"CALM={tmp_path / 'demo-calm'}"]
+    done = report("--recipe", minimal_recipe(tmp_path, run), "--baseline", *models)
+    assert done.returncode == 0, done.stderr
+    labels = ["teacher", "start", "undistilled", "CALM", "distilled"]
+    result = json.loads((run / "summary.json").read_text())
+    assert list(result["scores"]) == labels
+    assert result["seconds"] == {"distill": 200.5, "undistilled_distill": 200.5, "CALM_distill": 200.5}
+    html = (run / "report.html").read_text()
+    page = Page(html)
+    table = html[html.index("<th>model</th>") : html.index("<th>models</th>")]
+    assert re.findall(r"<tr><td>(\w+)</td>", table) == labels, "the table of scores, in order"
+    text = " ".join(page.text)
+    assert all(f"{b} - {a}" in text for a, b in itertools.combinations(labels, 2)), "every pair is compared"
+    assert text.count("200.5") == 3 and page.headings == SECTIONS
+    done = report("--recipe", minimal_recipe(tmp_path, run), "--baseline", undistilled, undistilled)
+    assert done.returncode == 2 and "two models are called undistilled" in done.stderr
 
 
 def test_graded_scores_without_an_interval(run_dirs):
@@ -274,7 +305,7 @@ def test_graded_scores_without_an_interval(run_dirs):
     sample = {"prompt": "p", "response": "r", "target": "t", "correct": None, "chrf": 0.25}
     write(run / "evaluation/step-00000400/similarity.samples.jsonl", json.dumps(sample) + "\n")
     state = read_run(run)
-    assert "chrf 0.25" in render(state, None, scores(state, None, "teacher"))
+    assert "chrf 0.25" in render(state, read_models(state, [], "teacher"))
 
 
 def test_a_repeated_step_counts_once(run_dirs):
@@ -298,7 +329,7 @@ def test_text_of_a_run_cannot_become_markup(run_dirs):
     bad = {"prompt": "<script>x</script>", "response": "<b>", "target": "&", "correct": False}
     write(run / "evaluation/step-00000400/arithmetic.samples.jsonl", json.dumps(bad) + "\n")
     state = read_run(run)
-    html = render(state, None, scores(state, None, "teacher"))
+    html = render(state, read_models(state, [], "teacher"))
     assert "<script>" not in html and "&lt;script&gt;" in html
 
 
@@ -319,7 +350,8 @@ def test_bad_input_is_one_line(tmp_path, flags, message):
 
 
 def test_small_helpers():
-    assert [interval({"low": a, "high": b}) for a, b in ((0.1, 0.25), (None, None))] == ["0.100 to 0.250", ""]
+    bounds = [Score("t", "m", 0.2, 9, low, high).bounds for low, high in ((0.1, 0.25), (None, None))]
+    assert bounds == ["0.100 to 0.250", ""]
     assert [number(x) for x in (12345, 0.123456, 12345.6, "a", True)] == ["12,345", "0.1235", "12,346", "a", "True"]
     assert smooth([1.0, 2.0]).tolist() == [1.0, 2.0]
     flat = smooth([0.0, 2.0] * 100)

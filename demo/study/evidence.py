@@ -23,6 +23,7 @@ from pipeline.evaluation.statistics import holm, sign_flip
 from pipeline.experiments.grid import START
 from pipeline.experiments.results import by_t, cells, markdown
 from pipeline.experiments.table import Line, lines, t_interval
+from pipeline.reporting.run_record import TeacherProbe
 
 ROOT = Path(__file__).resolve().parents[2]
 BASELINES = {"A-calm": ("A-tide_cross", "A-tide_shared"), "B-kl": ("B-tide_shared", "B-tide_cross")}
@@ -40,7 +41,8 @@ def main() -> None:
     write_text(DOCUMENT, render(document, studies))
     FIGURES.mkdir(exist_ok=True)
     first = next(iter(studies.values()))
-    figures.probe(first["probe"], FIGURES / "probe.svg")
+    probe = {name: TeacherProbe.from_json(known["t"], known) for name, known in first["probe"].items()}
+    figures.probe(probe, FIGURES / "probe.svg")
     figures.gradients(FIGURES / "gradients.svg")
     figures.tidal(FIGURES / "lambda.svg")
     for path in map(FIGURES.joinpath, re.findall(r"\(evidence/([a-z]+-\w+\.svg)\)", document)):

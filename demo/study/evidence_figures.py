@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,13 +12,15 @@ from matplotlib.figure import Figure
 
 from pipeline.experiments.table import Line
 from pipeline.method.tidal import tidal_lambda
-from pipeline.reporting.figures import GREEN, ORANGE, PLAIN, VIEWS, VIOLET, draw_gradients
+from pipeline.reporting.figures import PLAIN, VIEWS, plot_gradients
+from pipeline.reporting.run_record import TeacherProbe
+from pipeline.reporting.summary import GREEN, ORANGE, VIOLET
 from pipeline.training.held_out import TIMESTEPS
 
 STYLE = PLAIN | {"svg.hashsalt": "evidence"}
 
 
-def probe(teachers: Mapping[str, Any], path: Path) -> None:
+def probe(teachers: Mapping[str, TeacherProbe], path: Path) -> None:
     """Share of held-out masked tokens whose truth the teacher ranks first, by t, with one view and two."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 2.8), layout="constrained")
@@ -27,17 +28,17 @@ def probe(teachers: Mapping[str, Any], path: Path) -> None:
             figure.subplots(1, len(teachers), squeeze=False)[0], teachers.items(), strict=True
         ):
             for view, (label, marker, colour) in VIEWS.items():
-                axes.plot(known["t"], known[f"accuracy_{view}"], marker, color=colour, label=label)
+                axes.plot(known.t, known.accuracy[view], marker, color=colour, label=label)
             axes.set(xlabel="t", title=f"teacher {name}: true token ranked first", ylim=(0, 1.03))
         figure.axes[0].legend(loc="lower left")
         _save(figure, path)
 
 
 def gradients(path: Path, temperature: float = 2.0) -> None:
-    """`draw_gradients` as a file."""
+    """`plot_gradients` as a file."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 3), layout="constrained")
-        draw_gradients(figure, temperature)
+        plot_gradients(figure, temperature)
         _save(figure, path)
 
 

@@ -1,39 +1,29 @@
 """Whether two models differ: paired, on the problems that both were asked.
 
 `python pipeline/evaluate.py compare A B [C ...] [--output FILE.json]`. Each is a run directory (its newest evaluated step), a
-folder under its evaluation/, or several of those joined by commas: the same model under other seeds, averaged a problem.
+folder under its evaluation/, or several of those joined by commas: the same model under other seeds, averaged per problem.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from numbers import Real
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.core.errors import BadInput
-from pipeline.core.files import read_json, read_json_lines, write_json
+from pipeline.core.files import write_json
+from pipeline.evaluation.results import SAMPLES, Sample, Score, read_samples, read_scores
 from pipeline.evaluation.statistics import bootstrap, holm, mcnemar, sign_flip
 
 REAL = 0.05
-SAMPLES = ".samples.jsonl"
-MATTERS = (
-    "preset_hash",
-    "prompts_hash",
-    "fewshot",
-    "dtype",
-    "limit",
-)  # equal, or the comparison is of more than models
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,23 +31,28 @@ class Scored:
     """One model's scores on one task."""
 
     metric: str
-    by_problem: dict[Any, float]
+    by_problem: Mapping[int | None, float]
     """Problem id -> score, averaged over seeds."""
-    facts: Record
-    """Of the first result: what MATTERS names."""
+    settings: Mapping[str, object]
+    """Of the first result: what must be equal, or a comparison is of more than models."""
 
     @classmethod
-    def of(cls, results: Sequence[tuple[Record, Sequence[Record]]]) -> Scored:
-        """From (TASK.json, samples) of each seed."""
+    def of(cls, results: Sequence[tuple[Score, Sequence[Sample]]]) -> Scored:
+        """From score and samples of each seed."""
         first = results[0][0]
-        metric = first["metric"]
-        values: dict[Any, list[float]] = {}
-        for _, rows in results:
-            for row in rows:
-                values.setdefault(row["id"], []).append(float(row[metric]))
+        values: dict[int | None, list[float]] = {}
+        for _, samples in results:
+            for sample in samples:
+                values.setdefault(sample.id, []).append(float(sample.value))
         asked = {i: fmean(v) for i, v in values.items() if len(v) == len(results)}
-        facts = {name: {**first.get("settings", {}), **first}.get(name) for name in MATTERS}
-        return cls(metric, asked, facts)
+        used = first.provenance.settings if first.provenance else {}
+        settings = {
+            "preset_hash": first.provenance and first.provenance.preset_hash,
+            "prompts_hash": first.prompts_hash,
+            "fewshot": first.fewshot,
+            **{name: used.get(name) for name in ("dtype", "limit")},
+        }
+        return cls(first.metric or "", asked, settings)
 
 
 @dataclass(frozen=True)
@@ -87,22 +82,25 @@ class Comparison:
         return self.p_holm < REAL
 
 
-def comparable(metric: str | None, rows: Sequence[Record]) -> bool:
+def comparable(samples: Sequence[Sample]) -> bool:
     """Whether every problem has a number: not before programs are run, nor for perplexities."""
-    return bool(rows) and all("id" in row and isinstance(row.get(metric), Real) for row in rows)
+    return bool(samples) and all(s.id is not None and isinstance(s.value, Real) for s in samples)
 
 
 def compare(models: Mapping[str, Mapping[str, Scored]]) -> list[Comparison]:
     """All pairs of models on every task that both have: {model: {task: scores}}."""
-    found = []
-    for (a, of_a), (b, of_b) in combinations(models.items(), 2):
-        for task in [task for task in of_a if task in of_b and of_a[task].metric == of_b[task].metric]:
-            found.append(_pair(task, a, of_a[task], b, of_b[task]))
-    adjusted = holm([c["p"] for c in found])
-    return [Comparison(**c, p_holm=p) for c, p in zip(found, adjusted, strict=True)]
+    pairs = [
+        _pair(task, a, of_a[task], b, of_b[task])
+        for (a, of_a), (b, of_b) in combinations(models.items(), 2)
+        for task in of_a
+        if task in of_b and of_a[task].metric == of_b[task].metric
+    ]
+    adjusted = holm([pair.p for pair in pairs])
+    return [replace(pair, p_holm=p) for pair, p in zip(pairs, adjusted, strict=True)]
 
 
-def _pair(task: str, a: str, of_a: Scored, b: str, of_b: Scored) -> Record:
+def _pair(task: str, a: str, of_a: Scored, b: str, of_b: Scored) -> Comparison:
+    """`p_holm` is p."""
     asked = [i for i in of_a.by_problem if i in of_b.by_problem]
     if not asked:
         raise BadInput(f"{task}: {a} and {b} have no problem in common; evaluate both with the same evaluation.limit")
@@ -111,28 +109,39 @@ def _pair(task: str, a: str, of_a: Scored, b: str, of_b: Scored) -> Record:
     binary = all(value in (0, 1) for value in left + right)
     p = mcnemar(differences.count(-1), differences.count(1)) if binary else sign_flip(differences)
     low, high = bootstrap(differences)
-    return {
-        "task": task, "metric": of_a.metric, "a": a, "b": b, "n": len(asked),
-        "value_a": fmean(left), "value_b": fmean(right), "difference": fmean(differences), "low": low, "high": high,
-        "test": "exact McNemar" if binary else "sign flips", "p": p,
-        "differs_in": [name for name in MATTERS if of_a.facts[name] != of_b.facts[name]],
-    }  # fmt: skip
+    return Comparison(
+        task=task,
+        metric=of_a.metric,
+        a=a,
+        b=b,
+        n=len(asked),
+        value_a=fmean(left),
+        value_b=fmean(right),
+        difference=fmean(differences),
+        low=low,
+        high=high,
+        test="exact McNemar" if binary else "sign flips",
+        p=p,
+        p_holm=p,
+        differs_in=[name for name, value in of_a.settings.items() if value != of_b.settings[name]],
+    )
 
 
 def read(name: str) -> dict[str, Scored]:
     """The scored tasks of one model. Raises BadInput where there are none."""
     folders = [_folder(Path(part)) for part in name.split(",")]
+    scores = [read_scores(folder) for folder in folders]
     tasks = [path.name.removesuffix(SAMPLES) for path in sorted(folders[0].glob(f"*{SAMPLES}"))]
-    found = {}
+    scored = {}
     for task in tasks:
-        results = [(read_json(f / f"{task}.json"), read_json_lines(f / f"{task}{SAMPLES}")) for f in folders]
-        if any(score is None for score, _ in results):
+        if any(task not in of_seed for of_seed in scores):
             raise BadInput(f"{name}: not all of these have {task}.json")
-        if all(comparable(score["metric"], rows) for score, rows in results):
-            found[task] = Scored.of(results)
-    if not found:
+        results = [(of[task], read_samples(folder, of[task])) for folder, of in zip(folders, scores, strict=True)]
+        if all(comparable(samples) for _, samples in results):
+            scored[task] = Scored.of(results)
+    if not scored:
         raise BadInput(f"{name}: no scored task in {folders[0]}")
-    return found
+    return scored
 
 
 def _folder(path: Path) -> Path:
@@ -154,12 +163,12 @@ def main(argv: Sequence[str]) -> None:
     flags = p.parse_args(argv)
     if len(flags.models) < 2:
         raise BadInput("compare: name at least two models")
-    found = compare({name: read(name) for name in flags.models})
-    if not found:
+    comparisons = compare({name: read(name) for name in flags.models})
+    if not comparisons:
         raise BadInput(f"compare: {' and '.join(flags.models)} have no task and metric in common")
-    Console().print(table(found))
+    Console().print(table(comparisons))
     if flags.output:
-        write_json(flags.output, [asdict(c) | {"real": c.real} for c in found])
+        write_json(flags.output, [asdict(c) | {"real": c.real} for c in comparisons])
 
 
 HEADINGS = ("task", "models", "scores", "difference", "95% interval", "n", "p", "p (Holm)", "real?")

@@ -10,7 +10,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
 from pipeline.core.errors import BadInput
-from pipeline.evaluation import results
+from pipeline.evaluation import scoring
 from pipeline.evaluation.answer_cache import Record
 from pipeline.evaluation.benchmarks import TASKS
 from pipeline.evaluation.lm_eval_model import BlockDiffusionLM
@@ -72,17 +72,17 @@ def run_task(
         fewshot_as_multiturn=False,  # examples and question are one turn of the user, as in the published runs
     )
     samples = found["samples"][name]
-    table = results.metrics(found["results"][name], samples)
+    table = scoring.metrics(found["results"][name], samples)
     headline, filtered_by = next(iter(table)).split(",") if table else (None, samples[0]["filter"])
     first = [sample for sample in samples if sample["filter"] == filtered_by]
     answers = [answer for repeats in model.records.values() for answer in repeats]
     if task.OUTPUT_TYPE == "generate_until":
-        rows = [results.generated_row(s, headline, model.records[s["doc_id"], 0][0]) for s in first]
-        facts = results.generation_facts(answers)
+        rows = [scoring.generated_row(s, headline, model.records[s["doc_id"], 0][0]) for s in first]
+        facts = scoring.generation_facts(answers)
     else:
         choices = [[model.records[s["doc_id"], i][0] for i in range(len(s["arguments"]))] for s in first]
-        rows = [results.likelihood_row(s, headline, c) for s, c in zip(first, choices, strict=True)]
-        facts = results.likelihood_facts(answers, rows)
+        rows = [scoring.likelihood_row(s, headline, c) for s, c in zip(first, choices, strict=True)]
+        facts = scoring.likelihood_facts(answers, rows)
     score = {
         "task": name,
         "metric": headline,
@@ -91,7 +91,7 @@ def run_task(
         "metrics": table,
         **facts,
         "fewshot": task.config.num_fewshot or 0,
-        "prompts_hash": results.prompts_hash(first),
+        "prompts_hash": scoring.prompts_hash(first),
         "devices": sorted({answer["device"] for answer in answers}),
     }
-    return results.with_alarms(score, rows), rows
+    return scoring.with_alarms(score, rows), rows

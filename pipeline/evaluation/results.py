@@ -1,157 +1,234 @@
-"""From answers to a result: metrics with intervals, samples, costs, alarms."""
+"""What an evaluation leaves behind per task: TASK.json, a `Score`, and TASK.samples.jsonl, a `Sample` per line."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from statistics import fmean, quantiles
-from typing import Any
+from typing import Any, Self
 
-from pipeline.core.files import json_sha256, read_json
-from pipeline.evaluation.answer_cache import Record
-from pipeline.evaluation.statistics import interval
+from pipeline.core.files import read_json, read_json_lines
 
-MANY_TRUNCATED = 0.2
-MANY_UNSURE = 0.1
-RAW_OUTPUTS = 5
-LENGTHS = (16, 64, 256, math.inf)  # costs are given for responses of up to so many tokens
+SAMPLES = ".samples.jsonl"
 
 
-def metrics(results: Mapping[str, Any], samples: Sequence[Record]) -> dict[str, Record]:
-    """{"METRIC,FILTER": value, n and 95% interval}; no interval where the value is no mean over problems."""
-    scores: dict[str, list[Any]] = {}
-    for sample in samples:
-        for metric in sample["metrics"]:
-            scores.setdefault(f"{metric},{sample['filter']}", []).append(sample[metric])
-    table = {}
-    for key, values in scores.items():
-        value = results[key]
-        is_mean = all(isinstance(v, Real) for v in values) and abs(fmean(values) - value) < 1e-9
-        low, high = interval([float(v) for v in values]) if is_mean else (None, None)
-        table[key] = {"value": float(value), "n": len(values), "low": low, "high": high}
-    return table
+class Part:
+    """A dataclass whose fields are entries of a JSON object."""
+
+    @classmethod
+    def from_json(cls, entries: Mapping[str, Any]) -> Self:
+        """From an object that may hold other entries, too. Raises TypeError where a field without a default is missing."""
+        return cls(**{f.name: entries[f.name] for f in fields(cls) if f.name in entries})  # type: ignore[arg-type]
+
+    @classmethod
+    def if_there(cls, entries: Mapping[str, Any]) -> Self | None:
+        """None where the object has not even the first field."""
+        return cls.from_json(entries) if fields(cls)[0].name in entries else None  # type: ignore[arg-type]
 
 
-def generated_row(sample: Record, metric: str | None, answer: Record) -> Record:
-    """A sample of a task that generates."""
-    kept = ("tokens", "forwards", "ended", "pieces", "filled")
-    return {
-        "id": sample["doc_id"],
-        "prompt": sample["arguments"][0][0],
-        "response": answer["response"],
-        "answer": sample["filtered_resps"][0],
-        "target": sample["target"],
-        **_verdict(sample, metric),
-        **{name: answer[name] for name in kept},
-    }
+@dataclass(frozen=True)
+class Mean(Part):
+    """A metric over `n` problems, with its 95% interval; without one where it is no mean over problems."""
+
+    value: float
+    n: int
+    low: float | None = None
+    high: float | None = None
 
 
-def likelihood_row(sample: Record, metric: str | None, answers: Sequence[Record]) -> Record:
-    """A sample of a task over log-likelihoods; its response is the likeliest continuation."""
-    choices = [
-        {"text": args[-1], "log_likelihood": a["log_likelihood"], "stderr": math.sqrt(a["variance"])}
-        for args, a in zip(sample["arguments"], answers, strict=True)
-    ]
-    best, *others = sorted(choices, key=lambda c: -c["log_likelihood"])
-    noise = math.hypot(best["stderr"], others[0]["stderr"]) if others else 0.0
-    return {
-        "id": sample["doc_id"],
-        "prompt": sample["arguments"][0][0],
-        "response": best["text"],
-        "answer": best["text"],
-        "target": sample["target"],
-        **_verdict(sample, metric),
-        "choices": choices,
-        "unsure": bool(others) and best["log_likelihood"] - others[0]["log_likelihood"] < 2 * noise,
-    }
+@dataclass(frozen=True)
+class Cost(Part):
+    """Of one device. Prompt tokens, end tokens and what follows them never count; latency is until a batch was done, in seconds."""
+
+    tokens_per_second: float
+    forwards_per_token: float | None
+    latency_median: float
+    latency_p95: float
 
 
-def _verdict(sample: Record, metric: str | None) -> Record:
-    if metric is None:
-        return {"correct": None}
-    value = sample[metric]
-    return {metric: value, "correct": bool(value) if value in (0, 1) else None}
+@dataclass(frozen=True)
+class CostOf(Cost):
+    """Of `n` responses."""
+
+    n: int
 
 
-def prompts_hash(samples: Sequence[Record]) -> str:
-    """12 hex digits that change with any prompt (template, shots, their order) and with the problems' choice."""
-    asked = [[a for a in args if isinstance(a, str)] for sample in samples for args in sample["arguments"]]
-    return json_sha256(asked)[:12]
+@dataclass(frozen=True)
+class Generation(Cost):
+    """Length, speed and cost of a task's responses."""
+
+    truncated: float
+    """Share that reached the length limit without an end token."""
+    masks_left: int
+    tokens: int
+    by_length: Mapping[str, CostOf]
 
 
-def generation_facts(answers: Sequence[Record]) -> Record:
-    """Length, speed and cost; prompt tokens, end tokens and what follows them never count."""
-    by_length, shortest = {}, 0
-    for longest in LENGTHS:
-        held = [a for a in answers if shortest <= a["tokens"] <= longest]
-        if held:
-            by_length[f"up to {longest:g} tokens"] = {"n": len(held), **_costs(held)}
-        shortest = longest + 1
-    return {
-        "truncated": fmean(not a["ended"] for a in answers),
-        "masks_left": sum(a["masks"] for a in answers),
-        "tokens": sum(a["tokens"] for a in answers),
-        "seconds": round(sum(a["seconds"] for a in answers), 3),
-        **_costs(answers),
-        "by_length": by_length,
-    }
+@dataclass(frozen=True)
+class Likelihood(Part):
+    """Noise of the estimator: standard errors in nats, and the share of problems whose two best choices are within two of them."""
+
+    mean_stderr: float
+    largest_stderr: float
+    unsure: float
 
 
-def _costs(answers: Sequence[Record]) -> Record:
-    """tokens_per_second is of one device; latency is until a response's batch was done, in seconds."""
-    tokens, latency = sum(a["tokens"] for a in answers), [a["latency"] for a in answers]
-    cuts = quantiles(latency, n=20, method="inclusive") if len(latency) > 1 else latency * 19
-    return {
-        "tokens_per_second": tokens / sum(a["seconds"] for a in answers),
-        "forwards_per_token": sum(a["forwards"] for a in answers) / tokens if tokens else None,
-        "latency_median": cuts[9],
-        "latency_p95": cuts[18],
-    }
+@dataclass(frozen=True)
+class Programs(Part):
+    """How generated programs ended, and within which limits."""
+
+    reasons: Mapping[str, int]
+    limits: Mapping[str, float]
 
 
-def likelihood_facts(answers: Sequence[Record], rows: Sequence[Record]) -> Record:
-    """Noise of the estimator: standard errors in nats, and problems whose two best choices are within two of them."""
-    return {
-        "seconds": round(sum(a["seconds"] for a in answers), 3),
-        "likelihood": {
-            "mean_stderr": fmean(math.sqrt(a["variance"]) for a in answers),
-            "largest_stderr": max(math.sqrt(a["variance"]) for a in answers),
-            "unsure": fmean(row["unsure"] for row in rows),
-        },
-    }
+@dataclass(frozen=True)
+class Provenance(Part):
+    """What a score was made with."""
+
+    model: str
+    checksum: str
+    label: str
+    preset: str
+    preset_hash: str
+    settings: Mapping[str, Any]
+    hardware: Mapping[str, Any]
+    versions: Mapping[str, str]
 
 
-def alarms(score: Record) -> list[str]:
-    """What must not pass for a result without a look at the outputs."""
-    found = []
-    if score["value"] == 0:
-        found.append(f"{score['metric']} is 0: more often a wrong template, stop string or filter than a weak model")
-    if score.get("truncated", 0) > MANY_TRUNCATED:
-        found.append(f"{score['truncated']:.0%} of the responses reach the length limit without an end token")
-    if score.get("masks_left"):
-        found.append(f"{score['masks_left']} mask tokens are left in the responses: the sampler is broken")
-    unsure = score.get("likelihood", {}).get("unsure", 0)
-    if unsure > MANY_UNSURE:
-        found.append(
-            f"{unsure:.0%} of the choices are within the estimator's noise: raise evaluation.likelihood_samples"
-        )
-    return found
+@dataclass(frozen=True)
+class Score(Part):
+    """One model on one task. The headline is the task's first metric; its value is None before programs are run."""
+
+    task: str
+    metric: str | None
+    value: float | None
+    n: int
+    low: float | None = None
+    high: float | None = None
+    higher_is_better: bool = True
+    metrics: Mapping[str, Mean] = field(default_factory=dict)
+    """"METRIC,FILTER" -> its value."""
+    seconds: float | None = None
+    """Of computation, over all devices."""
+    generation: Generation | None = None
+    likelihood: Likelihood | None = None
+    fewshot: int = 0
+    prompts_hash: str = ""
+    devices: Sequence[str] = ()
+    alarms: Sequence[str] = ()
+    raw_outputs: Sequence[Mapping[str, str]] = ()
+    """Prompt and response of a few problems, where there are alarms."""
+    programs: Programs | None = None
+    provenance: Provenance | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Generation, programs and provenance are flat there; what does not apply has no entry."""
+        entries = asdict(self)
+        for part in ("generation", "programs", "provenance"):
+            entries |= entries.pop(part) or {}
+        optional = ("seconds", "likelihood", "raw_outputs")
+        return {name: value for name, value in entries.items() if value or name not in optional}
+
+    @classmethod
+    def from_json(cls, entries: Mapping[str, Any]) -> Self:
+        """From TASK.json. Raises TypeError for an object that is none."""
+        parts: dict[str, Any] = {
+            "metrics": {name: Mean.from_json(value) for name, value in entries.get("metrics", {}).items()},
+            "generation": None,
+            "likelihood": Likelihood.if_there(entries.get("likelihood", {})),
+            "programs": Programs.if_there(entries),
+            "provenance": Provenance.if_there(entries),
+        }
+        if "by_length" in entries:
+            lengths = {name: CostOf.from_json(value) for name, value in entries["by_length"].items()}
+            parts["generation"] = Generation.from_json({**entries, "by_length": lengths})
+        return super().from_json({**entries, **parts})
+
+    @property
+    def bounds(self) -> str:
+        """The 95% interval as text; empty where the metric has none."""
+        return "" if self.low is None else f"{self.low:.3f} to {self.high:.3f}"
 
 
-def with_alarms(score: Record, rows: Sequence[Record]) -> Record:
-    """The score with its alarms and, where there are any, raw outputs."""
-    found = alarms(score)
-    raw = [{name: row[name] for name in ("prompt", "response")} for row in rows[:RAW_OUTPUTS]]
-    return score | {"alarms": found} | ({"raw_outputs": raw} if found else {})
+@dataclass(frozen=True)
+class Filling(Part):
+    """How a response came about."""
+
+    tokens: int
+    """Before the end token."""
+    forwards: int
+    ended: bool
+    """By a token or a stop string, not by the length limit."""
+    pieces: Sequence[str]
+    """Each token as text."""
+    filled: Sequence[int]
+    """The forward that decided each token, counted from 1."""
 
 
-def update_card(folder: Path) -> None:
-    """Puts the scores in RUN/evaluation/STEP into the model card of that step's checkpoint, if there is one."""
-    export = folder.parents[1] / "checkpoints" / folder.name / "export"
-    scores = [score for score in map(read_json, sorted(folder.glob("*.json"))) if score and "preset" in score]
-    if scores and (export / "README.md").is_file():
-        from pipeline.models.card import add_scores
+@dataclass(frozen=True)
+class Choice(Part):
+    """A continuation that the task offers."""
 
-        add_scores(export, scores)
+    text: str
+    log_likelihood: float
+    stderr: float
+
+
+@dataclass(frozen=True)
+class Sample(Part):
+    """A problem, what the model answered, and what that is worth."""
+
+    prompt: str
+    response: str
+    """Of a task over log-likelihoods, the likeliest continuation."""
+    target: Any
+    """As the task has it: text, a number, or a test program's parts."""
+    correct: bool | None
+    """None for a graded metric, and before programs are run."""
+    id: int | None = None
+    answer: Any = None
+    """What the task's filter found in the response."""
+    metric: str | None = None
+    value: Any = None
+    """Of the headline metric: a number, where it is a mean over problems."""
+    filling: Filling | None = None
+    choices: Sequence[Choice] = ()
+    unsure: bool = False
+    """Whether the two best choices are within the estimator's noise."""
+    reason: str = ""
+    detail: str = ""
+    """Why a program failed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of TASK.samples.jsonl: the metric's name names its value; what does not apply has no entry."""
+        entries = {**asdict(self), "choices": [asdict(choice) for choice in self.choices]}
+        entries |= entries.pop("filling") or {}
+        metric, value = entries.pop("metric"), entries.pop("value")
+        if metric is not None and value is not None:
+            entries[metric] = value
+        if not self.choices:
+            del entries["choices"], entries["unsure"]
+        if not self.reason:
+            del entries["reason"], entries["detail"]
+        return entries
+
+    @classmethod
+    def from_json(cls, entries: Mapping[str, Any], metric: str | None = None) -> Self:
+        """From a line of TASK.samples.jsonl and the name of the task's headline metric."""
+        parts = {
+            "metric": metric,
+            "value": entries.get(metric) if metric else None,
+            "filling": Filling.if_there(entries),
+            "choices": [Choice.from_json(choice) for choice in entries.get("choices", [])],
+        }
+        return super().from_json({**entries, **parts})
+
+
+def read_scores(folder: Path) -> dict[str, Score]:
+    """{task: its score} of one folder of an evaluation. Raises BadInput for a file that is not JSON."""
+    return {path.stem: Score.from_json(read_json(path)) for path in sorted(folder.glob("*.json"))}
+
+
+def read_samples(folder: Path, score: Score) -> list[Sample]:
+    """A task's samples, in order; [] without a file."""
+    return [Sample.from_json(row, score.metric) for row in read_json_lines(folder / f"{score.task}{SAMPLES}")]

@@ -4,25 +4,48 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from rich.console import Console
 
+from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput
+from pipeline.core.files import write_json, write_text
+from pipeline.core.run_directory import record_status
 from pipeline.evaluation.compare import HEADINGS, Comparison, Scored, comparable, compare, table_rows
-from pipeline.reporting import chunk_view, figures
-from pipeline.reporting.run_record import Record, Run, by_label
-from pipeline.reporting.summary import interval
+from pipeline.evaluation.results import read_samples
+from pipeline.reporting import figures
+from pipeline.reporting.chunk_view import first_row_chunks
+from pipeline.reporting.run_record import Run, read_run
+from pipeline.reporting.summary import Model, baseline_folder, read_models, score_table, scored_tasks, summary
 
 VERDICTS = {True: "right", False: "wrong", None: ""}  # None: a graded metric
 SHOWN_SAMPLES = 6  # of each verdict
 DRAWN_SAMPLES, DRAWN_TOKENS = 3, 40
+
+
+def write_report(recipe: Recipe, baselines: Sequence[str], teacher_label: str) -> None:
+    """Writes report.html and summary.json into the recipe's run directory, and prints the scores.
+
+    Args: see `read_models`. Raises BadInput for a folder that is not there, before anything is written.
+    """
+    folder = Path(recipe.run_dir)
+    for needed in [folder, *map(baseline_folder, baselines)]:
+        if not needed.is_dir():
+            raise BadInput(f"no run directory {needed}: run distill first")
+    with record_status(folder, "report"):
+        run = read_run(folder, recipe)
+        models = read_models(run, baselines, teacher_label)
+        write_json(folder / "summary.json", summary(run, models))
+        write_text(folder / "report.html", render(run, models))
+    Console().print(score_table(models) if scored_tasks(models) else "no scores yet: run evaluate")
+    print(f"report: {folder / 'report.html'}")
 
 
 @dataclass
@@ -41,31 +64,22 @@ class Section:
         return re.sub(r"\W+", "-", self.title.lower())
 
 
-def render(run: Run, baseline: Run | None, scores: dict[str, dict[str, Record]], teacher_label: str = "teacher") -> str:
+def render(run: Run, models: Sequence[Model]) -> str:
     """The whole page; it needs no other file and no network."""
-    runs = by_label(run, baseline)
     sections = [
-        *score_sections(scores, comparisons(run, baseline, scores, teacher_label)),
-        losses(runs),
-        validation(runs),
+        *score_sections(models),
+        losses(models),
+        validation(models),
         probe(run),
-        distance(run),
+        teacher_kl(run),
         gradients(run),
         tidal(run),
         alignment(run),
-        *alignments(run),
-        throughput(runs),
-        *samples(run),
-        text(
-            "Recipe",
-            yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True) if run.recipe else "",
-            "recipe.yaml",
-        ),
-        text(
-            "Environment",
-            yaml.safe_dump(run.environment, sort_keys=False) if run.environment else "",
-            "environment.json",
-        ),
+        *chunks(run),
+        throughput(models),
+        *samples(models[-1]),
+        text("Recipe", run.recipe, "recipe.yaml"),
+        text("Environment", run.environment, "environment.json"),
     ]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -75,7 +89,7 @@ def render(run: Run, baseline: Run | None, scores: dict[str, dict[str, Record]],
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
-    return environment.get_template("report.html.jinja").render(run=run, baseline=baseline, sections=sections)
+    return environment.get_template("report.html.jinja").render(run=run, baselines=models[1:-1], sections=sections)
 
 
 def number(value: Any) -> str:
@@ -85,63 +99,69 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def comparisons(
-    run: Run, baseline: Run | None, scores: dict[str, dict[str, Record]], teacher_label: str
-) -> list[Comparison]:
+def runs_with(models: Sequence[Model], part: Callable[[Run], Sequence[Any]]) -> list[tuple[Model, Run]]:
+    """The models whose run has something of a part of its record."""
+    return [(model, model.run) for model in models if model.run and part(model.run)]
+
+
+def comparisons(models: Sequence[Model]) -> list[Comparison]:
     """All pairs of models on every task, where their samples hold the scores."""
-    places = {"teacher": (run, teacher_label)} | {k: (r, r.last_step) for k, r in by_label(run, baseline).items()}
-    models: dict[str, dict[str, Scored]] = {label: {} for label in places}
-    for task, found in scores.items():
-        for label, score in found.items():
-            of, name = places[label]
-            rows = of.samples(name, task)
-            if comparable(score["metric"], rows):
-                models[label][task] = Scored.of([(score, rows)])
-    return compare(models)
+    scored: dict[str, dict[str, Scored]] = {model.label: {} for model in models}
+    for task in scored_tasks(models):
+        for model in models:
+            if score := model.scores.get(task):
+                rows = read_samples(model.results, score)
+                if comparable(rows):
+                    scored[model.label][task] = Scored.of([(score, rows)])
+    return compare(scored)
 
 
-def score_sections(scores: dict[str, dict[str, Record]], compared: list[Comparison]) -> Iterator[Section]:
-    """A section a task."""
-    if not scores:
+def score_sections(models: Sequence[Model]) -> Iterator[Section]:
+    """A section per task."""
+    compared = comparisons(models)
+    if not scored_tasks(models):
         yield Section("Scores", note="No scores: evaluate has not run.")
-    for task, models in scores.items():
-        rows = [["model", "score", "95% interval", "problems", "decoding"]]
-        rows += [[model, f"{s['value']:.3f}", interval(s), s["n"], s.get("preset", "")] for model, s in models.items()]
-        missing = [model for model in figures.COLOURS if model not in models]
+    for task in scored_tasks(models):
+        scored = [model for model in models if task in model.scores]
+        rows = [["model", "strategy", "score", "95% interval", "problems", "decoding"]]
+        for model in scored:
+            score = model.scores[task]
+            preset = score.provenance.preset if score.provenance else ""
+            rows.append([model.label, model.strategy, f"{score.value:.3f}", score.bounds, score.n, preset])
+        missing = [model.label for model in models if model not in scored]
         note = f"No score of: {', '.join(missing)}." if missing else ""
-        note += "".join(f" Alarm, {model}: {alarm}." for model, s in models.items() for alarm in s.get("alarms", []))
+        note += "".join(f" Alarm, {m.label}: {alarm}." for m in scored for alarm in m.scores[task].alarms)
         pairs = table_rows([c for c in compared if c.task == task])
         tables = [rows, [list(HEADINGS), *pairs]] if pairs else [rows]
-        yield Section(f"Scores: {task}", note=note.strip(), figure=figures.scores(models), tables=tables)
+        yield Section(f"Scores: {task}", note=note.strip(), figure=figures.scores(scored, task), tables=tables)
 
 
-def losses(runs: dict[str, Run]) -> Section:
+def losses(models: Sequence[Model]) -> Section:
     title = "Training losses"
-    held = {label: run for label, run in runs.items() if run.training}
-    if not held:
+    trained = runs_with(models, lambda run: run.training)
+    if not trained:
         return Section(title, note="No training lines in metrics.jsonl: distill has not run.")
     note = "Thin: one logging line; thick: running mean. The loss is the weighted sum of its terms."
-    return Section(title, note=note, figure=figures.losses(held))
+    return Section(title, note=note, figure=figures.losses(trained))
 
 
-def validation(runs: dict[str, Run]) -> Section:
+def validation(models: Sequence[Model]) -> Section:
     title = "Validation loss by t"
-    held = {label: run for label, run in runs.items() if run.validation}
-    if not held:
+    validated = runs_with(models, lambda run: run.validation)
+    if not validated:
         return Section(
             title,
             note="No validation lines in metrics.jsonl: the recipe has no data.validation, or distill has not run.",
         )
-    ts = list(next(iter(held.values())).validation[-1]["by_t"])
-    rows = [["last step", "all t", *(f"t = {t}" for t in ts)]]
-    rows += [[label, run.validation[-1]["loss"], *run.validation[-1]["by_t"].values()] for label, run in held.items()]
+    rows = [["last step", "all t", *(f"t = {t}" for t in validated[0][1].validation[-1].by_t)]]
+    rows += [[m.label, run.validation[-1].loss, *run.validation[-1].by_t.values()] for m, run in validated]
     note = "Mean cross-entropy of a masked token of held-out rows, in nats, at fixed t with fixed noise."
-    return Section(title, note=note, figure=figures.validation(held), tables=[rows])
+    return Section(title, note=note, figure=figures.validation(validated), tables=[rows])
 
 
 def probe(run: Run) -> Section:
     title = "What the teacher knows"
-    if not run.probe.get("teachers"):
+    if not run.probe:
         return Section(
             title,
             note="No teacher_probe.json: the recipe has no teachers or no data.validation, or distill has not run.",
@@ -151,119 +171,103 @@ def probe(run: Run) -> Section:
         "views (CompDemo), each reveals half of what the other predicts. A teacher near the dotted line reads through "
         "a wrong tokenizer, template or mask."
     )
-    return Section(title, note=note, figure=figures.probe(run.probe["t"], run.probe["teachers"]))
+    return Section(title, note=note, figure=figures.probe(run.probe))
 
 
-def distance(run: Run) -> Section:
+def teacher_kl(run: Run) -> Section:
     title = "KL to the teachers"
-    if not run.distance:
+    if not run.teacher_kl:
         return Section(
             title,
             note="No distance.json: the recipe has no teachers or no data.validation, or distill has not run.",
         )
-    names = list(next(iter(run.distance.values())))
-    rows = [["mean over t, nats", *names]]
-    rows += [[f"step {step}", *(statistics.mean(kl[n].values()) for n in names)] for step, kl in run.distance.items()]
+    names = list(next(iter(run.teacher_kl.values())))
+    rows: list[list[Any]] = [["mean over t, nats", *names]]
+    rows += [[f"step {step}", *(statistics.mean(kl[n].values()) for n in names)] for step, kl in run.teacher_kl.items()]
     note = (
         "KL(teacher || student) on held-out rows before training and after, T = 1. Of a masked token's distribution where "
         "the tokenizer is shared; otherwise of a true chunk's probability, the event that both tokenizers have."
     )
-    return Section(title, note=note, figure=figures.distances(names, run.distance), tables=[rows])
+    return Section(title, note=note, figure=figures.teacher_kl(names, run.teacher_kl), tables=[rows])
 
 
 def gradients(run: Run) -> Section:
     title = "Gradient of CALM and Reverse CALM"
-    if "temperature" not in (objective := run.recipe.get("objective", {})):
+    if not run.objective:
         return Section(title, note="No recipe.yaml in the run directory.")
     note = (
         "How hard a chunk pulls at the student's log-probability of it (below 0: upwards). Left, a teacher that is sure of it: "
         "CALM pulls alike whatever the student knows, Reverse CALM hardly where the student gives it nothing, and more the "
         "more it gives. Right, a teacher that is sure that it is wrong: CALM pushes without bound where the student is sure."
     )
-    return Section(title, note=note, figure=figures.gradients(objective["temperature"]))
+    return Section(title, note=note, figure=figures.gradients(run.objective.temperature))
 
 
 def tidal(run: Run) -> Section:
     title = "TIDAL lambda"
-    settings = run.recipe.get("objective", {}).get("tidal")
-    if not settings:
+    if not run.objective:
         return Section(title, note="No recipe.yaml in the run directory.")
     used = run.strategy == "tide_shared" or "tidal" in run.strategy
-    note = f"The share of the teacher in TIDAL's target, lambda(p, t); axes: {settings['axes']}."
+    note = f"The share of the teacher in TIDAL's target, lambda(p, t); axes: {run.objective.axes}."
     if not used:
         note += f" The strategy of this run, {run.strategy}, does not use it: this is the schedule its recipe holds."
-    drawn = {name: settings[name] for name in ("init", "maximum", "axes", "schedule")}
-    return Section(title, note=note, figure=figures.tidal(**drawn))
+    return Section(title, note=note, figure=figures.tidal(run.objective))
 
 
 def alignment(run: Run) -> Section:
     title = "Alignment"
-    if not run.manifest:
-        return Section(title, note=f"No manifest.json in {run.aligned or 'the aligned dataset'}: run align.")
-    tables = [
-        [[part, ""], *([name, value] for name, value in flatten(run.manifest.get(part, {})))]
-        for part in ("rows", "tokens", "statistics")
-    ]
+    if not run.alignment:
+        return Section(title, note=f"No manifest.json in {run.aligned}: run align.")
+    parts = {"rows": run.alignment.rows, "tokens": run.alignment.tokens, "statistics": run.alignment.statistics}
+    tables = [[[part, ""], *map(list, numbers)] for part, numbers in parts.items()]
     return Section(
         title, note=f"From {run.aligned}/manifest.json; tokens and statistics of the training rows.", tables=tables
     )
 
 
-def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]:
-    """The numbers of nested dicts, each with the names on the way to it."""
-    for name, entry in value.items():
-        label = f"{prefix}{name.replace('_', ' ')}"
-        if isinstance(entry, dict):
-            yield from flatten(entry, f"{label}: ")
-        else:
-            yield label, entry
-
-
-def alignments(run: Run) -> Iterator[Section]:
+def chunks(run: Run) -> Iterator[Section]:
     """One aligned row for each teacher."""
     try:
-        drawn = chunk_view.drawn(run)
+        by_teacher = first_row_chunks(run)
     except (BadInput, ValueError) as error:
         yield Section("Sample chunks", note=f"No sample alignment: {error}")
         return
-    if not drawn:
+    if not by_teacher:
         yield Section("Sample chunks", note="No sample alignment: no teachers, or the aligned dataset is not there.")
-    for name, content in drawn.items():
+    for name, content in by_teacher.items():
         note = f"The first training row, chunk by chunk: student tokens above, those of {name} below."
         yield Section("Sample chunks", note=note, kind="chunks", content=content)
 
 
-def throughput(runs: dict[str, Run]) -> Section:
+def throughput(models: Sequence[Model]) -> Section:
     title = "Throughput"
-    seconds = [["stage", "seconds"]]
-    seconds += [[f"{stage}, {label}", value] for label, run in runs.items() for stage, value in run.seconds.items()]
-    held = {label: run for label, run in runs.items() if run.training}
-    if not held:
+    seconds: list[list[Any]] = [["stage", "seconds"]]
+    seconds += [[f"{stage}, {m.label}", value] for m in models if m.run for stage, value in m.run.seconds.items()]
+    trained = runs_with(models, lambda run: run.training)
+    if not trained:
         return Section(title, note="No training lines in metrics.jsonl: distill has not run.", tables=[seconds])
-    rows = [["median", "tokens a second", "seconds a step", "tokens in all"]]
-    for label, run in held.items():
+    rows: list[list[Any]] = [["median", "tokens per second", "seconds per step", "tokens in all"]]
+    for model, run in trained:
         lines = run.training
         steps = [0, *(line["step"] for line in lines)]
         pace = [line["seconds"] / (step - before) for line, (before, step) in zip(lines, pairwise(steps), strict=True)]
         speed = statistics.median(line["tokens_per_second"] for line in lines)
-        rows.append([label, speed, statistics.median(pace), sum(line["tokens"] for line in lines)])
+        rows.append([model.label, speed, statistics.median(pace), sum(line["tokens"] for line in lines)])
     note = "Real tokens of student and teachers, padding not counted."
-    return Section(title, note=note, figure=figures.throughput(held), tables=[rows, seconds])
+    return Section(title, note=note, figure=figures.throughput(trained), tables=[rows, seconds])
 
 
-def samples(run: Run) -> Iterator[Section]:
-    """Generations of the newest evaluated step, a section a task."""
+def samples(model: Model) -> Iterator[Section]:
+    """Generations of the run's newest evaluated step, a section per task."""
     title = "Sample generations"
-    tasks = run.evaluations.get(run.last_step, {})
-    held = {task: rows for task in tasks if (rows := run.samples(run.last_step, task))}
-    if not held:
+    by_task = {task: rows for task, score in model.scores.items() if (rows := read_samples(model.results, score))}
+    if not by_task:
         yield Section(title, note="No samples: evaluate has not run.")
-    for task, rows in held.items():
-        shown = [row for verdict in VERDICTS for row in [r for r in rows if r["correct"] is verdict][:SHOWN_SAMPLES]]
-        metric = tasks[task]["metric"]
-        content = [row | {"verdict": VERDICTS[row["correct"]] or f"{metric} {number(row[metric])}"} for row in shown]
-        note = f"{task}, {run.last_step}: {len(shown)} of {len(rows)}, the first right and the first wrong ones."
-        drawn = [row for row in rows if 0 < len(row.get("filled", [])) <= DRAWN_TOKENS][:DRAWN_SAMPLES]
+    for task, rows in by_task.items():
+        shown = [row for verdict in VERDICTS for row in [r for r in rows if r.correct is verdict][:SHOWN_SAMPLES]]
+        content = [(row, VERDICTS[row.correct] or f"{row.metric} {number(row.value)}") for row in shown]
+        note = f"{task}, {model.results.name}: {len(shown)} of {len(rows)}, the first right and the first wrong ones."
+        drawn = [row for row in rows if row.filling and 0 < len(row.filling.filled) <= DRAWN_TOKENS][:DRAWN_SAMPLES]
         if drawn:
             note += " The picture shows which forward decided each token of the first ones."
         figure = figures.filling(drawn) if drawn else None

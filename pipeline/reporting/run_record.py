@@ -2,99 +2,170 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.core.files import read_json, read_json_lines
+from pipeline.config.recipe import Recipe
+from pipeline.core.files import read_json
 from pipeline.core.run_directory import read_metrics
+from pipeline.evaluation.results import Score, read_scores
 
-Record = dict[str, Any]
+
+@dataclass(frozen=True)
+class Objective:
+    """What the figures need of a recipe's objective."""
+
+    temperature: float
+    init: float
+    maximum: float
+    axes: str
+    schedule: str
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One validation line of metrics.jsonl."""
+
+    step: int
+    loss: float
+    by_t: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TeacherProbe:
+    """What a teacher knows of held-out rows. By view (`one_view`, `two_views`), then by t."""
+
+    t: list[float]
+    uniform: float
+    """Mean log-probability of the truth under a uniform guess."""
+    log_prob: Mapping[str, list[float]]
+    accuracy: Mapping[str, list[float]]
+
+    @classmethod
+    def from_json(cls, t: list[float], entries: Mapping[str, Any]) -> TeacherProbe:
+        """From a teacher's entry in teacher_probe.json."""
+        views = [name.removeprefix("accuracy_") for name in entries if name.startswith("accuracy_")]
+        return cls(t, entries["uniform"], {v: entries[v] for v in views}, {v: entries[f"accuracy_{v}"] for v in views})
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The aligned dataset in numbers, each with its name, and its training shards."""
+
+    rows: list[tuple[str, float]]
+    tokens: list[tuple[str, float]]
+    statistics: list[tuple[str, float]]
+    shards: list[Path]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory.
-
-    Attributes:
-        recipe: the resolved recipe the run was started with, {} without one.
-        seconds: of every stage that has a status file, `report` itself left out.
-        training, validation: lines of metrics.jsonl by kind, in order of steps; of a step that a resumed run did again,
-            the later line.
-        probe: teacher_probe.json, {} without one.
-        distance: distance.json, {} without one.
-        manifest: of the run's aligned dataset, {} without one.
-        evaluations: {step or label: {task: the contents of TASK.json}}, sorted by name.
-    """
+    """One run directory."""
 
     folder: Path
-    recipe: Record
-    environment: Record
-    seconds: dict[str, float]
-    training: list[Record]
-    validation: list[Record]
-    probe: Record
-    distance: Record
-    manifest: Record
-    evaluations: dict[str, dict[str, Record]]
+    recipe: str
+    """The resolved recipe the run was started with, as YAML; "" without one. The next six fields are read from it."""
+    student_tokenizer: str
+    teachers: Mapping[str, str]
+    """Name -> tokenizer."""
+    strategy: str
+    """`bd3lm` for a run without teachers."""
+    objective: Objective | None
+    tasks: list[str]
+    aligned: Path
+    steps: int | None
+    environment: str
+    """environment.json as YAML; "" without one. The next three fields are read from it."""
+    world_size: int | None
+    zero_stage: int | None
+    expert_parallel_size: Mapping[str, int]
+    seconds: Mapping[str, float]
+    """Of every stage that has a status file, `report` itself left out."""
+    training: list[dict[str, float]]
+    """Lines of metrics.jsonl, in order of steps; of a step that a resumed run did again, the later line."""
+    validation: list[Validation]
+    probe: Mapping[str, TeacherProbe]
+    """By teacher."""
+    teacher_kl: Mapping[str, Mapping[str, Mapping[str, float]]]
+    """Step -> teacher -> t -> KL(teacher || student)."""
+    alignment: Alignment | None
+    evaluations: Mapping[str, Mapping[str, Score]]
+    """Step or label -> task -> score, sorted by name."""
 
     @property
-    def strategy(self) -> str:
-        """`bd3lm` for a run without teachers."""
-        return self.recipe.get("objective", {}).get("strategy", "") if self.teachers else "bd3lm"
-
-    @property
-    def teachers(self) -> list[str]:
-        return [teacher["name"] for teacher in self.recipe.get("teachers", [])]
-
-    @property
-    def aligned(self) -> Path:
-        """Folder of the aligned dataset."""
-        return Path(self.recipe.get("data", {}).get("aligned", ""))
-
-    @property
-    def last_step(self) -> str | None:
-        """The newest evaluated step's name."""
-        return max((name for name in self.evaluations if name.startswith("step-")), default=None)
-
-    def samples(self, name: str, task: str) -> list[Record]:
-        """The evaluated samples of a task, in order; [] without a file."""
-        return read_json_lines(self.folder / "evaluation" / name / f"{task}.samples.jsonl")
+    def last_step(self) -> str:
+        """The newest evaluated step's name; "" without one."""
+        return max((name for name in self.evaluations if name.startswith("step-")), default="")
 
 
-def read_run(folder: Path, recipe: Record | None = None) -> Run:
-    """Reads a run directory; `recipe` stands in where it holds no recipe.yaml.
+def read_run(folder: Path, fallback: Recipe | None = None) -> Run:
+    """Reads a run directory; the fallback stands in where it holds no recipe.yaml.
 
     Raises BadInput for a file that is not JSON.
     """
-    resolved = folder / "recipe.yaml"
-    recipe = yaml.safe_load(resolved.read_text(encoding="utf-8")) if resolved.is_file() else recipe or {}
-    metrics = {(line["step"], line["kind"]): line for line in read_metrics(folder)}
-    metrics = [metrics[key] for key in sorted(metrics)]
+    file = folder / "recipe.yaml"
+    recipe = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else asdict(fallback) if fallback else {}
+    environment = read_json(folder / "environment.json") or {}
+    objective, aligned = recipe.get("objective", {}), Path(recipe.get("data", {}).get("aligned", ""))
+    teachers = {teacher["name"]: teacher.get("tokenizer", "") for teacher in recipe.get("teachers", [])}
+    metrics = {(line["step"], line.pop("kind")): line for line in read_metrics(folder)}
+    lines = sorted(metrics.items())
     status = {path.stem: read_json(path) for path in sorted((folder / "status").glob("*.json"))}
-    evaluations: dict[str, dict[str, Record]] = {}
-    for path in sorted((folder / "evaluation").glob("*/*.json")):
-        score = read_json(path)
-        if score["value"] is not None:  # generated programs that nobody has run yet
-            evaluations.setdefault(path.parent.name, {})[path.stem] = score
+    probe = read_json(folder / "teacher_probe.json") or {"t": [], "teachers": {}}
     return Run(
         folder=folder,
-        recipe=recipe,
-        environment=read_json(folder / "environment.json") or {},
+        recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else "",
+        student_tokenizer=recipe.get("student", {}).get("tokenizer", ""),
+        teachers=teachers,
+        strategy=objective.get("strategy", "") if teachers else "bd3lm",
+        objective=_objective(objective) if "tidal" in objective else None,
+        tasks=recipe.get("evaluation", {}).get("tasks", []),
+        aligned=aligned,
+        steps=environment.get("steps") or recipe.get("optim", {}).get("steps"),
+        environment=yaml.safe_dump(environment, sort_keys=False) if environment else "",
+        world_size=environment.get("world_size"),
+        zero_stage=environment.get("zero_stage"),
+        expert_parallel_size=environment.get("expert_parallel_size") or {},
         seconds={stage: s["seconds"] for stage, s in status.items() if stage != "report" and "seconds" in s},
-        training=[line for line in metrics if line["kind"] == "train"],
-        validation=[line for line in metrics if line["kind"] == "validation"],
-        probe=read_json(folder / "teacher_probe.json") or {},
-        distance=read_json(folder / "distance.json") or {},
-        manifest=read_json(Path(recipe.get("data", {}).get("aligned", "")) / "manifest.json") or {},
-        evaluations=evaluations,
+        training=[line for (_, kind), line in lines if kind == "train"],
+        validation=[Validation(**line) for (_, kind), line in lines if kind == "validation"],
+        probe={name: TeacherProbe.from_json(probe["t"], entries) for name, entries in probe["teachers"].items()},
+        teacher_kl=read_json(folder / "distance.json") or {},
+        alignment=_alignment(aligned),
+        evaluations=_evaluations(folder / "evaluation"),
     )
 
 
-def by_label(run: Run, baseline: Run | None) -> dict[str, Run]:
-    """The runs under the names that the report gives them; a run alone and without teachers is an undistilled one."""
-    if baseline:
-        return {"undistilled": baseline, "distilled": run}
-    return {"distilled" if run.teachers else "undistilled": run}
+def _objective(entries: Mapping[str, Any]) -> Objective:
+    tidal = entries["tidal"]
+    return Objective(entries["temperature"], **{name: tidal[name] for name in ("init", "maximum", "axes", "schedule")})
+
+
+def _alignment(folder: Path) -> Alignment | None:
+    manifest = read_json(folder / "manifest.json")
+    if not manifest:
+        return None
+    rows, tokens, statistics = (list(flatten(manifest.get(part, {}))) for part in ("rows", "tokens", "statistics"))
+    shards = [folder / s["file"] for s in manifest.get("shards", []) if s["split"] == "train" and s["rows"]]
+    return Alignment(rows, tokens, statistics, shards)
+
+
+def _evaluations(folder: Path) -> dict[str, dict[str, Score]]:
+    """Without scores of generated programs that nobody has run yet."""
+    scores = {path.name: read_scores(path) for path in sorted(folder.glob("*/"))}
+    scored = {name: {t: s for t, s in by_task.items() if s.value is not None} for name, by_task in scores.items()}
+    return {name: by_task for name, by_task in scored.items() if by_task}
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of nested objects, each with the names on the way to it."""
+    for name, entry in value.items():
+        label = f"{prefix}{name.replace('_', ' ')}"
+        if isinstance(entry, dict):
+            yield from flatten(entry, f"{label}: ")
+        else:
+            yield label, entry

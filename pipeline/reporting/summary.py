@@ -1,52 +1,122 @@
-"""summary.json: the run in numbers, for scripts."""
+"""The models that a report compares, and summary.json: their scores and the facts of the run, for scripts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pipeline.reporting.run_record import Record, Run, by_label
+from rich import box
+from rich.table import Table
 
-FIELDS = ("task", "metric", "value", "n", "low", "high")
+from pipeline.core.errors import BadInput
+from pipeline.evaluation.results import Score, read_scores
+from pipeline.reporting.run_record import Run, read_run
+
+VIOLET, ORANGE, GREEN, BLUE, PINK, BROWN = "#8b6fd6", "#d9822b", "#1f9e89", "#3f83c9", "#c9568f", "#94764a"
+BASELINES = (ORANGE, BLUE, PINK, BROWN)
 
 
-def scores(run: Run, baseline: Run | None, teacher_label: str) -> dict[str, dict[str, Record]]:
-    """{task: {"teacher" | "undistilled" | "distilled": TASK.json}}, tasks in the recipe's order.
+@dataclass(frozen=True)
+class Model:
+    """One row of the report."""
 
-    A run's score is that of its newest evaluated step. A task or a model without a score has no entry.
+    label: str
+    colour: str
+    results: Path
+    """Folder of the scores and samples: RUN/evaluation/STEP or LABEL."""
+    scores: Mapping[str, Score]
+    """By task."""
+    run: Run | None
+    """None where there is no more than scores, as of a teacher."""
+
+    @property
+    def strategy(self) -> str:
+        return self.run.strategy if self.run else ""
+
+
+def read_models(run: Run, baselines: Sequence[str], teacher_label: str) -> list[Model]:
+    """The teacher, the baselines in their order, and the run itself; of a run, the newest evaluated step counts.
+
+    Args:
+        baselines: [LABEL=]FOLDER each: a run directory, or a folder of results, RUN/evaluation/LABEL. Without a label, a
+            run that has no teachers is called `undistilled`; other folders go by their name.
+        teacher_label: evaluation/LABEL of the run holds the teacher's scores.
+
+    Raises BadInput for two models of one label.
     """
-    found = {"teacher": run.evaluations.get(teacher_label, {})}
-    found |= {label: r.evaluations.get(r.last_step, {}) for label, r in by_label(run, baseline).items()}
-    tasks = run.recipe.get("evaluation", {}).get("tasks", [])
-    others = sorted({task for results in found.values() for task in results} - set(tasks))
-    by_task = {
-        task: {model: results[task] for model, results in found.items() if task in results}
-        for task in [*tasks, *others]
-    }
-    return {task: models for task, models in by_task.items() if models}
+    models = [_scored("teacher", VIOLET, run.folder / "evaluation" / teacher_label)]
+    models += [_baseline(text, BASELINES[i % len(BASELINES)]) for i, text in enumerate(baselines)]
+    models.append(_of_run("distilled" if baselines or run.teachers else "undistilled", GREEN, run))
+    labels = [model.label for model in models]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise BadInput(f"--baseline: two models are called {twice[0]}: write LABEL=FOLDER")
+    return models
 
 
-def summary(run: Run, baseline: Run | None, teacher_label: str) -> Record:
-    """Scores of the first task and the facts of the run; only what is known has an entry."""
-    first = next(iter(scores(run, baseline, teacher_label).values()), {})
+def baseline_folder(text: str) -> Path:
+    """The folder of [LABEL=]FOLDER."""
+    return Path(text.rpartition("=")[2])
+
+
+def _baseline(text: str, colour: str) -> Model:
+    label, folder = text.rpartition("=")[0], baseline_folder(text)
+    if folder.parent.name == "evaluation":
+        return _scored(label or folder.name, colour, folder)
+    run = read_run(folder)
+    return _of_run(label or (folder.name if run.teachers else "undistilled"), colour, run)
+
+
+def _of_run(label: str, colour: str, run: Run) -> Model:
+    return Model(label, colour, run.folder / "evaluation" / run.last_step, run.evaluations.get(run.last_step, {}), run)
+
+
+def _scored(label: str, colour: str, folder: Path) -> Model:
+    scores = {task: score for task, score in read_scores(folder).items() if score.value is not None}
+    return Model(label, colour, folder, scores, None)
+
+
+def scored_tasks(models: Sequence[Model]) -> list[str]:
+    """Every task that a model has a score of; those of the run's recipe first, in its order."""
+    known = {task for model in models for task in model.scores}
+    first = [task for task in models[-1].run.tasks if task in known] if models[-1].run else []
+    return [*first, *sorted(known - set(first))]
+
+
+def score_table(models: Sequence[Model]) -> Table:
+    """For the terminal: a row per task and model."""
+    table = Table("task", "model", "strategy", "score", "95% interval", "n", title="Scores", box=box.SIMPLE_HEAD)
+    for task in scored_tasks(models):
+        for model in models:
+            if score := model.scores.get(task):
+                table.add_row(task, model.label, model.strategy, f"{score.value:.3f}", score.bounds, str(score.n))
+    return table
+
+
+def summary(run: Run, models: Sequence[Model]) -> dict[str, Any]:
+    """The contents of summary.json: scores of the first task, and the facts of the run; only what is known has an entry."""
+    first = next(iter(scored_tasks(models)), "")
     seconds = dict(run.seconds)
-    if baseline:
-        seconds |= {f"undistilled_{stage}": value for stage, value in baseline.seconds.items()}
-    entries: dict[str, Any] = {
-        "scores": {model: {f: result[f] for f in FIELDS if f in result} for model, result in first.items()},
-        "world_size": run.environment.get("world_size"),
-        "expert_parallel_size": _one_or_all(run.environment.get("expert_parallel_size") or {}),
-        "zero_stage": run.environment.get("zero_stage"),
+    for model in models[:-1]:
+        seconds |= {
+            f"{model.label}_{stage}": value for stage, value in (model.run.seconds if model.run else {}).items()
+        }
+    entries = {
+        "scores": {model.label: _headline(model.scores[first]) for model in models if first in model.scores},
+        "world_size": run.world_size,
+        "expert_parallel_size": _one_or_all(run.expert_parallel_size),
+        "zero_stage": run.zero_stage,
         "strategy": run.strategy or None,
         "seconds": seconds,
     }
     return {name: value for name, value in entries.items() if value is not None}
 
 
-def interval(score: Record) -> str:
-    """A score's 95% interval; empty where the metric has none."""
-    return "" if score["low"] is None else f"{score['low']:.3f} to {score['high']:.3f}"
+def _headline(score: Score) -> dict[str, Any]:
+    return {name: getattr(score, name) for name in ("task", "metric", "value", "n", "low", "high")}
 
 
-def _one_or_all(sizes: dict[str, int]) -> int | dict[str, int] | None:
+def _one_or_all(sizes: Mapping[str, int]) -> int | dict[str, int] | None:
     """A single number where all teachers agree."""
-    return next(iter(sizes.values())) if len(set(sizes.values())) == 1 else sizes or None
+    return next(iter(sizes.values())) if len(set(sizes.values())) == 1 else dict(sizes) or None

@@ -20,7 +20,7 @@ from pipeline.config.cli import parse, parser
 from pipeline.core.errors import BadInput
 from pipeline.core.files import read_json, read_json_lines, write_json, write_json_lines
 from pipeline.core.run_directory import record_status
-from pipeline.evaluation import results
+from pipeline.evaluation import scoring
 from pipeline.evaluation.answer_cache import Answers, Record, request_key
 from pipeline.evaluation.code.sandbox import Limits, Sandbox, Tests
 from pipeline.evaluation.statistics import interval
@@ -86,10 +86,10 @@ def score_samples(path: Path, sandbox: Sandbox, workers: int) -> Record:
         "reasons": dict(Counter(verdict["reason"] for verdict in verdicts).most_common()),
         "limits": asdict(sandbox.limits),
     }
-    score = results.with_alarms(score, samples)
+    score = scoring.with_alarms(score, samples)
     write_json_lines(path, samples)
     write_json(path.with_name(f"{task}.json"), score)
-    results.update_card(path.parent.absolute())
+    scoring.update_card(path.parent.absolute())
     return score
 
 
