@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from pipeline.method.calm import calm
-from pipeline.method.chunked_lm_head import head_rows, token_log_prob
+from pipeline.method.chunked_lm_head import CHUNK_ELEMENTS, chunks_as_on, head_rows, token_log_prob
 from pipeline.method.kl import kl
 from pipeline.method.tidal import cross_entropy_weight, midrange_weight, tidal_lambda
 from tests import golden
@@ -185,7 +185,7 @@ def test_cross_entropy_weight_is_the_linear_schedule_s():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_chunked_head_equals_dense(dtype, monkeypatch):
     """Values and gradients of the chunked head against full logits; three chunks, the last one short."""
-    monkeypatch.setattr("pipeline.method.chunked_lm_head.CPU_CHUNK", 5 * 50)
+    monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 5 * 50)
     g = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 16, generator=g).to(dtype) for n in (12, 50))
     targets, teacher = torch.randint(50, (12,), generator=g), torch.randn(12, 50, generator=g)
@@ -206,6 +206,22 @@ def test_chunked_head_equals_dense(dtype, monkeypatch):
     for ours, theirs in zip(chunked, dense, strict=True):
         assert ours.dtype == theirs.dtype
         assert_close(ours, theirs, **tolerance)
+
+
+def test_chunks_as_on_another_device(monkeypatch):
+    """What a plan for GPUs counts on a CPU: the other device's chunks, inside the block alone."""
+    monkeypatch.setitem(CHUNK_ELEMENTS, "cuda", 10 * 50)
+    monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 5 * 50)
+    sizes = []
+
+    def rows(logits):
+        sizes.append(len(logits))
+        return logits[:, :1]
+
+    with chunks_as_on("cuda"):
+        head_rows(rows, torch.zeros(12, 4), torch.zeros(50, 4))
+    head_rows(rows, torch.zeros(12, 4), torch.zeros(50, 4))
+    assert sizes == [10, 2, 5, 5, 2]
 
 
 def test_head_without_rows_keeps_the_weight_in_the_graph():

@@ -116,6 +116,7 @@ class BatchBuilder:
         mask_unit: draw tokens and complete chunks, or draw (the first teacher's) chunks.
         eos_tail: end token that fills the last block and is trained on; None leaves the row as it is.
         blocks: where the student's blocks are cut: (maskable [L], block size) -> block of each token [L].
+        row_multiple: of which the lengths of packed rows are multiples (see `pack`).
     """
 
     def __init__(
@@ -127,10 +128,11 @@ class BatchBuilder:
         mask_unit: Literal["token", "chunk"] = "token",
         eos_tail: int | None = None,
         blocks: Callable[[Tensor, int], Tensor] = from_sequence,
+        row_multiple: int = 1,
     ):
         self.student, self.teachers = student, tuple(teachers)
         self.compdemo_ratio, self.by_chunk, self.eos_tail = compdemo_ratio, mask_unit == "chunk", eos_tail
-        self.blocks = blocks
+        self.blocks, self.row_multiple = blocks, row_multiple
 
     def tokens(self, student_length, teacher_lengths: Sequence):
         """The most tokens that a row can take over all inputs: lengths in, integers or arrays of them."""
@@ -142,7 +144,7 @@ class BatchBuilder:
     def __call__(self, samples: Sequence[Sample], t: float | None = None) -> Batch:
         """The micro-batch of these samples (none is fine); `t` fixes the timestep, for validation."""
         noised = [self._noise(sample, t) for sample in samples]
-        packed, predict = pack([lay_out(n.ids, n.masked, self.student, n.block) for n in noised])
+        packed, predict = pack([lay_out(n.ids, n.masked, self.student, n.block) for n in noised], self.row_multiple)
         targets = _cat([n.ids[n.masked] for n in noised])
         teachers = tuple(self._teacher(k, noised, targets) for k in range(len(self.teachers)))
         return Batch(
@@ -193,7 +195,7 @@ class BatchBuilder:
                 chunk.append(number[teacher.chunks[masked]])
             student_chunk.append(number[student_ids[n.masked]])
             chunk_t.append(torch.full((int(active.sum()),), n.t))
-        packed, places = pack(documents)
+        packed, places = pack(documents, self.row_multiple)
         chunk, student_chunk, targets = _cat(chunk), _cat(student_chunk), _cat(targets)
         predicted = chunk >= 0
         chunk, targets = chunk[predicted], targets[predicted]

@@ -95,14 +95,16 @@ def lay_out(ids: Tensor, masked: Tensor, side: Side, block: Tensor | None = None
     return Document(torch.cat([xt[noisy], ids[clean]]), place, block[place], is_noisy, masked[noisy].nonzero()[:, 0])
 
 
-def pack(documents: Sequence[Document]) -> tuple[Packed, Tensor]:
+def pack(documents: Sequence[Document], row_multiple: int = 1) -> tuple[Packed, Tensor]:
     """Documents side by side in rows of equal length: the rows, and the flat places of all masked tokens, in the
-    documents' order. At most MOST_PADDING of the tokens are padding.
+    documents' order. At most MOST_PADDING of the tokens are padding, or one row's length is rounded up.
+
+    row_multiple: of which every row's length is a multiple: few shapes, and tensors aligned for a GPU's kernels.
 
     Without any token there is one row of padding, so that every rank runs the same forwards.
     """
-    rows = _rows([d.ids.shape[0] for d in documents])
-    capacity = max(1, *(sum(documents[d].ids.shape[0] for d in row) for row in rows))
+    rows = _rows([d.ids.shape[0] for d in documents], row_multiple)
+    capacity = _round_up(max(1, *(sum(documents[d].ids.shape[0] for d in row) for row in rows)), row_multiple)
     start = [0] * len(documents)
     for number, row in enumerate(rows):
         offsets = accumulate((documents[d].ids.shape[0] for d in row), initial=number * capacity)
@@ -121,12 +123,17 @@ def pack(documents: Sequence[Document]) -> tuple[Packed, Tensor]:
     return packed, torch.cat(predict) if predict else torch.zeros(0, dtype=torch.int64)
 
 
-def _rows(lengths: Sequence[int]) -> list[list[int]]:
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _rows(lengths: Sequence[int], multiple: int) -> list[list[int]]:
     """Which documents share a row: as many rows of similar length as the padding allows, as attention's cost grows with
     the square of a row's length; one row has none."""
     total, longest = sum(lengths), max(lengths, default=0)
     for count in range(total // max(1, longest), 1, -1):
         rows = assign(lengths, count)
-        if total >= (1 - MOST_PADDING) * count * max(sum(lengths[d] for d in row) for row in rows):
+        capacity = _round_up(max(sum(lengths[d] for d in row) for row in rows), multiple)
+        if total >= (1 - MOST_PADDING) * count * capacity:
             return rows
     return [list(range(len(lengths)))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 
 def may_attend(q_document, q_block, q_noisy, k_document, k_block, k_noisy):
@@ -26,17 +25,6 @@ def attention_mask(document: Tensor, block: Tensor, noisy: Tensor) -> Tensor:
     q = (x.unsqueeze(-1) for x in (document, block, noisy))
     k = (x.unsqueeze(-2) for x in (document, block, noisy))
     return may_attend(*q, *k).unsqueeze(1)
-
-
-def blocks_for_flex(document: Tensor, block: Tensor, noisy: Tensor) -> BlockMask:
-    """The same for FlexAttention: [R, C] each -> [R, 1, C, C] in tiles."""
-
-    def visible(row, _head, q, k):
-        of = [x[row, i] for i in (q, k) for x in (document, block, noisy)]
-        return may_attend(*of)
-
-    rows, length = document.shape
-    return create_block_mask(visible, rows, None, length, length, device=document.device)
 
 
 def block_diffusion_mask(length: int, block_size: int, *, clean_first: bool = False) -> Tensor:

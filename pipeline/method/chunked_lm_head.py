@@ -5,16 +5,29 @@ What the losses need of the logits is a *row function*: logits [c, V] in float32
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 RowFunction = Callable[..., Tensor]
-# Elements of logits at once, in float32: 1 GiB for the large products that accelerators want, 20 MiB on the CPU, where
-# larger temporaries cost new pages each time.
-CHUNK, CPU_CHUNK = 1 << 28, 5 << 20
+# Elements of logits at once, in float32, by device type: 20 MiB on the CPU, where larger temporaries cost new pages each
+# time, 256 MiB on a GPU, which wants large products and has several such temporaries in backward.
+CHUNK_ELEMENTS = {"cpu": 5 << 20, "cuda": 1 << 26}
+_planned_device: str | None = None
+
+
+@contextmanager
+def chunks_as_on(device_type: str) -> Iterator[None]:
+    """Chunks as another device has them, for whoever counts its memory without it."""
+    global _planned_device
+    previous, _planned_device = _planned_device, device_type
+    try:
+        yield
+    finally:
+        _planned_device = previous
 
 
 def token_log_prob(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -64,5 +77,5 @@ def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 def _chunks(weight: Tensor, *rows: Tensor):
     """Views of `rows` in step, so many at a time that their logits stay below the chunk's elements; at least one."""
-    size = max(1, (CPU_CHUNK if weight.device.type == "cpu" else CHUNK) // weight.shape[0])
+    size = max(1, CHUNK_ELEMENTS[_planned_device or weight.device.type] // weight.shape[0])
     return zip(*(r.split(size) for r in rows), strict=True)

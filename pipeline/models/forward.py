@@ -1,31 +1,34 @@
-"""Models under packed rows' masks: boolean ones, or FlexAttention's (recipe: `attention: flex`), which skip hidden tiles.
-
-FlexAttention is compiled on a GPU; elsewhere it is the plain computation, without gradients, for comparisons.
-"""
+"""Models under packed rows: one mask per forward, hidden states and scores where they are asked for."""
 
 from __future__ import annotations
 
-from functools import cache
+import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pipeline.data.packing import Packed
-from pipeline.method.attention_mask import attention_mask, blocks_for_flex
+from pipeline.method.attention_mask import attention_mask
 from pipeline.method.chunked_lm_head import RowFunction, head_rows, token_log_prob
-
-NAME = "mask_in_blocks"
 
 
 def hidden_states(model: nn.Module, packed: Packed, places: Tensor) -> Tensor:
     """Final hidden states at the flat `places` of packed rows: [places, H]."""
-    build_mask = getattr(model, "build_mask", attention_mask)  # set by `use_flex`
-    mask = build_mask(packed.document, packed.block, packed.noisy)
-    output = model.model(input_ids=packed.ids, attention_mask=mask, position_ids=packed.positions)
+    as_inputs = getattr(model, "packed_inputs", dense_inputs)  # set by `use_flex`
+    output = model.model(**as_inputs(packed, model.dtype))
     return output.last_hidden_state.flatten(0, 1)[places]
+
+
+def dense_inputs(packed: Packed, dtype: torch.dtype) -> dict[str, Any]:
+    """The model's arguments for packed rows, with a dense mask.
+
+    The mask is additive and of the model's dtype: SDPA would make one of a boolean mask in every layer, and keep them all
+    for the backward pass.
+    """
+    mask = attention_mask(packed.document, packed.block, packed.noisy)
+    additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask.logical_not_(), -math.inf)
+    return {"input_ids": packed.ids, "position_ids": packed.positions, "attention_mask": additive}
 
 
 def score_tokens(
@@ -39,34 +42,3 @@ def score_tokens(
 def log_prob_and_hit(logits: Tensor, tokens: Tensor) -> Tensor:
     """A score: log-probability of the token, and 1 where it is the likeliest: [c, V], int [c] -> [c, 2]."""
     return torch.stack([token_log_prob(logits, tokens), (logits.argmax(-1) == tokens).float()], 1)
-
-
-def use_flex(model: PreTrainedModel) -> None:
-    """From here on the model is trained under masks in blocks; boolean ones still work."""
-    model.set_attn_implementation(NAME)
-    model.build_mask = blocks_for_flex
-
-
-def attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: BlockMask | Tensor,
-    scaling: float | None = None,
-    **_options: object,
-) -> tuple[Tensor, None]:
-    """transformers' attention: [B, heads, L, D] (fewer heads in key and value) -> [B, L, heads, D], no weights."""
-    if not isinstance(attention_mask, BlockMask):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=False)
-    run = _compiled() if query.is_cuda else flex_attention
-    attended = run(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
-    return attended.transpose(1, 2).contiguous(), None
-
-
-@cache
-def _compiled():
-    return torch.compile(flex_attention, dynamic=True)  # rows of packed micro-batches have many lengths
-
-
-AttentionInterface.register(NAME, attend)

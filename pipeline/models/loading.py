@@ -172,6 +172,8 @@ def load_teacher(
 
 def build(config: PreTrainedConfig, *, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
     """The model with memory for its weights but no values in it; its buffers have theirs."""
+    # Nearly every packed micro-batch has a shape of its own, and cuDNN's attention would plan anew for each.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     with torch.device(device), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.tie_weights()

@@ -19,7 +19,7 @@ from pipeline.data.packing import Side, from_response, from_sequence
 from pipeline.distributed.topology import Topology
 from pipeline.method.tidal import cross_entropy_weight
 from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
-from pipeline.models.forward import use_flex
+from pipeline.models.flex_attention import TILE, use_flex
 from pipeline.models.loading import load_student, load_teacher, load_tokenizer
 from pipeline.training.engine import build_engine, student_dtype
 from pipeline.training.held_out import FixedNoiseRows
@@ -135,4 +135,5 @@ def batch_builder(
         mask_unit=recipe.objective.mask_unit,
         eos_tail=student.eos_token_id if recipe.student.eos_tail else None,
         blocks=_BLOCKS[recipe.student.blocks],
+        row_multiple=TILE if torch.cuda.is_available() else 1,
     )

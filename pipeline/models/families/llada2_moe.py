@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import slice_logits_to_keep
 
 from pipeline.models.experts import MLP, Gate, MoE
-from pipeline.models.forward import attend
+from pipeline.models.flex_attention import attend
 
 # Options of the published config class that change the computation, and the one value that published models use.
 FIXED_OPTIONS = {
@@ -79,10 +79,10 @@ class LLaDA2MoeConfig(PreTrainedConfig):
 
 
 def check_mask(mask: Tensor | BlockMask | None) -> None:
-    """Raises ValueError unless the mask is explicit: bool [B, 1, L, K], True = may attend (or one for FlexAttention)."""
+    """Raises ValueError unless the mask is explicit: [B, 1, L, K], bool (True = may attend) or additive, or FlexAttention's."""
     if isinstance(mask, BlockMask):
         return
-    if mask is None or mask.dtype != torch.bool or mask.ndim != 4:
+    if mask is None or mask.ndim != 4 or not (mask.dtype == torch.bool or mask.is_floating_point()):
         given = "none" if mask is None else f"{mask.dtype} with {mask.ndim} dimensions"
         raise ValueError(f"attention_mask must be bool [batch, 1, queries, keys], True = may attend; given: {given}")
 
