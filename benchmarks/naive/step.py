@@ -32,14 +32,19 @@ class NaiveStep:
 
     def loss(self, samples: Sequence[Sample], progress: float) -> Tensor:
         """CE over all maskable tokens + distillation over all masked chunks (or tokens)."""
-        rows = [sample.row for sample in samples]
-        ids, maskable = _padded([r.ids for r in rows], 0), _padded([r.maskable for r in rows], False)
-        student_chunks = _padded([r.teachers[0].student_chunks for r in rows], -1)
-        teacher_ids = _padded([r.teachers[0].ids for r in rows], 0)
-        teacher_chunks = _padded([r.teachers[0].chunks for r in rows], -1)
-        teacher_real = _padded([torch.ones_like(r.teachers[0].ids, dtype=torch.bool) for r in rows], False)
-        real = _padded([torch.ones_like(r.ids, dtype=torch.bool) for r in rows], False)
+        rows, device = [sample.row for sample in samples], next(self.student.parameters()).device
+
+        def padded(pieces: Sequence[Tensor], value: int | bool, length: int = 0) -> Tensor:
+            return _padded(pieces, value, length).to(device)
+
+        ids, maskable = padded([r.ids for r in rows], 0), padded([r.maskable for r in rows], False)
+        student_chunks = padded([r.teachers[0].student_chunks for r in rows], -1)
+        teacher_ids = padded([r.teachers[0].ids for r in rows], 0)
+        teacher_chunks = padded([r.teachers[0].chunks for r in rows], -1)
+        teacher_real = padded([torch.ones_like(r.teachers[0].ids, dtype=torch.bool) for r in rows], False)
+        real = padded([torch.ones_like(r.ids, dtype=torch.bool) for r in rows], False)
         t, masked, views = self._noise(samples, ids.shape[1])
+        t, masked = t.to(device), masked.to(device)
 
         logits = self._student_logits(torch.where(masked, self.student.config.mask_token_id, ids), ids, real)
         token_loss = nn.functional.cross_entropy(logits.float().transpose(1, 2), ids, reduction="none")
@@ -47,11 +52,12 @@ class NaiveStep:
         cross_entropy = (weight * token_loss)[masked].sum() / maskable.sum()
 
         chunks = int(student_chunks.max()) + 1
-        to_student = student_chunks.unsqueeze(-1) == torch.arange(chunks)  # [rows, length, chunks]
-        to_teacher = teacher_chunks.unsqueeze(-1) == torch.arange(chunks)
+        numbers = torch.arange(chunks, device=device)
+        to_student = student_chunks.unsqueeze(-1) == numbers  # [rows, length, chunks]
+        to_teacher = teacher_chunks.unsqueeze(-1) == numbers
         answers = None
         for hidden_chunks in views:
-            hidden = torch.einsum("bln,bn->bl", to_teacher.float(), _padded(hidden_chunks, False, chunks).float()) > 0
+            hidden = torch.einsum("bln,bn->bl", to_teacher.float(), padded(hidden_chunks, False, chunks).float()) > 0
             xt = torch.where(hidden, self.teacher.config.mask_token_id, teacher_ids)
             answer = self._teacher_logits(xt, teacher_real)
             if answers is None:
@@ -89,15 +95,15 @@ class NaiveStep:
 
     def _student_logits(self, xt: Tensor, x0: Tensor, real: Tensor) -> Tensor:
         length = xt.shape[1]
-        mask = block_diffusion_mask(length, self.block_size) & real.repeat(1, 2)[:, None]
-        mask |= torch.eye(2 * length, dtype=torch.bool)  # padding sees itself
-        positions = torch.arange(length).repeat(2).expand(xt.shape[0], -1)
+        mask = block_diffusion_mask(length, self.block_size).to(real.device) & real.repeat(1, 2)[:, None]
+        mask |= torch.eye(2 * length, dtype=torch.bool, device=real.device)  # padding sees itself
+        positions = torch.arange(length, device=real.device).repeat(2).expand(xt.shape[0], -1)
         whole = torch.cat([xt, x0], 1)
         return self.student(whole, attention_mask=mask.unsqueeze(1), position_ids=positions).logits[:, :length]
 
     @torch.no_grad()
     def _teacher_logits(self, ids: Tensor, real: Tensor) -> Tensor:
-        mask = real[:, None] | torch.eye(ids.shape[1], dtype=torch.bool)
+        mask = real[:, None] | torch.eye(ids.shape[1], dtype=torch.bool, device=real.device)
         return self.teacher(ids, attention_mask=mask.unsqueeze(1)).logits.float()
 
 

@@ -30,10 +30,13 @@ def use_flex(model: PreTrainedModel) -> None:
 
 
 def flex_inputs(packed: Packed, _dtype: torch.dtype) -> dict[str, Any]:
-    """The model's arguments for packed rows [R, C]: one row of R * C tokens and padding up to whole tiles."""
+    """The model's arguments for packed rows [R, C]: one row of R * C tokens and padding up to whole tiles, two at least
+    (a single one would be compiled for anew)."""
+    tokens = packed.ids.numel()
+    padded = TILE * max(2, -(-tokens // TILE))
 
     def flat(x: Tensor, padding: int) -> Tensor:
-        return F.pad(x.flatten(), (0, -x.numel() % TILE), value=padding)
+        return F.pad(x.flatten(), (0, padded - tokens), value=padding)
 
     # Every run of a document's tokens is one of its own: rising along the row, and padding apart from other padding.
     document = flat(packed.document, -2)

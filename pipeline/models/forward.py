@@ -16,7 +16,7 @@ from pipeline.method.chunked_lm_head import RowFunction, head_rows, token_log_pr
 def hidden_states(model: nn.Module, packed: Packed, places: Tensor) -> Tensor:
     """Final hidden states at the flat `places` of packed rows: [places, H]."""
     as_inputs = getattr(model, "packed_inputs", dense_inputs)  # set by `use_flex`
-    output = model.model(**as_inputs(packed, model.dtype))
+    output = model.model(**as_inputs(packed, model.get_output_embeddings().weight.dtype))
     return output.last_hidden_state.flatten(0, 1)[places]
 
 

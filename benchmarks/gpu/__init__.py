@@ -1,0 +1,1 @@
+"""What a GPU is asked: parts of benchmarks/gpu.sh."""
