@@ -9,17 +9,29 @@ started=$SECONDS
 say() { printf '\n== %s (%d s so far)\n' "$*" $((SECONDS - started)); }
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 train() { deepspeed --num_gpus "$ranks" --master_port "$port" pipeline/distill.py --deepspeed ds_configs/zero3.json "$@"; }
+wait_for() { for job in "$@"; do wait "$job"; done; }
 
 say "align: tie the tokens of both tokenizers by the bytes they spell"
+python -c 'from pipeline.distributed.launcher_env import build_cpu_ops; build_cpu_ops()' > /dev/null & # compiles, once
 python pipeline/align.py "$@"
-say "undistilled: the student alone, on data of which 30% is wrong"
+wait_for $!
+say "undistilled: the student goes on alone, with data of which 30% lack the carry"
 train --name demo-undistilled --data.aligned runs/aligned/demo --teachers '[]' "$@"
-say "distilled: the same student, data, steps and seed beside the MoE teacher"
+say "CALM: the same start, data, steps and seed beside the MoE teacher"
+train --name demo-calm --data.aligned runs/aligned/demo --objective.strategy calm "$@"
+say "TIDE-Shared: CALM-TIDAL towards the teacher that CompDemo shows two views"
 train "$@"
 say "evaluate: exact match on held-out problems"
-python pipeline/evaluate.py --model demo/teacher --label teacher "$@"
-python pipeline/evaluate.py --name demo-undistilled "$@"
-python pipeline/evaluate.py "$@"
+score() { python pipeline/evaluate.py "$@" & jobs+=($!); }
+jobs=()
+score --model demo/teacher --label teacher "$@"
+score --run_dir runs/demo-start --model demo/student --label start "$@"
+wait_for "${jobs[@]}"
+jobs=()
+score --name demo-undistilled "$@"
+score --name demo-calm "$@"
+score "$@"
+wait_for "${jobs[@]}"
 say "report"
-python pipeline/report.py --baseline runs/demo-undistilled "$@"
+python pipeline/report.py --baseline start=runs/demo-start/evaluation/start undistilled=runs/demo-undistilled calm=runs/demo-calm "$@"
 say "done"

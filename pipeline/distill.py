@@ -18,13 +18,15 @@ from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Recipe, dump
 from pipeline.core.errors import exit_code
 from pipeline.core.log import rank
-from pipeline.distributed.launcher_env import adopt
+from pipeline.distributed.default_ranks import launch_default_ranks
+from pipeline.distributed.launcher_env import normalize_launcher_env
 from pipeline.distributed.signals import StopSignals
 
 
 def main() -> None:
     """Parses the command line, and trains or says what it would train."""
-    adopt()
+    launch_default_ranks()
+    normalize_launcher_env()
     stop = StopSignals()
     p = parser(__doc__)
     p.add_argument("--deepspeed", default="ds_configs/zero3.json", help="DeepSpeed engine settings of the student")

@@ -16,7 +16,8 @@ import pytest
 
 from pipeline.core.errors import BadInput
 from pipeline.core.run_directory import read_metrics
-from pipeline.distributed.launcher_env import adopt, check_hostfile, free_port
+from pipeline.distributed.default_ranks import relaunch_command
+from pipeline.distributed.launcher_env import normalize_launcher_env, check_hostfile, free_port
 from tests import launch
 from tests.loop_sshd import loop_sshd
 
@@ -45,6 +46,28 @@ def test_other_words_are_no_hostfile():
     check_hostfile([["python", "other.py", "--hostfile", "nowhere"], []])
 
 
+NODE = ["python", "-u", "-m", "deepspeed.launcher.launch", "--world_info=eyJsb2NhbGhvc3QiOiBbMF19", "--save_pid", "7", TAIL]
+"""The node launcher of one rank: {"localhost": [0]}."""
+TWO = [*NODE[:4], "--world_info=eyJsb2NhbGhvc3QiOiBbMCwgMV19", TAIL]
+
+
+@pytest.mark.parametrize(
+    ("runner", "node", "expected"),
+    [
+        (["python", "/bin/deepspeed", *TAIL.split()], NODE, TWO),
+        (["python", "/bin/deepspeed", "--master_port", "1", *TAIL.split(), "--include", "x"], NODE, TWO),
+        (["python", "/bin/deepspeed", "--num_gpus", "1", *TAIL.split()], NODE, []),
+        (["python", "/bin/deepspeed", "--num_accel=1", *TAIL.split()], NODE, []),
+        (["python", "/bin/deepspeed", "-H", "hostfiles/local", *TAIL.split()], NODE, []),
+        (["python", "/bin/deepspeed", *TAIL.split()], TWO, []),
+        (["python", "/bin/torchrun", *TAIL.split()], ["bash"], []),
+        (["bash"], NODE, []),  # the node launcher by itself: its number counts
+    ],
+)
+def test_a_plain_deepspeed_means_two_ranks(runner, node, expected):
+    assert relaunch_command([node, runner, ["bash"]]) == expected
+
+
 @pytest.fixture
 def environment(monkeypatch, tmp_path):
     """An environment that no launcher has touched."""
@@ -68,9 +91,9 @@ def environment(monkeypatch, tmp_path):
 def test_ranks_of_mpirun_know_their_numbers(environment, theirs):
     environment |= {name: str(value) for name, value in theirs.items()}
     with pytest.raises(BadInput, match="mpirun -x MASTER_ADDR=NODE"):
-        adopt()
+        normalize_launcher_env()
     environment["MASTER_ADDR"] = "node-1"
-    adopt()
+    normalize_launcher_env()
     ours = [environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
     assert ours == ["3", "4", "1", "2"]
 
@@ -78,17 +101,17 @@ def test_ranks_of_mpirun_know_their_numbers(environment, theirs):
 def test_ranks_that_do_not_know_of_one_another_are_refused(environment):
     environment["SLURM_STEP_NUM_TASKS"] = "4"
     with pytest.raises(BadInput, match="srun started 4 ranks"):
-        adopt()
+        normalize_launcher_env()
 
 
 def test_compiled_code_stays_on_the_node_and_with_its_user(environment, tmp_path):
     environment.pop("TORCH_EXTENSIONS_DIR", None)
-    adopt()
+    normalize_launcher_env()
     folder = tmp_path / f"tide-{os.getuid()}"
     assert environment["TORCH_EXTENSIONS_DIR"] == str(folder / "torch_extensions")
     folder.chmod(0o777)
     with pytest.raises(BadInput, match="not this user's alone"):
-        adopt()
+        normalize_launcher_env()
 
 
 @pytest.mark.launch

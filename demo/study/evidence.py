@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from demo.problems import carries
 from demo.study import evidence_figures as figures
-from demo.study.make_data import FILES, carries, rows_of
+from demo.study.make_data import FILES, rows_of
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.files import read_json, write_text
 from pipeline.evaluation.statistics import holm, sign_flip

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import json
-import random
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from demo.problems import chat_rows
+from demo.problems import carries, chat_rows, drop_carries
 
 DATA = Path("data/study")
 
@@ -34,21 +32,11 @@ FILES = {
 def rows_of(*, no_carry_share: float = 0.0, **settings: Any) -> list[dict[str, Any]]:
     """The rows of the first wording, "What do you get from {a} plus {b}?".
 
-    In `no_carry_share` of them the answer lacks the carry into the tens: an error with a system, unlike the random digit
-    of `wrong_share`. Where it can be made, it is then more frequent than the truth.
+    In `no_carry_share` of them the answer lacks the carry into the tens (`drop_carries`).
     """
     rows = [r for r in chat_rows(**settings, smallest_sum=100) if r["messages"][0]["content"].startswith("What")]
-    can = [r for r in rows if carries(r)]
-    for row in random.Random(settings["seed"]).sample(can, round(no_carry_share * len(rows))):
-        answer = row["messages"][1]
-        answer["content"] = answer["content"].replace(row["answer"], str(int(row["answer"]) - 10))
+    drop_carries(rows, no_carry_share, settings["seed"])
     return rows
-
-
-def carries(row: dict[str, Any]) -> bool:
-    """Whether the units carry, and the answer keeps its three digits without the carry."""
-    units = [int(n) % 10 for n in re.findall(r"\d+", row["messages"][0]["content"])]
-    return sum(units) >= 10 and int(row["answer"]) >= 110
 
 
 def write_data(folder: Path) -> None:

@@ -26,7 +26,7 @@ _MPI = {
 """torch's names, and what Open MPI and MPICH (Intel MPI) call the same."""
 
 
-def adopt() -> None:
+def normalize_launcher_env() -> None:
     """Makes the environment of every supported launcher look like torchrun's. To be called before torch is imported.
 
     Under mpirun, ranks get their numbers from its variables: mpi4py, which DeepSpeed would load, makes a rank that fails
