@@ -17,7 +17,7 @@ import pytest
 from pipeline.core.errors import BadInput
 from pipeline.core.run_directory import read_metrics
 from pipeline.distributed.default_ranks import relaunch_command
-from pipeline.distributed.launcher_env import normalize_launcher_env, check_hostfile, free_port
+from pipeline.distributed.launcher_env import check_hostfile, free_port, normalize_launcher_env
 from tests import launch
 from tests.loop_sshd import loop_sshd
 
@@ -46,7 +46,16 @@ def test_other_words_are_no_hostfile():
     check_hostfile([["python", "other.py", "--hostfile", "nowhere"], []])
 
 
-NODE = ["python", "-u", "-m", "deepspeed.launcher.launch", "--world_info=eyJsb2NhbGhvc3QiOiBbMF19", "--save_pid", "7", TAIL]
+NODE = [
+    "python",
+    "-u",
+    "-m",
+    "deepspeed.launcher.launch",
+    "--world_info=eyJsb2NhbGhvc3QiOiBbMF19",
+    "--save_pid",
+    "7",
+    TAIL,
+]
 """The node launcher of one rank: {"localhost": [0]}."""
 TWO = [*NODE[:4], "--world_info=eyJsb2NhbGhvc3QiOiBbMCwgMV19", TAIL]
 
