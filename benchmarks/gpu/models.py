@@ -49,11 +49,14 @@ def configs(toy: bool) -> dict[str, Any]:
     return {**workload.REAL, "llada2_ep8": share}
 
 
-@cache
-def model(name: str, toy: bool) -> nn.Module:
-    """A model in bfloat16 (toy: float32), in eval mode; made once per process."""
+def make(name: str, toy: bool) -> nn.Module:
+    """A model in bfloat16 (toy: float32), in eval mode."""
     dtype = torch.float32 if toy else torch.bfloat16
     return workload.model(configs(toy)[name], device=device(), dtype=dtype).eval()
+
+
+model = cache(make)
+"""The same, made once per process."""
 
 
 def shape(teacher: str, rows: int, toy: bool, **changes: Any) -> Shape:
@@ -80,9 +83,9 @@ class Distillation:
     def of(
         cls, teacher_name: str, shape: Shape, *, engine: str, compdemo: bool, strategy: str, flex: bool, toy: bool
     ) -> Distillation:
-        """The models are the process's own: the student is trained on."""
+        """A student of its own, and the process's teacher."""
         start(timedelta(minutes=5))
-        student, teacher = model("student", toy).train(), model(teacher_name, toy).requires_grad_(False)
+        student, teacher = make("student", toy).train(), model(teacher_name, toy).requires_grad_(False)
         for each in (student, teacher):
             each.__dict__.pop("packed_inputs", None)
             each.set_attn_implementation("sdpa")
@@ -127,7 +130,7 @@ class Distillation:
         return 3 * forward + taught
 
     def close(self) -> None:
-        """Lets go of the engine's state and gradients; the models stay."""
+        """Lets go of the student and its engine; the teacher stays."""
         for parameter in self.engine.module.parameters():
             parameter.grad = None
         self.engine.destroy()

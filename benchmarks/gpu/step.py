@@ -56,7 +56,7 @@ def distillation(
 
 def naive(rows: int, toy: bool, compdemo: bool = True, turns: int = 3) -> dict[str, Any]:
     """The plain yardstick (benchmarks/naive) with the EP-8 shape of the teacher: full logits, a teacher pass per view."""
-    student, teacher = models.model("student", toy).train(), models.model("llada2_ep8", toy).requires_grad_(False)
+    student, teacher = models.make("student", toy).train(), models.model("llada2_ep8", toy).requires_grad_(False)
     for each in (student, teacher):
         each.__dict__.pop("packed_inputs", None)
         each.set_attn_implementation("sdpa")
