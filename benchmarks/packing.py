@@ -21,9 +21,9 @@ from pipeline.alignment.build import align
 from pipeline.alignment.ranks import Ranks
 from pipeline.core.errors import exit_code
 from pipeline.data.aligned_dataset import AlignedRows
-from pipeline.data.batch import Batch, BatchBuilder, Sample, TeacherSide
-from pipeline.data.order import GlobalBatches, accumulation_steps, assign
-from pipeline.data.packing import Side
+from pipeline.data.batch import Batch, BatchBuilder, InputLayout, Sample, TeacherLayout
+from pipeline.data.blocks import OneBlock, SequenceBlocks
+from pipeline.data.order import GlobalBatches, accumulation_steps, balance
 
 RANKS, GLOBAL_BATCH = 8, 64
 BUDGETS = (4096, 8192, 16384)
@@ -36,7 +36,7 @@ def micro_batches(rows: AlignedRows, build: BatchBuilder, budget: int, steps: in
     each = accumulation_steps(costs, GLOBAL_BATCH, RANKS, budget)
     for step in range(steps):
         visits = batches[step]
-        for group in assign(costs[[v.row for v in visits]], RANKS * each):
+        for group in balance(costs[[v.row for v in visits]], RANKS * each):
             samples = [Sample(rows[visits[i].row], (0, visits[i].epoch, visits[i].row)) for i in group]
             if samples:
                 yield samples, build(samples)
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         recipe.teachers[0].length = 1024
         manifest, _ = align(recipe, Ranks(), processes=1, shard_rows=4096)
         rows = AlignedRows(folder, manifest, "train", ["teacher"])
-        build = BatchBuilder(Side(1, "block", 32), [TeacherSide(1, "full", 32)])
+        build = BatchBuilder(InputLayout(1, SequenceBlocks(32)), (TeacherLayout(1, OneBlock()),))
         table = [share(rows, build, budget, steps=2 if quick else 20) for budget in BUDGETS]
     worst = min(row["both useful"] for row in table)
     targets = [measure.at_least("useful tokens", worst, 0.95)]

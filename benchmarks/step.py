@@ -30,8 +30,8 @@ from benchmarks.naive.step import NaiveStep
 from benchmarks.workload import Shape
 from pipeline.config.recipe import Objective, Optim, Teacher
 from pipeline.core.errors import exit_code
-from pipeline.data.batch import BatchBuilder, Sample, TeacherSide
-from pipeline.data.packing import Side
+from pipeline.data.batch import BatchBuilder, InputLayout, Sample, TeacherLayout
+from pipeline.data.blocks import OneBlock, SequenceBlocks
 from pipeline.distributed.topology import start
 from pipeline.method.tidal import cross_entropy_weight
 from pipeline.training.engine import build_engine, read_engine_config
@@ -78,9 +78,9 @@ def ours(
         denominators = counts(batch, [term]).to(device)
         batch = batch.to(device)
         parts.done("batch s")
-        observed = [term.observe(teacher, batch.teachers[0])]
+        outputs = [term.teacher_forward(teacher, batch.teachers[0])]
         parts.done("teacher s")
-        loss = (wrapped(batch, observed, turn / 100) / denominators).sum()
+        loss = (wrapped(batch, outputs, turn / 100) / denominators).sum()
         parts.done("student s")
         wrapped.backward(loss)
         parts.done("backward s")
@@ -109,8 +109,8 @@ def noised(shape: Shape) -> list[Sample]:
 def builder(shape: Shape, compdemo: bool) -> BatchBuilder:
     """What makes the shape's micro-batches."""
     return BatchBuilder(
-        Side(shape.student.mask_token_id, "block", shape.block_size),
-        [TeacherSide(shape.teacher.mask_token_id, "full", shape.block_size, shape.shared_vocabulary)],
+        InputLayout(shape.student.mask_token_id, SequenceBlocks(shape.block_size)),
+        (TeacherLayout(shape.teacher.mask_token_id, OneBlock(), shape.shared_vocabulary),),
         compdemo_ratio=0.5 if compdemo else None,
     )
 

@@ -14,13 +14,15 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from pipeline.core.errors import BadInput
 from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
-from pipeline.data.batch import BatchBuilder, Sample, TeacherSide
-from pipeline.data.order import GlobalBatches, accumulation_steps, assign
-from pipeline.data.packing import Side, from_response, from_sequence, lay_out, pack
+from pipeline.data.batch import BatchBuilder, InputLayout, Sample, TeacherLayout
+from pipeline.data.blocks import Blocks, Document, EosTail, OneBlock, ResponseBlocks, SequenceBlocks, lay_out
+from pipeline.data.order import GlobalBatches, accumulation_steps, balance
+from pipeline.data.packing import pack
 from pipeline.method.attention_mask import block_diffusion_mask
 from pipeline.models.forward import hidden_states
 
 MASK = 1
+STUDENT = InputLayout(MASK, SequenceBlocks(4))
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +42,16 @@ def example(length: int, masked: list[int]) -> tuple[torch.Tensor, torch.Tensor]
     return ids, mask
 
 
+def document(length: int, masked: list[int], blocks: Blocks) -> Document:
+    ids, mask = example(length, masked)
+    return lay_out(ids, mask, blocks.cut(mask), MASK)
+
+
 @pytest.mark.parametrize("masked", [[0], [5, 6], [1, 11], [10, 12], list(range(13))])
 def test_dropped_blocks_change_nothing(model, masked):
     """The trimmed input gives every masked token the hidden state that the whole [xt, x0] gives it."""
     ids, mask = example(13, masked)
-    packed, places = pack([lay_out(ids, mask, Side(MASK, "block", 4))])
+    packed, places = pack([document(13, masked, SequenceBlocks(4))])
     ours = hidden_states(model, packed, places)
 
     whole = torch.cat([torch.where(mask, MASK, ids), ids])[None]
@@ -57,19 +64,16 @@ def test_dropped_blocks_change_nothing(model, masked):
 
 
 def test_dropping_is_worth_it():
-    ids, mask = example(64, [5])
-    packed, _ = pack([lay_out(ids, mask, Side(MASK, "block", 8))])
+    packed, _ = pack([document(64, [5], SequenceBlocks(8))])
     assert packed.ids.numel() == 8  # one noisy block, and no clean block before it
-    ids, mask = example(64, [60])
-    packed, _ = pack([lay_out(ids, mask, Side(MASK, "block", 8))])
+    packed, _ = pack([document(64, [60], SequenceBlocks(8))])
     assert packed.ids.numel() == 8 + 56
 
 
-@pytest.mark.parametrize("layout", ["block", "full"])
-def test_documents_are_isolated(model, layout):
+@pytest.mark.parametrize("blocks", [SequenceBlocks(4), OneBlock()], ids=["block", "full"])
+def test_documents_are_isolated(model, blocks):
     """Packed together, each document's hidden states are those that it has alone."""
-    side = Side(MASK, layout, 4)
-    documents = [lay_out(*example(n, m), side) for n, m in [(13, [2, 9]), (6, [5]), (9, []), (7, [0, 6]), (21, [20])]]
+    documents = [document(n, m, blocks) for n, m in [(13, [2, 9]), (6, [5]), (9, []), (7, [0, 6]), (21, [20])]]
     packed, places = pack(documents)
     together = hidden_states(model, packed, places)
     alone = [hidden_states(model, *pack([d])) for d in documents]
@@ -83,7 +87,7 @@ def test_documents_are_isolated(model, layout):
 
 @given(st.lists(st.integers(0, 80), max_size=30))
 def test_little_of_what_is_packed_is_padding(lengths):
-    packed, places = pack([lay_out(*example(n, list(range(n))), Side(MASK, "full", 4)) for n in lengths])
+    packed, places = pack([document(n, list(range(n)), OneBlock()) for n in lengths])
     total = sum(lengths)
     assert (packed.document >= 0).sum() == total and places.unique().numel() == total
     assert total >= 0.95 * packed.ids.numel() or (total == 0 and packed.ids.numel() == 1)
@@ -107,7 +111,7 @@ def row(seed: int = 0) -> AlignedRow:
 
 
 def builder(compdemo: float | None = None, shared: int = 0) -> BatchBuilder:
-    return BatchBuilder(Side(MASK, "block", 4), [TeacherSide(MASK, "full", 4, shared)], compdemo_ratio=compdemo)
+    return BatchBuilder(STUDENT, (TeacherLayout(MASK, OneBlock(), shared),), compdemo_ratio=compdemo)
 
 
 def test_teacher_hides_exactly_the_masked_chunks():
@@ -146,15 +150,15 @@ def test_pairs_are_equal_single_tokens():
 
 
 def test_eos_tail_fills_the_block():
-    make = BatchBuilder(Side(MASK, "block", 4), eos_tail=9)
+    make = BatchBuilder(STUDENT, eos_tail=EosTail(9, frozenset({int(row().ids[5])})))
     short = AlignedRow(row().ids[:6], row().maskable[:6], ())
     batch = make([Sample(short, (0,))], t=1.0)
     assert batch.maskable == 5 and batch.targets[-2:].tolist() == [9, 9]
 
 
 @given(st.lists(st.integers(1, 100), max_size=40), st.integers(1, 8))
-def test_assign_is_a_partition_within_its_bound(costs, parts):
-    groups = assign(costs, parts)
+def test_balance_is_a_partition_within_its_bound(costs, parts):
+    groups = balance(costs, parts)
     assert len(groups) == parts
     assert sorted(i for g in groups for i in g) == list(range(len(costs)))
     bound = sum(costs) / parts + max(costs, default=0)
@@ -168,17 +172,17 @@ def test_micro_batches_keep_the_budget(costs, batch, ranks):
     batches = GlobalBatches(len(costs), batch, seed=0)
     for step in range(5):
         own = [int(costs[v.row]) for v in batches[step]]
-        assert all(sum(own[i] for i in g) <= 100 for g in assign(own, ranks * each))
+        assert all(sum(own[i] for i in g) <= 100 for g in balance(own, ranks * each))
 
 
-@pytest.mark.parametrize("layout", ["block", "full"])
-def test_the_content_of_a_global_batch_does_not_depend_on_the_ranks(layout):
+@pytest.mark.parametrize("blocks", [SequenceBlocks(4), OneBlock()], ids=["block", "full"])
+def test_the_content_of_a_global_batch_does_not_depend_on_the_ranks(blocks):
     """However many micro-batches: the same masked tokens, timesteps and chunks, and the same counts."""
     samples = [Sample(row(i), (0, i)) for i in range(9)]
-    make = BatchBuilder(Side(MASK, layout, 4), [TeacherSide(MASK, "full", 4)], compdemo_ratio=0.5)
+    make = BatchBuilder(InputLayout(MASK, blocks), (TeacherLayout(MASK, OneBlock()),), compdemo_ratio=0.5)
 
     def content(parts: int):
-        batches = [make([samples[i] for i in group]) for group in assign([8] * 9, parts)]
+        batches = [make([samples[i] for i in group]) for group in balance([8] * 9, parts)]
         masked = sorted(pair for b in batches for pair in zip(b.targets.tolist(), b.t.tolist(), strict=True))
         predicted = sorted(x for b in batches for x in b.teachers[0].targets.tolist())
         return masked, predicted, sum(b.maskable for b in batches), sum(len(b.teachers[0].chunk_t) for b in batches)
@@ -210,10 +214,13 @@ def test_blocks_from_the_response_are_those_of_left_padding():
     for prompt, length, size in [(5, 13, 4), (4, 9, 4), (0, 6, 4), (3, 5, 8), (11, 12, 4)]:
         maskable = torch.arange(length) >= prompt
         padded = torch.arange(length) + -prompt % size
-        assert torch.equal(from_response(maskable, size), padded // size - padded[0] // size), (prompt, length)
+        assert torch.equal(ResponseBlocks(size).cut(maskable), padded // size - padded[0] // size), (prompt, length)
     two = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 1, 1, 0]).bool()
-    assert from_response(two, 4).tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3]
-    assert from_response(torch.zeros(6, dtype=torch.bool), 4).tolist() == from_sequence(torch.zeros(6), 4).tolist()
+    assert ResponseBlocks(4).cut(two).tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert (
+        ResponseBlocks(4).cut(torch.zeros(6, dtype=torch.bool)).tolist()
+        == SequenceBlocks(4).cut(torch.zeros(6)).tolist()
+    )
 
 
 @pytest.mark.parametrize("masked", [[3], [3, 7, 12], list(range(3, 14))])
@@ -221,8 +228,8 @@ def test_response_blocks_change_nothing_but_the_cut(model, masked):
     """As above for blocks from the response: equal to the whole [xt, x0] of the left-padded sequence."""
     prompt, length, size = 3, 14, 4
     ids, mask = example(length, masked)
-    block = from_response(torch.arange(length) >= prompt, size)
-    ours = hidden_states(model, *pack([lay_out(ids, mask, Side(MASK, "block", size), block)]))
+    block = ResponseBlocks(size).cut(torch.arange(length) >= prompt)
+    ours = hidden_states(model, *pack([lay_out(ids, mask, block, MASK)]))
 
     pad = -prompt % size
     padded, noise = (torch.cat([x.new_zeros(pad), x]) for x in (ids, mask))
@@ -235,6 +242,6 @@ def test_response_blocks_change_nothing_but_the_cut(model, masked):
 
 
 def test_eos_tail_fills_the_last_response_block():
-    make = BatchBuilder(Side(MASK, "block", 4), eos_tail=9, blocks=from_response)
+    make = BatchBuilder(InputLayout(MASK, ResponseBlocks(4)), eos_tail=EosTail(9, frozenset({int(row().ids[-1])})))
     batch = make([Sample(AlignedRow(row().ids, row().maskable, ()), (0,))], t=1.0)  # 3 of the prompt, 5 of the response
     assert batch.maskable == 8 and batch.targets[-3:].tolist() == [9, 9, 9]

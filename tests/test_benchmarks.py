@@ -37,7 +37,7 @@ def test_the_plain_step_has_the_pipeline_s_loss_and_gradient(strategy, compdemo)
     term = build_term(Objective(strategy), Teacher("t", ""), shape.shared_vocabulary, head)
     batch = step.builder(shape, compdemo)(samples)
     module = StudentWithLoss(student, [term], cross_entropy_weight)
-    loss = (module(batch, [term.observe(teacher, batch.teachers[0])], 0.3) / counts(batch, [term])).sum()
+    loss = (module(batch, [term.teacher_forward(teacher, batch.teachers[0])], 0.3) / counts(batch, [term])).sum()
     assert_close(loss, expected, rtol=1e-5, atol=1e-6, check_dtype=False)
     for ours, theirs in zip(torch.autograd.grad(loss, parameters), expected_gradients, strict=True):
         assert_close(ours, theirs, rtol=1e-4, atol=1e-7)

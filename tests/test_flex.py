@@ -8,7 +8,8 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.testing import assert_close
 
 from benchmarks import workload
-from pipeline.data.packing import Side, lay_out, pack
+from pipeline.data.blocks import OneBlock, SequenceBlocks, lay_out
+from pipeline.data.packing import pack
 from pipeline.method.attention_mask import attention_mask
 from pipeline.models.flex_attention import TILE, block_mask, flex_inputs, use_flex, visible_tiles
 from pipeline.models.forward import hidden_states
@@ -17,9 +18,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 LENGTHS = (150, 90, 70, 30, 9)
 
 
+BLOCKS = {"block": SequenceBlocks(8), "full": OneBlock()}
+
+
 def documents(layout: str, lengths=LENGTHS, mask_id: int = 1):
-    side = Side(mask_id, layout, 8)
-    return [lay_out(torch.arange(2, 2 + n), torch.arange(n) % 5 == 3, side) for n in lengths]
+    masks = [torch.arange(n) % 5 == 3 for n in lengths]
+    return [lay_out(torch.arange(2, 2 + len(m)), m, BLOCKS[layout].cut(m), mask_id) for m in masks]
 
 
 @pytest.mark.parametrize("config", [workload.qwen3(600, 64, 2), workload.llada2(600, 64, 2)], ids=["qwen3", "llada2"])

@@ -61,7 +61,7 @@ def estimates(model, context, continuation, blocks, samples, seeds, batch_size=1
     made = [
         Continuation.of(context, continuation, size=SIZE, blocks=blocks, samples=samples, seed=seed) for seed in seeds
     ]
-    return log_likelihoods(model, made, SIZE, batch_size)
+    return log_likelihoods(model, made, batch_size)
 
 
 @pytest.mark.parametrize("blocks", ["training", "reference"])
@@ -98,7 +98,7 @@ def test_sets_are_uniform_in_size_and_place() -> None:
 def test_depends_on_seed_and_request_alone(model) -> None:
     alone = [estimates(model, *case, "training", 8, [3], batch_size=1)[0].value for case in CASES]
     made = [Continuation.of(*case, size=SIZE, blocks="training", samples=8, seed=3) for case in CASES]
-    together = [e.value for e in log_likelihoods(model, made, SIZE, 64)]
+    together = [e.value for e in log_likelihoods(model, made, 64)]
     assert together == pytest.approx(alone, abs=1e-5)
     assert estimates(model, *CASES[1], "training", 8, [4])[0].value != pytest.approx(alone[1], abs=1e-5)
 

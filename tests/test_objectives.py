@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from pipeline.method.calm import calm
-from pipeline.method.chunked_lm_head import CHUNK_ELEMENTS, chunks_as_on, head_rows, token_log_prob
+from pipeline.method.chunked_lm_head import CHUNK_ELEMENTS, chunked_lm_head, chunks_as_on, token_log_prob
 from pipeline.method.kl import kl
 from pipeline.method.tidal import cross_entropy_weight, midrange_weight, tidal_lambda
 from tests import golden
@@ -191,8 +191,9 @@ def test_chunked_head_equals_dense(dtype, monkeypatch):
     targets, teacher = torch.randint(50, (12,), generator=g), torch.randn(12, 50, generator=g)
     upstream = torch.randn(12, 2, generator=g)
 
-    def rows(logits, targets, teacher):
-        return torch.stack([token_log_prob(logits, targets), kl(logits, teacher, temperature=2.0)], 1)
+    def per_token(logits, tokens):
+        divergence = kl(logits, teacher[tokens], temperature=2.0)
+        return torch.stack([token_log_prob(logits, targets[tokens]), divergence], 1)
 
     def run(compute):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
@@ -200,8 +201,8 @@ def test_chunked_head_equals_dense(dtype, monkeypatch):
         value.backward(upstream)
         return value.detach(), h.grad, w.grad
 
-    chunked = run(lambda h, w: head_rows(rows, h, w, targets, teacher))
-    dense = run(lambda h, w: rows((h @ w.T).float(), targets, teacher))
+    chunked = run(lambda h, w: chunked_lm_head(per_token, h, w))
+    dense = run(lambda h, w: per_token((h @ w.T).float(), slice(None)))
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
     for ours, theirs in zip(chunked, dense, strict=True):
         assert ours.dtype == theirs.dtype
@@ -214,19 +215,20 @@ def test_chunks_as_on_another_device(monkeypatch):
     monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 5 * 50)
     sizes = []
 
-    def rows(logits):
+    def per_token(logits, tokens):
         sizes.append(len(logits))
         return logits[:, :1]
 
     with chunks_as_on("cuda"):
-        head_rows(rows, torch.zeros(12, 4), torch.zeros(50, 4))
-    head_rows(rows, torch.zeros(12, 4), torch.zeros(50, 4))
+        chunked_lm_head(per_token, torch.zeros(12, 4), torch.zeros(50, 4))
+    chunked_lm_head(per_token, torch.zeros(12, 4), torch.zeros(50, 4))
     assert sizes == [10, 2, 5, 5, 2]
 
 
 def test_head_without_rows_keeps_the_weight_in_the_graph():
     weight = torch.randn(9, 4, requires_grad=True)
-    value = head_rows(token_log_prob, torch.zeros(0, 4), weight, torch.zeros(0, dtype=torch.int64))
+    none = torch.zeros(0, dtype=torch.int64)
+    value = chunked_lm_head(lambda logits, tokens: token_log_prob(logits, none[tokens]), torch.zeros(0, 4), weight)
     assert value.shape == (0,)
     value.sum().backward()
     assert_close(weight.grad, torch.zeros(9, 4))

@@ -13,9 +13,10 @@ from torch.testing import assert_close
 from pipeline.config.recipe import CompDemo, Objective, Teacher
 from pipeline.core.rng import generator_for
 from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
-from pipeline.data.batch import BatchBuilder, Sample, TeacherSide
-from pipeline.data.packing import Side
+from pipeline.data.batch import BatchBuilder, InputLayout, Sample, TeacherLayout
+from pipeline.data.blocks import OneBlock, SequenceBlocks
 from pipeline.method.calm import calm, log1mexp
+from pipeline.method.chunked_lm_head import chunked_lm_head
 from pipeline.method.kl import kl
 from pipeline.method.masking import complete_chunks, draw_mask
 from pipeline.models.loading import load_teacher
@@ -27,6 +28,7 @@ from tests.test_alignment_rows import Side as AlignmentSide
 from tests.test_models_llada2 import write_checkpoint
 
 VOCAB, MASK, LENGTH = 40, 1, 24
+STUDENT = InputLayout(MASK, SequenceBlocks(4))
 
 
 class CountingModel(nn.Module):
@@ -57,7 +59,7 @@ def row(seed: int) -> AlignedRow:
 
 
 def build(compdemo: float | None = None) -> BatchBuilder:
-    return BatchBuilder(Side(MASK, "block", 4), [TeacherSide(MASK, "full", 4)], compdemo_ratio=compdemo)
+    return BatchBuilder(STUDENT, (TeacherLayout(MASK, OneBlock()),), compdemo_ratio=compdemo)
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_1_accumulation_does_not_scale_the_gradient(models):
         student = StudentWithLoss(model, [t], torch.ones_like)
         model.zero_grad()
         for b in batches:
-            (student(b, [t.observe(teacher, b.teachers[0])], 0.0) / totals).sum().backward()
+            (student(b, [t.teacher_forward(teacher, b.teachers[0])], 0.0) / totals).sum().backward()
         norms.append(math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters())))
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)
 
@@ -161,14 +163,14 @@ def test_8_the_number_of_teacher_passes_does_not_depend_on_the_batch(models, com
     """Published: `if masked.any()` around each of two passes. Ours: one forward, with or without views or rows."""
     _, teacher = models
     batch = build(compdemo)([Sample(row(i), (0, i)) for i in range(samples)])
-    observed = term(teacher).observe(teacher, batch.teachers[0])
-    assert teacher.forwards == 1 and observed.shape == batch.teachers[0].targets.shape
+    output = term(teacher).teacher_forward(teacher, batch.teachers[0])
+    assert teacher.forwards == 1 and output.shape == batch.teachers[0].targets.shape
 
 
 def test_9_teachers_see_xt_whole_or_block_by_block():
     views = {}
-    for layout in ("full", "block"):
-        make = BatchBuilder(Side(MASK, "block", 4), [TeacherSide(MASK, layout, 4)])
+    for layout, blocks in (("full", OneBlock()), ("block", SequenceBlocks(4))):
+        make = BatchBuilder(STUDENT, (TeacherLayout(MASK, blocks),))
         views[layout] = make([Sample(row(0), (0,))]).teachers[0].input
     assert views["full"].noisy.all() and views["full"].block.unique().tolist() == [0]
     assert not views["block"].noisy.all() and len(views["block"].block.unique()) > 1
@@ -186,20 +188,20 @@ def test_10_masks_are_boolean_and_a_float_mask_is_refused(tmp_path):
 def test_12_only_rows_that_enter_the_loss_reach_a_head(models, monkeypatch, compdemo):
     """Published: all positions of both models, twice for CompDemo."""
     model, teacher = models
-    rows = []
+    tokens = []
 
-    def count(function, hidden, weight, *inputs):
-        rows.append(hidden.shape[0])
-        return torch.zeros(hidden.shape[0], 1) if function.__name__ == "rows" else torch.zeros(hidden.shape[0])
+    def count(per_token_loss, hidden, weight):
+        tokens.append(hidden.shape[0])
+        return chunked_lm_head(per_token_loss, hidden, weight)
 
-    monkeypatch.setattr("pipeline.models.forward.head_rows", count)
-    monkeypatch.setattr("pipeline.training.step.head_rows", count)
+    monkeypatch.setattr("pipeline.models.forward.chunked_lm_head", count)
+    monkeypatch.setattr("pipeline.training.step.chunked_lm_head", count)
     batch = build(compdemo)([Sample(row(i), (0, i)) for i in range(6)])
     t = term(teacher)
-    StudentWithLoss(model, [t], torch.ones_like)(batch, [t.observe(teacher, batch.teachers[0])], 0.0)
+    StudentWithLoss(model, [t], torch.ones_like)(batch, [t.teacher_forward(teacher, batch.teachers[0])], 0.0)
     masked = int((batch.student.ids == MASK).sum())
     predicted = int((batch.teachers[0].input.ids == MASK).sum())
-    assert rows == [predicted, masked] and masked < 6 * LENGTH
+    assert tokens == [predicted, masked] and masked < 6 * LENGTH
 
 
 def test_14_log1mexp_is_accurate_over_its_whole_range():

@@ -19,8 +19,8 @@ from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput
 from pipeline.data.aligned_dataset import AlignedRow, AlignedRows, AlignedTeacher
-from pipeline.data.batch import BatchBuilder, TeacherSide
-from pipeline.data.packing import Side
+from pipeline.data.batch import BatchBuilder, InputLayout, TeacherLayout
+from pipeline.data.blocks import SequenceBlocks, build_blocks
 from pipeline.distributed.topology import Topology
 from pipeline.models.loading import load_teacher
 from pipeline.training.held_out import FixedNoiseRows
@@ -70,8 +70,9 @@ class Changed:
 
 def check(recipe: Recipe, rows, model) -> None:
     config = model.config
-    side = TeacherSide(config.mask_token_id, recipe.teachers[0].input, recipe.student.block_size, 0)
-    builder = BatchBuilder(Side(325, "block", recipe.student.block_size), [side])
+    size = recipe.student.block_size
+    teacher = TeacherLayout(config.mask_token_id, build_blocks(recipe.teachers[0].input, size))
+    builder = BatchBuilder(InputLayout(325, SequenceBlocks(size)), (teacher,))
     topology = Topology(0, 1, 1, torch.device("cpu"))
     check_teachers([(recipe.teachers[0], model)], FixedNoiseRows(rows, builder, topology, recipe.optim.micro_tokens))
 

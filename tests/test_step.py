@@ -14,12 +14,14 @@ from torch.testing import assert_close
 from pipeline.config.recipe import CompDemo, Objective, Teacher, Tidal
 from pipeline.core.errors import BadInput
 from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
-from pipeline.data.batch import BatchBuilder, Sample, TeacherSide
-from pipeline.data.packing import Side
+from pipeline.data.batch import BatchBuilder, InputLayout, Sample, TeacherLayout, build
+from pipeline.data.blocks import Blocks, OneBlock, SequenceBlocks
+from pipeline.data.noise import Noise
+from pipeline.method.masking import TIME_EPSILON, complete_chunks, touched_chunks
 from pipeline.method.tidal import cross_entropy_weight
 from pipeline.training.held_out import FixedNoiseRows, kl_terms, teacher_kl
 from pipeline.training.step import StudentWithLoss, counts, learning_rate
-from pipeline.training.terms import build_term, tidal_mix
+from pipeline.training.terms import ChunkTerm, TokenTerm, build_term, tidal_mix
 from tests import golden
 
 STRATEGIES = {
@@ -52,15 +54,18 @@ def chunk_ids(alignment: torch.Tensor) -> torch.Tensor:
     return torch.where(alignment.any(1), alignment.int().argmax(1), -1)
 
 
-@pytest.fixture
-def uniforms(monkeypatch):
-    """Makes every draw of noise return what is queued: t, then the tokens, then CompDemo's split."""
-    queue: list[torch.Tensor] = []
-    monkeypatch.setattr("pipeline.method.masking.torch.rand", lambda *a, **k: queue.pop(0))
-    return queue
+def published_noise(row: AlignedRow, u_t: torch.Tensor, u: torch.Tensor, u_split: torch.Tensor | None = None) -> Noise:
+    """The noise that the published trainer makes of these uniforms: [], [L], [chunks + 1] (None = one view)."""
+    t = TIME_EPSILON + (1 - TIME_EPSILON) * float(u_t)
+    chunkings = [teacher.student_chunks for teacher in row.teachers]
+    masked = complete_chunks((u < t) & row.maskable, row.maskable, chunkings)
+    hidden = [touched_chunks(masked, chunks) for chunks in chunkings]
+    if u_split is None:
+        return Noise(t, masked, tuple((chunks,) for chunks in hidden))
+    return Noise(t, masked, tuple((chunks & (u_split >= 0.5), chunks & (u_split < 0.5)) for chunks in hidden))
 
 
-def run(case, rows, draws, student_logits, teacher_views, uniforms, *, teacher_input, shared, weight):
+def run(case, rows, draws, student_logits, teacher_views, *, teacher_blocks: Blocks, shared, weight):
     """Each sample as a micro-batch of its own: denominators are the batch's, so sums and gradients must not notice."""
     compdemo = case["use_complementary_demo"]
     # the vectors pair tokens up to the whole vocabulary (25) and compare their distributions below `shared`
@@ -68,15 +73,13 @@ def run(case, rows, draws, student_logits, teacher_views, uniforms, *, teacher_i
         strategy=STRATEGIES[case["distill_mode"]], temperature=case.get("alm_temperature", case.get("kl_temperature")),
         compdemo=CompDemo(enabled=compdemo), tidal=Tidal(axes=case["taid_axis_mode"], midrange=case["taid_timestep_weight"] == "midrange"),
     )  # fmt: skip
-    build = BatchBuilder(
-        Side(case["student_mask_id"], "block", case["block_size"]),
-        [TeacherSide(case["teacher_mask_id"], teacher_input, case["block_size"], shared_vocab=25 if shared else 0)],
-        compdemo_ratio=case["demo_ratio"] if compdemo else None,
-    )
+    assert case["demo_ratio"] == 0.5
+    student_layout = InputLayout(case["student_mask_id"], SequenceBlocks(case["block_size"]))
+    teacher_layout = TeacherLayout(case["teacher_mask_id"], teacher_blocks, shared_vocab=25 if shared else 0)
     batches = []
     for row, (u_t, u, split) in zip(rows, draws, strict=True):
-        uniforms += [u_t, u, *([split] if compdemo else [])]
-        batches.append(build([Sample(row, (0,))]))
+        noise = published_noise(row, u_t, u, split if compdemo else None)
+        batches.append(build([row], [noise], student_layout, [teacher_layout]))
     head = torch.eye(teacher_views[0].shape[-1])
     term = build_term(objective, Teacher("teacher", ""), shared, head)
     totals = sum(counts(b, [term]) for b in batches)
@@ -86,8 +89,8 @@ def run(case, rows, draws, student_logits, teacher_views, uniforms, *, teacher_i
         student = StudentWithLoss(FixedLogits(logits[i : i + 1], batch.student.document), [term], cross_entropy_weight)
         views = torch.stack([view[i] for view in teacher_views])
         teacher = FixedLogits(views, batch.teachers[0].input.document)
-        observed = [term.observe(teacher, batch.teachers[0])]
-        sums = student(batch, observed, case["global_step"] / case["max_steps"])
+        outputs = [term.teacher_forward(teacher, batch.teachers[0])]
+        sums = student(batch, outputs, case["global_step"] / case["max_steps"])
         ce, distillation = ce + sums[0] / totals[0].item(), distillation + sums[1] / max(1, totals[1].item())
     loss = ce + weight * distillation
     (gradient,) = torch.autograd.grad(loss, logits)
@@ -98,7 +101,7 @@ ALM, ALM_TENSORS = golden.load("alm_step")
 
 
 @pytest.mark.parametrize("case", ALM, ids=lambda c: c["key"])
-def test_cross_tokenizer_step_equals_the_published_one(case, uniforms):
+def test_cross_tokenizer_step_equals_the_published_one(case):
     x = ALM_TENSORS
     real = x["teacher_attention_mask"].bool()
     rows = [
@@ -126,8 +129,7 @@ def test_cross_tokenizer_step_equals_the_published_one(case, uniforms):
         draws,
         x["student_logits"],
         views,
-        uniforms,
-        teacher_input="full",
+        teacher_blocks=OneBlock(),
         shared=0,
         weight=case["alm_weight"],
     )
@@ -145,7 +147,7 @@ ALIGNED = [c for c in ALIGNED if c["distill_mode"] in STRATEGIES]  # the order o
 
 
 @pytest.mark.parametrize("case", ALIGNED, ids=lambda c: c["key"])
-def test_shared_tokenizer_step_equals_the_published_one(case, uniforms):
+def test_shared_tokenizer_step_equals_the_published_one(case):
     x = ALIGNED_TENSORS
     rows, draws = [], []
     for i in range(2):
@@ -167,8 +169,7 @@ def test_shared_tokenizer_step_equals_the_published_one(case, uniforms):
         draws,
         x["student_logits"],
         views,
-        uniforms,
-        teacher_input="block",
+        teacher_blocks=SequenceBlocks(case["block_size"]),
         shared=case["shared_vocab_size"],
         weight=weight,
     )
@@ -196,9 +197,9 @@ class HeldOut(list):
 
 @pytest.mark.parametrize("shared", [0, VOCABULARY], ids=["chunks", "tokens"])
 def test_distance_is_the_dense_kl_and_nothing_between_equals(shared, monkeypatch):
-    monkeypatch.setattr("pipeline.training.teacher_kl.dist.all_reduce", lambda x: None)
+    monkeypatch.setattr("pipeline.training.held_out.dist.all_reduce", lambda x: None)
     rows = HeldOut(1 if shared else 2)
-    build = BatchBuilder(Side(1, "full", 4), [TeacherSide(1, "full", 4, shared)], compdemo_ratio=None)
+    builder = BatchBuilder(InputLayout(1, OneBlock()), (TeacherLayout(1, OneBlock(), shared),))
     generator = torch.Generator().manual_seed(1)
     ours, theirs = (torch.randn(2, 16, VOCABULARY, generator=generator) for _ in range(2))
 
@@ -212,14 +213,14 @@ def test_distance_is_the_dense_kl_and_nothing_between_equals(shared, monkeypatch
         terms = kl_terms([Teacher("a", "")], [shared], [model])
         module = StudentWithLoss(Looked(student, None), terms, torch.ones_like)
         topology = SimpleNamespace(world_size=1, rank=0, device=torch.device("cpu"))
-        return teacher_kl(module, [(terms[0], model)], FixedNoiseRows(rows, build, topology, micro_tokens=1))["a"]
+        return teacher_kl(module, [(terms[0], model)], FixedNoiseRows(rows, builder, topology, micro_tokens=1))["a"]
 
     assert_close(list(distance(theirs, theirs).values()), [0.0] * 5, rtol=0, atol=1e-6)
     found = distance(ours, theirs)
     for t, value in found.items():
         divergences = []
         for i, row in enumerate(rows):
-            batch = build([Sample(row, ("validation", float(t), i))], float(t))
+            batch = builder([Sample(row, ("validation", float(t), i))], float(t))
             at = batch.student.positions.view(-1)[batch.predict]
             p, q = (x[i, at].log_softmax(-1) for x in (theirs, ours))
             if shared:
@@ -233,15 +234,15 @@ def test_distance_is_the_dense_kl_and_nothing_between_equals(shared, monkeypatch
 
 def test_tidal_on_the_cross_entropy_scales_each_token_by_its_lambda():
     rows, weight = HeldOut(1), cross_entropy_weight
-    build = BatchBuilder(Side(1, "full", 4), [TeacherSide(1, "full", 4, 0)], compdemo_ratio=None)
-    batch = build([Sample(rows[0], (0,))], 0.6)
+    builder = BatchBuilder(InputLayout(1, OneBlock()), (TeacherLayout(1, OneBlock()),))
+    batch = builder([Sample(rows[0], (0,))], 0.6)
     logits = torch.randn(1, 12, VOCABULARY, generator=torch.Generator().manual_seed(2))
     model = FixedLogits(logits, batch.student.document)
     term = build_term(Objective("reverse_calm"), Teacher("a", ""), 0, torch.eye(VOCABULARY))
-    observed = [term.observe(FixedLogits(logits, batch.teachers[0].input.document), batch.teachers[0])]
-    plain = StudentWithLoss(model, [term], weight)(batch, observed, 0.25)
+    outputs = [term.teacher_forward(FixedLogits(logits, batch.teachers[0].input.document), batch.teachers[0])]
+    plain = StudentWithLoss(model, [term], weight)(batch, outputs, 0.25)
     tidal = Tidal(init=0.2, maximum=0.8)
-    mixed = StudentWithLoss(model, [term], weight, tidal_mix(tidal))(batch, observed, 0.25)
+    mixed = StudentWithLoss(model, [term], weight, tidal_mix(tidal))(batch, outputs, 0.25)
     progress = 0.2 + (0.8 - 0.2) / 2 * (1 - math.cos(math.pi * 0.25))
     assert_close(mixed[0], plain[0] * progress * (1 - 0.6), rtol=1e-5, atol=0)
     assert torch.equal(mixed[1], plain[1])
@@ -250,10 +251,11 @@ def test_tidal_on_the_cross_entropy_scales_each_token_by_its_lambda():
 def test_strategies_follow_the_tokenizers():
     head = torch.eye(3)
     teacher = Teacher("t", "")
-    assert build_term(Objective("tide_cross"), teacher, 0, head).loss.keywords["direction"] == "reverse"
-    assert type(build_term(Objective("tide_cross"), teacher, 3, head)).__name__ == "TokenTerm"
+    across = build_term(Objective("tide_cross"), teacher, 0, head)
+    assert isinstance(across, ChunkTerm) and across.objective.keywords["direction"] == "reverse" and across.mix is None
+    assert isinstance(build_term(Objective("tide_cross"), teacher, 3, head), TokenTerm)
     shared = build_term(Objective("tide_shared"), teacher, 0, head)
-    assert type(shared).__name__ == "ChunkTerm" and shared.mix is not None
+    assert isinstance(shared, ChunkTerm) and shared.mix is not None
     with pytest.raises(BadInput, match="kl needs a shared tokenizer, and teacher t"):
         build_term(Objective("kl"), teacher, 0, head)
 

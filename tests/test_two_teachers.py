@@ -16,7 +16,8 @@ from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Objective
 from pipeline.core.errors import BadInput
 from pipeline.core.run_directory import read_metrics
-from pipeline.training.terms import family
+from pipeline.method.strategies import Strategy
+from pipeline.training.terms import teacher_strategy
 from tests import launch
 
 STEPS = 20
@@ -71,15 +72,15 @@ def test_both_teach(folder):
 @pytest.mark.parametrize(
     ("strategy", "across", "shared"),
     [
-        ("tide_cross", ("calm", "reverse", False), ("kl", "reverse", False)),
-        ("tide_shared", ("calm", "forward", True), ("kl", "forward", True)),
-        ("calm", ("calm", "forward", False), ("calm", "forward", False)),
+        ("tide_cross", Strategy("calm", "reverse"), Strategy("kl", "reverse")),
+        ("tide_shared", Strategy("calm", tidal=True, compdemo=True), Strategy("kl", tidal=True, compdemo=True)),
+        ("calm", Strategy("calm"), Strategy("calm")),
     ],
 )
 def test_a_strategy_is_resolved_for_each_teacher(folder, strategy, across, shared):
     known = load_manifest(folder / "aligned")["teachers"]
     read = parse(parser(""), [*teachers(folder, 1, 1)])[0]
-    found = [family(Objective(strategy), t, known[t.name]["shared_vocab"]) for t in read.teachers]
+    found = [teacher_strategy(Objective(strategy), t, known[t.name]["shared_vocab"]) for t in read.teachers]
     assert found == [across, shared]
 
 

@@ -60,7 +60,7 @@ class Step:
         batch = builder(shape, compdemo=True)(noised(shape))
         denominators = counts(batch, [term])
         batch = batch.to(where)
-        sums = step(batch, [term.observe(teacher, batch.teachers[0])], 0.5) / denominators.to(where)
+        sums = step(batch, [term.teacher_forward(teacher, batch.teachers[0])], 0.5) / denominators.to(where)
         sums.sum().backward()
         return cls(sums.detach().cpu(), {n: p.grad.float().cpu() for n, p in student.named_parameters()})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -97,8 +97,7 @@ class Distillation:
         if toy:
             settings.pop("bf16", None)
         wrapped = build_engine(StudentWithLoss(student, [term], cross_entropy_weight), settings, Optim(lr=1e-5), 1)
-        build = builder(shape, compdemo)
-        build.row_multiple = TILE
+        build = replace(builder(shape, compdemo), row_multiple=TILE)
         batch = build(noised(shape))
         return cls(
             wrapped, teacher, term, batch, (visible_pairs(batch.student), visible_pairs(batch.teachers[0].input))
@@ -106,9 +105,9 @@ class Distillation:
 
     def step(self, batch: Batch, denominators: Tensor, clock: Clock) -> Tensor:
         """One optimizer step of one micro-batch that is on the device already; nothing waits."""
-        observed = [self.term.observe(self.teacher, batch.teachers[0])]
+        outputs = [self.term.teacher_forward(self.teacher, batch.teachers[0])]
         clock.done("teacher")
-        loss = (self.engine(batch, observed, 0.5) / denominators).sum()
+        loss = (self.engine(batch, outputs, 0.5) / denominators).sum()
         clock.done("student forward")
         self.engine.backward(loss)
         clock.done("backward")

@@ -11,7 +11,7 @@ from benchmarks.gpu import models
 from benchmarks.gpu.record import Clock, Record, arguments, device, free_memory, medians, peak_gb
 from benchmarks.naive.step import NaiveStep
 from benchmarks.step import noised
-from pipeline.method.chunked_lm_head import CHUNK_ELEMENTS, head_rows, token_log_prob
+from pipeline.method.chunked_lm_head import CHUNK_ELEMENTS, chunked_lm_head, token_log_prob
 
 PEAK_TFLOPS = 989.0  # H100 SXM, dense bfloat16
 
@@ -89,7 +89,7 @@ def head(elements: int, rows: int, toy: bool) -> dict[str, Any]:
     free_memory()
     for _ in range(4):
         clock = Clock()
-        values = head_rows(token_log_prob, hidden, weight, tokens)
+        values = chunked_lm_head(lambda logits, chunk: token_log_prob(logits, tokens[chunk]), hidden, weight)
         clock.done("forward")
         values.sum().backward()
         clock.done("backward")

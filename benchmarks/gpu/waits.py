@@ -48,9 +48,9 @@ def training_step(engine: str, compdemo: bool, flex: bool, toy: bool) -> dict[st
         own.step(batch, denominators, Clock())
     found = {}
     with waits() as teacher:
-        observed = [own.term.observe(own.teacher, batch.teachers[0])]
+        outputs = [own.term.teacher_forward(own.teacher, batch.teachers[0])]
     with waits() as forward:
-        loss = (own.engine(batch, observed, 0.5) / denominators).sum()
+        loss = (own.engine(batch, outputs, 0.5) / denominators).sum()
     with waits() as backward:
         own.engine.backward(loss)
     with waits() as step:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.capacity.inputs import Facts, Means
-from pipeline.training.terms import family
+from pipeline.training.terms import teacher_strategy
 
 ROW = "an average row: all models and heads"
 
@@ -46,7 +46,7 @@ def arithmetic(facts: Facts, means: Sequence[Means]) -> dict[str, float]:
         own = facts.teachers[teacher.name].flops
         forward = own.forward(mean.width)
         found[f"teacher {teacher.name}: forward, a token"] = forward
-        heads = 2 if family(recipe.objective, teacher, shared)[0] == "kl" else 1
+        heads = 2 if teacher_strategy(recipe.objective, teacher, shared).family == "kl" else 1
         row += mean.tokens * forward + heads * mean.predicted * own.head
     return {**found, ROW: row}
 

@@ -85,7 +85,7 @@ def hold(
             for term, teacher, own in zip(module.terms, models, batch.teachers, strict=True):
                 before = live.now
                 live.reset_peak()
-                observed.append(term.observe(teacher, own))
+                observed.append(term.teacher_forward(teacher, own))
                 peaks.append(live.peak - before)
             kept = live.now
             plain = _student(live, module, batch, observed)

@@ -18,6 +18,7 @@ from pipeline.capacity.flops import Flops, flops
 from pipeline.capacity.rows import Data, sample
 from pipeline.config.recipe import Recipe, compdemo_ratio
 from pipeline.data.batch import BatchBuilder
+from pipeline.data.blocks import EosTail
 from pipeline.data.packing import Packed
 from pipeline.distributed.topology import Topology
 from pipeline.models.experts import MoE
@@ -77,7 +78,9 @@ def gather_facts(
     topology = Topology(0, ranks, gpus_per_node, torch.device("cpu"))
     shared = data.shared_vocab or {n: student.vocab_size * _same_vocab(student, c) for n, c in teachers.items()}
     numbers = DatasetNumbers(tuple(shared[t.name] for t in recipe.teachers), data.costs)
-    plan = Plan.resolve(recipe, engine, topology, teachers, numbers)
+    plan = Plan.resolve(
+        recipe, engine, topology, teachers, numbers, EosTail(0, frozenset({0})) if recipe.student.eos_tail else None
+    )
     dtype, longest = student_dtype(engine), int(data.costs.max())
     with FakeTensorMode():
         model = fake_model(student, dtype)

@@ -1,4 +1,4 @@
-"""Micro-batches: samples noised, laid out and packed, with all the indices that the losses need.
+"""Micro-batches: rows under their noise, packed, with all the indices that the losses need.
 
 Shapes: M masked student tokens, K predicted teacher tokens, N active chunks (of one teacher) in the micro-batch.
 """
@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from pipeline.core.rng import generator_for
 from pipeline.data.aligned_dataset import AlignedRow
-from pipeline.data.packing import Packed, Side, from_sequence, lay_out, pack
-from pipeline.method.compdemo import complementary_split
-from pipeline.method.masking import complete_chunks, draw_mask, draw_t, touched_chunks
+from pipeline.data.blocks import Blocks, EosTail, Lengths, lay_out
+from pipeline.data.noise import Key, Noise, draw
+from pipeline.data.packing import Packed, pack
+from pipeline.method.masking import touched_chunks
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class TeacherBatch:
 
     input: Packed
     predict: Tensor
-    """int64 [K], flat places in `input` of the tokens to predict"""
+    """int64 [K], flat indices in `input` of the tokens to predict"""
     targets: Tensor
     """int64 [K], the true tokens there"""
     chunk: Tensor
@@ -34,6 +36,8 @@ class TeacherBatch:
     """int64 [M], active chunk of each masked student token; N = in none"""
     chunk_t: Tensor
     """float32 [N], timestep of each active chunk's sample"""
+    student_t: Tensor
+    """float32 [M], timestep of each masked student token's sample"""
     pair: Tensor
     """int64 [M], which of `predict` is the same single token on the teacher's side; -1 = none"""
 
@@ -44,7 +48,7 @@ class Batch:
 
     student: Packed
     predict: Tensor
-    """int64 [M], flat places in `student` of the masked tokens"""
+    """int64 [M], flat indices in `student` of the masked tokens"""
     targets: Tensor
     """int64 [M], the true tokens there"""
     t: Tensor
@@ -64,14 +68,29 @@ class Batch:
         return _map(self, function)
 
 
-def _map(value, function: Callable[[Tensor], Any]):
+def _map(value: T, function: Callable[[Tensor], Any]) -> T:
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple):
-        return tuple(_map(item, function) for item in value)
-    if isinstance(value, int):
-        return value
-    return type(value)(*(_map(getattr(value, f.name), function) for f in fields(value)))
+        return type(value)(_map(item, function) for item in value)
+    if isinstance(value, Batch | TeacherBatch | Packed):
+        return type(value)(*(_map(getattr(value, f.name), function) for f in fields(value)))
+    return value
+
+
+@dataclass(frozen=True)
+class InputLayout:
+    """How one model's input is laid out."""
+
+    mask_id: int
+    blocks: Blocks
+
+
+@dataclass(frozen=True)
+class TeacherLayout(InputLayout):
+    """A teacher's; `shared_vocab` is the id prefix that it shares with the student, 0 = none."""
+
+    shared_vocab: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,136 +98,130 @@ class Sample:
     """A row with the key of its noise."""
 
     row: AlignedRow
-    key: tuple[int | str, ...]
+    key: Key
 
 
 @dataclass(frozen=True)
-class TeacherSide(Side):
-    """A teacher's layout; `shared_vocab` is the id prefix that it shares with the student, 0 = none."""
-
-    shared_vocab: int = 0
-
-
-@dataclass(frozen=True)
-class _Noised:
-    """A sample after its draw; tensors of the student's length."""
-
-    sample: Sample
-    ids: Tensor
-    maskable: Tensor
-    block: Tensor
-    chunkings: list[Tensor]
-    masked: Tensor
-    t: float
-
-
-def row_tokens(sides: Sequence[tuple[Literal["block", "full"], int, int]]):
-    """The most tokens that a row can take: over (input, length, views) of every model; lengths may be arrays of rows."""
-    return sum(length * views * (2 if layout == "block" else 1) for layout, length, views in sides)
-
-
 class BatchBuilder:
-    """Makes micro-batches of samples: draws their noise, lays every model's input out, and ties the two sides together.
+    """The recipe's choices, bound: draws the noise of samples and builds their micro-batch."""
 
-    Args:
-        student, teachers: how each model's input is laid out; teachers in the order of the rows' teachers.
-        compdemo_ratio: CompDemo's split; None gives each teacher one view.
-        mask_unit: draw tokens and complete chunks, or draw (the first teacher's) chunks.
-        eos_tail: end token that fills the last block and is trained on; None leaves the row as it is.
-        blocks: where the student's blocks are cut: (maskable [L], block size) -> block of each token [L].
-        row_multiple: of which the lengths of packed rows are multiples (see `pack`).
-    """
-
-    def __init__(
-        self,
-        student: Side,
-        teachers: Sequence[TeacherSide] = (),
-        *,
-        compdemo_ratio: float | None = None,
-        mask_unit: Literal["token", "chunk"] = "token",
-        eos_tail: int | None = None,
-        blocks: Callable[[Tensor, int], Tensor] = from_sequence,
-        row_multiple: int = 1,
-    ):
-        self.student, self.teachers = student, tuple(teachers)
-        self.compdemo_ratio, self.by_chunk, self.eos_tail = compdemo_ratio, mask_unit == "chunk", eos_tail
-        self.blocks, self.row_multiple = blocks, row_multiple
-
-    def tokens(self, student_length, teacher_lengths: Sequence):
-        """The most tokens that a row can take over all inputs: lengths in, integers or arrays of them."""
-        sides = [(self.student.input, student_length, 1)]
-        views = 1 if self.compdemo_ratio is None else 2
-        sides += [(side.input, n, views) for side, n in zip(self.teachers, teacher_lengths, strict=True)]
-        return row_tokens(sides)
+    student: InputLayout
+    teachers: tuple[TeacherLayout, ...] = ()
+    """Of the rows' teachers, in their order."""
+    compdemo_ratio: float | None = None
+    """CompDemo's split of the masked chunks; None gives every teacher one view."""
+    by_chunk: bool = False
+    """Draws chunks of the first teacher in place of tokens."""
+    eos_tail: EosTail | None = None
+    """What fills the last block of rows; None leaves them as they are."""
+    row_multiple: int = 1
+    """Of which the lengths of packed rows are multiples (see `pack`)."""
 
     def __call__(self, samples: Sequence[Sample], t: float | None = None) -> Batch:
         """The micro-batch of these samples (none is fine); `t` fixes the timestep, for validation."""
-        noised = [self._noise(sample, t) for sample in samples]
-        packed, predict = pack([lay_out(n.ids, n.masked, self.student, n.block) for n in noised], self.row_multiple)
-        targets = _cat([n.ids[n.masked] for n in noised])
-        teachers = tuple(self._teacher(k, noised, targets) for k in range(len(self.teachers)))
-        return Batch(
-            packed,
-            predict,
-            targets,
-            t=_cat([torch.full((int(n.masked.sum()),), n.t) for n in noised], torch.float32),
-            teachers=teachers,
-            maskable=sum(int(n.maskable.sum()) for n in noised),
-            tokens=sum(int((x.document >= 0).sum()) for x in (packed, *(teacher.input for teacher in teachers))),
+        rows = [self.eos_tail.extend(s.row, self.student.blocks) if self.eos_tail else s.row for s in samples]
+        noises = [
+            draw(row, sample.key, compdemo_ratio=self.compdemo_ratio, by_chunk=self.by_chunk, t=t)
+            for row, sample in zip(rows, samples, strict=True)
+        ]
+        return build(rows, noises, self.student, self.teachers, self.row_multiple)
+
+    def tokens(self, student_length: Lengths, teacher_lengths: Sequence[Lengths]) -> Lengths:
+        """As `row_tokens`, for this builder's models."""
+        return row_tokens(
+            student_length,
+            teacher_lengths,
+            student=self.student.blocks,
+            teachers=[teacher.blocks for teacher in self.teachers],
+            compdemo=self.compdemo_ratio is not None,
+            eos_tail=self.eos_tail is not None,
         )
 
-    def _noise(self, sample: Sample, t: float | None) -> _Noised:
-        ids, maskable = sample.row.ids, sample.row.maskable
-        block = self.blocks(maskable, self.student.block_size)
-        chunkings = [teacher.student_chunks for teacher in sample.row.teachers]
-        if self.eos_tail is not None:
-            tail = self.student.block_size - int((block == block[-1]).sum())
-            ids, maskable = _extend(ids, tail, self.eos_tail), _extend(maskable, tail, True)
-            block = _extend(block, tail, int(block[-1]))
-            chunkings = [_extend(c, tail, -1) for c in chunkings]
-        t = draw_t(generator_for(*sample.key, "t")) if t is None else t
-        units = chunkings[0] if self.by_chunk and chunkings else None
-        drawn = draw_mask(t, maskable, generator_for(*sample.key, "mask"), units)
-        return _Noised(sample, ids, maskable, block, chunkings, complete_chunks(drawn, maskable, chunkings), t)
 
-    def _views(self, hidden: Tensor, sample: Sample, k: int) -> list[Tensor]:
-        """Which chunks each view hides (and predicts): bool [chunks + 1] -> one or two of them."""
-        if self.compdemo_ratio is None:
-            return [hidden]
-        a, b = complementary_split(hidden, self.compdemo_ratio, generator_for(*sample.key, "compdemo", k))
-        return [b, a]
+def row_tokens(
+    student_length: Lengths,
+    teacher_lengths: Sequence[Lengths],
+    *,
+    student: Blocks,
+    teachers: Sequence[Blocks],
+    compdemo: bool,
+    eos_tail: bool,
+) -> Lengths:
+    """The most tokens that a row (or each of many) can take over the inputs of all models, in every view."""
+    tail = student.most_missing(student_length) if eos_tail else 0
+    total = student.most_tokens(student_length + tail)
+    for blocks, length in zip(teachers, teacher_lengths, strict=True):
+        total = total + (2 if compdemo else 1) * blocks.most_tokens(length)
+    return total
 
-    def _teacher(self, k: int, noised: Sequence[_Noised], student_targets: Tensor) -> TeacherBatch:
-        side, chunks = self.teachers[k], 0
-        documents, targets, chunk, student_chunk, chunk_t = [], [], [], [], []
-        for n in noised:
-            teacher, student_ids = n.sample.row.teachers[k], n.chunkings[k]
-            hidden = touched_chunks(n.masked, student_ids)
-            # a chunk that reaches into the prompt is only hidden
-            active = hidden & ~touched_chunks(~n.maskable, student_ids)
-            number = torch.where(active, chunks + active.cumsum(0) - 1, -1)
-            chunks += int(active.sum())
-            for view in self._views(hidden, n.sample, k):
-                masked = view[teacher.chunks]
-                documents.append(lay_out(teacher.ids, masked, side))
-                targets.append(teacher.ids[masked])
-                chunk.append(number[teacher.chunks[masked]])
-            student_chunk.append(number[student_ids[n.masked]])
-            chunk_t.append(torch.full((int(active.sum()),), n.t))
-        packed, places = pack(documents, self.row_multiple)
-        chunk, student_chunk, targets = _cat(chunk), _cat(student_chunk), _cat(targets)
-        predicted = chunk >= 0
-        chunk, targets = chunk[predicted], targets[predicted]
-        student_chunk = torch.where(student_chunk >= 0, student_chunk, chunks)
-        return TeacherBatch(
-            packed,
-            places[predicted],
-            targets,
-            chunk,
-            student_chunk,
-            _cat(chunk_t, torch.float32),
-            _pairs(chunk, targets, student_chunk, student_targets, chunks, side.shared_vocab),
-        )
+
+def build(
+    rows: Sequence[AlignedRow],
+    noises: Sequence[Noise],
+    student: InputLayout,
+    teachers: Sequence[TeacherLayout] = (),
+    row_multiple: int = 1,
+) -> Batch:
+    """The micro-batch of these rows under this noise; no rows are fine. `teachers`: of the rows' teachers, in order."""
+    pairs = list(zip(rows, noises, strict=True))
+    packed, predict = pack(
+        [lay_out(row.ids, n.masked, student.blocks.cut(row.maskable), student.mask_id) for row, n in pairs],
+        row_multiple,
+    )
+    targets = _cat([row.ids[n.masked] for row, n in pairs])
+    t = _cat([torch.full((int(n.masked.sum()),), n.t) for n in noises], torch.float32)
+    by_teacher = tuple(_teacher_batch(k, layout, pairs, targets, t, row_multiple) for k, layout in enumerate(teachers))
+    return Batch(
+        packed,
+        predict,
+        targets,
+        t,
+        teachers=by_teacher,
+        maskable=sum(int(row.maskable.sum()) for row in rows),
+        tokens=sum(int((x.document >= 0).sum()) for x in (packed, *(teacher.input for teacher in by_teacher))),
+    )
+
+
+def _teacher_batch(
+    k: int,
+    layout: TeacherLayout,
+    pairs: Sequence[tuple[AlignedRow, Noise]],
+    student_targets: Tensor,
+    student_t: Tensor,
+    row_multiple: int,
+) -> TeacherBatch:
+    chunks, documents = 0, []
+    targets_, chunk_, student_chunk_, chunk_t = [], [], [], []
+    for row, noise in pairs:
+        teacher, views = row.teachers[k], noise.views[k]
+        hidden = torch.stack(views).any(0)
+        # a chunk that reaches into the prompt is only hidden
+        active = hidden & ~touched_chunks(~row.maskable, teacher.student_chunks)
+        number = torch.where(active, chunks + active.cumsum(0) - 1, -1)
+        chunks += int(active.sum())
+        block = layout.blocks.cut(torch.zeros_like(teacher.ids, dtype=torch.bool))  # always from the start
+        for view in views:
+            masked = view[teacher.chunks]
+            documents.append(lay_out(teacher.ids, masked, block, layout.mask_id))
+            targets_.append(teacher.ids[masked])
+            chunk_.append(number[teacher.chunks[masked]])
+        student_chunk_.append(number[teacher.student_chunks[noise.masked]])
+        chunk_t.append(torch.full((int(active.sum()),), noise.t))
+    packed, indices = pack(documents, row_multiple)
+    chunk, student_chunk, targets = _cat(chunk_), _cat(student_chunk_), _cat(targets_)
+    predicted = chunk >= 0
+    chunk, targets = chunk[predicted], targets[predicted]
+    student_chunk = torch.where(student_chunk >= 0, student_chunk, chunks)
+    return TeacherBatch(
+        packed,
+        indices[predicted],
+        targets,
+        chunk,
+        student_chunk,
+        _cat(chunk_t, torch.float32),
+        student_t,
+        _pairs(chunk, targets, student_chunk, student_targets, chunks, layout.shared_vocab),
+    )
 
 
 def _pairs(
@@ -217,21 +230,12 @@ def _pairs(
     """Masked student tokens that are a chunk alone on both sides, with the same id below `vocab`: see TeacherBatch.pair."""
     single = (torch.bincount(chunk, minlength=n + 1) == 1) & (torch.bincount(student_chunk, minlength=n + 1) == 1)
     single[n] = False
-    place = torch.full((n + 1,), -1)
-    place[chunk] = torch.arange(chunk.shape[0])
-    pair = torch.where(single[student_chunk], place[student_chunk], -1)
-    same = (_pad(targets)[pair] == student_targets) & (student_targets < vocab)
-    return torch.where(same, pair, -1)
-
-
-def _pad(x: Tensor) -> Tensor:
-    """One more entry, for index -1."""
-    return torch.cat([x, x.new_full((1,), -1)])
-
-
-def _extend(x: Tensor, count: int, value: int | bool) -> Tensor:
-    return torch.cat([x, torch.full((count,), value, dtype=x.dtype)])
+    predicted_at = torch.full((n + 1,), -1)
+    predicted_at[chunk] = torch.arange(chunk.shape[0])
+    pair = torch.where(single[student_chunk], predicted_at[student_chunk], -1)
+    with_none = torch.cat([targets, targets.new_full((1,), -1)])  # one more entry, for index -1
+    return torch.where((with_none[pair] == student_targets) & (student_targets < vocab), pair, -1)
 
 
 def _cat(pieces: Sequence[Tensor], dtype: torch.dtype = torch.int64) -> Tensor:
-    return torch.cat(pieces) if pieces else torch.zeros(0, dtype=dtype)
+    return torch.cat(list(pieces)) if pieces else torch.zeros(0, dtype=dtype)

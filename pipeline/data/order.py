@@ -17,8 +17,8 @@ from pipeline.core.errors import BadInput
 
 
 @dataclass(frozen=True)
-class Visit:
-    """One visit to a row: what its noise is keyed by."""
+class SampleRef:
+    """A row in an epoch: what its noise is keyed by."""
 
     epoch: int
     row: int
@@ -35,12 +35,11 @@ class GlobalBatches:
         """Optimizer steps that visit every row `epochs` times."""
         return max(1, math.ceil(self.rows * epochs / self.batch))
 
-    def __getitem__(self, step: int) -> list[Visit]:
-        """The visits of one optimizer step, counted from 0."""
-        places = range(step * self.batch, (step + 1) * self.batch)
-        return [
-            Visit(place // self.rows, int(self._permutation(place // self.rows)[place % self.rows])) for place in places
-        ]
+    def __getitem__(self, step: int) -> list[SampleRef]:
+        """The rows of one optimizer step, counted from 0."""
+        first = step * self.batch
+        epochs = (divmod(position, self.rows) for position in range(first, first + self.batch))
+        return [SampleRef(epoch, int(self._permutation(epoch)[index])) for epoch, index in epochs]
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
@@ -48,7 +47,7 @@ class GlobalBatches:
         return self._order
 
 
-def assign(costs: Sequence[int], parts: int) -> list[list[int]]:
+def balance(costs: Sequence[int], parts: int) -> list[list[int]]:
     """Splits items into exactly `parts` groups of similar cost, some maybe empty; largest first, to the least loaded.
 
     No group costs more than sum(costs) / parts + max(costs).
@@ -63,7 +62,7 @@ def assign(costs: Sequence[int], parts: int) -> list[list[int]]:
 
 
 def accumulation_steps(costs: np.ndarray, batch: int, ranks: int, budget: int) -> int:
-    """The fewest micro-batches a rank into which `assign` fits every possible global batch.
+    """The fewest micro-batches a rank into which `balance` fits every possible global batch.
 
     Args:
         costs: [rows], tokens that each row takes.

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.core.rng import generator_for
-from pipeline.data.packing import Document, Side, from_response, from_sequence, lay_out, pack
+from pipeline.data.blocks import Document, ResponseBlocks, SequenceBlocks, lay_out
+from pipeline.data.packing import pack
 from pipeline.models.forward import log_prob_and_hit, score_tokens
 
-CUTS = {"training": from_sequence, "reference": from_response}
+BLOCKS = {"training": SequenceBlocks, "reference": ResponseBlocks}
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Continuation:
         """Blocks of `size` tokens, cut as the sampler's `blocks`; draws depend on the seed and the tokens alone."""
         ids = torch.tensor([*context, *continuation])
         maskable = torch.arange(len(ids)) >= len(context)
-        block = CUTS[blocks](maskable, size)
+        block = BLOCKS[blocks](size).cut(maskable)
         lengths = torch.bincount(block[maskable])
         draws = {
             b: Draws.of(int(lengths[b]), samples, generator_for(seed, "likelihood", b, len(context), *ids.tolist()))
@@ -135,17 +136,14 @@ class Continuation:
 
 
 @torch.inference_mode()
-def log_likelihoods(
-    model: nn.Module, continuations: Sequence[Continuation], block_size: int, batch_size: int
-) -> list[Estimate]:
+def log_likelihoods(model: nn.Module, continuations: Sequence[Continuation], batch_size: int) -> list[Estimate]:
     """The bound of each continuation; `batch_size` inputs share a forward."""
-    side = Side(model.config.mask_token_id, "block", block_size)
     masks = [list(c.masked()) for c in continuations]
     jobs = [(c, mask) for c, own in zip(continuations, masks, strict=True) for mask in own]
     found: list[Tensor] = []
     for start in range(0, len(jobs), batch_size):
         group = jobs[start : start + batch_size]
-        documents = [lay_out(c.ids, mask, side, c.block) for c, mask in group]
+        documents = [lay_out(c.ids, mask, c.block, model.config.mask_token_id) for c, mask in group]
         found += _known(model, documents, [c.ids[mask] for c, mask in group])
     known = iter(found)
     estimates = []

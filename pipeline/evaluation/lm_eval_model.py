@@ -167,7 +167,7 @@ class BlockDiffusionLM(LM):
 
     def _estimates(self, continuations: list[Continuation]) -> Iterator[Record]:
         started = time.perf_counter()
-        found = log_likelihoods(self.checkpoint.model, continuations, self.config.block_size, self.batch_size)
+        found = log_likelihoods(self.checkpoint.model, continuations, self.batch_size)
         seconds = (time.perf_counter() - started) / max(1, len(continuations))
         for e in found:
             yield {"log_likelihood": e.value, "variance": e.variance, "greedy": e.greedy, "seconds": seconds}

@@ -18,6 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pipeline.method.tidal import mix_probabilities
+
 _EDGE = -1e-7  # log1mexp is continued linearly above: p = 1 exactly then has a finite loss and gradient
 
 
@@ -57,22 +59,24 @@ def calm(
 
 
 @torch.no_grad()
-def _target(log_p: Tensor, log_1mp: Tensor, log_q: Tensor, mix: Tensor | None, floor: float | None):
+def _target(
+    log_p: Tensor, log_1mp: Tensor, log_q: Tensor, mix: Tensor | None, floor: float | None
+) -> tuple[Tensor, Tensor]:
     """log q and log(1 - q) of the target, mixed with the student's own probability for TIDAL."""
     if floor is not None:
         log_q = log_q.clamp(math.log(floor), math.log1p(-floor))
-    log_1mq = torch.where(log_q > -math.log(2), (-torch.expm1(log_q)).log(), torch.log1p(-log_q.exp()))
+    log_1mq = _log1mexp(log_q)
     if mix is None:
         return log_q, log_1mq
-    keep, take = torch.log1p(-mix), mix.log()
-    return torch.logaddexp(keep + log_p, take + log_q), torch.logaddexp(keep + log_1mp, take + log_1mq)
+    return mix_probabilities(log_p, log_1mp, log_q, log_1mq, mix)
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)) for x <= 0, continued linearly above -1e-7 (finite value and slope at 0).
-
-    Two branches for accuracy: Maechler, "Accurately Computing log(1 - exp(-|a|))" (the Rmpfr vignette).
-    """
+    """log(1 - exp(x)) for x <= 0, continued linearly above -1e-7 (finite value and slope at 0)."""
     inside = x.clamp(max=_EDGE)
-    exact = torch.where(inside > -math.log(2), (-torch.expm1(inside)).log(), torch.log1p(-inside.exp()))
-    return exact - (x - _EDGE).clamp(min=0) / math.expm1(-_EDGE)
+    return _log1mexp(inside) - (x - _EDGE).clamp(min=0) / math.expm1(-_EDGE)
+
+
+def _log1mexp(x: Tensor) -> Tensor:
+    """Two branches for accuracy: Maechler, "Accurately Computing log(1 - exp(-|a|))" (the Rmpfr vignette)."""
+    return torch.where(x > -math.log(2), (-torch.expm1(x)).log(), torch.log1p(-x.exp()))

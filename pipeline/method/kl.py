@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.method.tidal import mix_logits
+
 
 def kl(
     student_logits: Tensor,
@@ -30,7 +32,7 @@ def kl(
     dtype = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
     student, target = student_logits.to(dtype), teacher_logits.detach().to(dtype)
     if mix is not None:
-        target = torch.lerp(student.detach(), target, mix.to(dtype).unsqueeze(-1))
+        target = mix_logits(student, target, mix)
     log_s = torch.log_softmax(student / temperature, -1)
     log_r = torch.log_softmax(target / temperature, -1)
     if direction == "forward":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.data.packing import Packed
 from pipeline.method.attention_mask import attention_mask
-from pipeline.method.chunked_lm_head import RowFunction, head_rows, token_log_prob
+from pipeline.method.chunked_lm_head import chunked_lm_head, token_log_prob
 
 
 def hidden_states(model: nn.Module, packed: Packed, places: Tensor) -> Tensor:
@@ -32,11 +33,16 @@ def dense_inputs(packed: Packed, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def score_tokens(
-    model: nn.Module, packed: Packed, indices: Tensor, tokens: Tensor, score: RowFunction = token_log_prob
+    model: nn.Module,
+    packed: Packed,
+    indices: Tensor,
+    tokens: Tensor,
+    score: Callable[[Tensor, Tensor], Tensor] = token_log_prob,
 ) -> Tensor:
     """`score(logits, tokens)` at the flat `indices` of packed rows, whose logits exist a chunk at a time: [N] or [N, k]."""
     hidden = hidden_states(model, packed, indices)
-    return head_rows(score, hidden, model.get_output_embeddings().weight, tokens)
+    weight = model.get_output_embeddings().weight
+    return chunked_lm_head(lambda logits, chunk: score(logits, tokens[chunk]), hidden, weight)
 
 
 def log_prob_and_hit(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from transformers import PreTrainedConfig
 from pipeline.alignment.manifest import load_manifest
 from pipeline.config.recipe import Recipe, Teacher, compdemo_ratio
 from pipeline.data.aligned_dataset import AlignedRows
-from pipeline.data.batch import BatchBuilder, TeacherSide
+from pipeline.data.batch import BatchBuilder, InputLayout, TeacherLayout
+from pipeline.data.blocks import build_blocks
 from pipeline.data.order import GlobalBatches
-from pipeline.data.packing import Side, from_response, from_sequence
 from pipeline.distributed.topology import Topology
 from pipeline.method.tidal import cross_entropy_weight
 from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
@@ -28,7 +28,6 @@ from pipeline.training.preflight import Plan
 from pipeline.training.step import StudentWithLoss
 from pipeline.training.terms import build_term, tidal_mix
 
-_BLOCKS = {"sequence": from_sequence, "response": from_response}
 _CROSS_ENTROPY = {"schedule": cross_entropy_weight, "uniform": torch.ones_like}
 
 
@@ -123,17 +122,16 @@ def batch_builder(
     plan: Plan, student: PreTrainedConfig, teachers: Sequence[PreTrainedConfig], compdemo_ratio: float | None
 ) -> BatchBuilder:
     """How models are fed: the configs of the student and of the teachers that take part (all of them, or none)."""
-    recipe, block = plan.recipe, plan.recipe.student.block_size
-    sides = [
-        TeacherSide(config.mask_token_id, teacher.input, block, shared)
+    recipe, own = plan.recipe, plan.recipe.student
+    layouts = tuple(
+        TeacherLayout(config.mask_token_id, build_blocks(teacher.input, own.block_size), shared)
         for config, teacher, shared in zip(teachers, recipe.teachers, plan.dataset.shared_vocab, strict=False)
-    ]
+    )
     return BatchBuilder(
-        Side(student.mask_token_id, recipe.student.input, block),
-        sides,
+        InputLayout(student.mask_token_id, build_blocks(own.input, own.block_size, own.blocks)),
+        layouts,
         compdemo_ratio=compdemo_ratio,
-        mask_unit=recipe.objective.mask_unit,
-        eos_tail=student.eos_token_id if recipe.student.eos_tail else None,
-        blocks=_BLOCKS[recipe.student.blocks],
+        by_chunk=recipe.objective.mask_unit == "chunk",
+        eos_tail=plan.eos_tail,
         row_multiple=TILE if torch.cuda.is_available() else 1,
     )

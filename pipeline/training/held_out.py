@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from pipeline.config.recipe import Objective, Teacher
 from pipeline.data.aligned_dataset import AlignedRows
-from pipeline.data.batch import Batch, BatchBuilder, Sample, TeacherBatch
-from pipeline.data.order import accumulation_steps, assign
+from pipeline.data.batch import Batch, BatchBuilder, Sample
+from pipeline.data.order import accumulation_steps, balance
 from pipeline.distributed.topology import Topology
-from pipeline.method.calm import calm
 from pipeline.training.terms import Term, build_term
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class FixedNoiseRows:
         """This rank's micro-batches at one timestep, on its device; as many on every rank."""
         costs, topology = self.builder.tokens(self.rows.student_lengths, self.rows.teacher_lengths), self.topology
         count = accumulation_steps(costs, len(self), topology.world_size, max(self.micro_tokens, int(costs.max())))
-        groups = assign(costs, topology.world_size * count)
+        groups = balance(costs, topology.world_size * count)
         for group in groups[topology.rank * count : (topology.rank + 1) * count]:
             yield self.builder([Sample(self.rows[i], ("validation", t, i)) for i in group], t).to(topology.device)
 
@@ -103,20 +102,13 @@ def teacher_kl(
         sums, counts = torch.zeros(2, len(terms), dtype=torch.float64, device=rows.topology.device)
         for batch in rows.batches(t):
             pairs = zip(teachers, batch.teachers, strict=True)
-            observed = [term.observe(model, own) for (term, model), own in pairs]
-            sums += student(batch, observed, 0.0, terms)[1:]
-            sums -= torch.stack([_floor(*x) for x in zip(terms, batch.teachers, observed, strict=True)])
+            outputs = [term.teacher_forward(model, own) for (term, model), own in pairs]
+            signals = [term.signal(*x, 0.0) for term, *x in zip(terms, batch.teachers, outputs, strict=True)]
+            sums += student(batch, outputs, 0.0, terms)[1:]
+            sums -= torch.stack([signal.least() for signal in signals])
             counts += counts.new_tensor([term.count(own) for term, own in zip(terms, batch.teachers, strict=True)])
         both = torch.stack([sums, counts])
         dist.all_reduce(both)
         for name, value in zip(kl, (both[0] / both[1].clamp(min=1)).tolist(), strict=True):
             kl[name][str(t)] = value
     return kl
-
-
-def _floor(term: Term, batch: TeacherBatch, observed: Tensor) -> Tensor:
-    """The term's sum for a student that equals the teacher: its entropy for CALM, a cross-entropy; 0 for KL."""
-    if term.row:
-        return observed.new_zeros(())
-    chunks = observed.new_zeros(batch.chunk_t.shape[0]).index_add(0, batch.chunk, observed)
-    return calm(chunks, chunks, temperature=1.0).sum()

@@ -17,7 +17,7 @@ from pipeline.core.errors import StoppedEarly
 from pipeline.core.log import log
 from pipeline.data.aligned_dataset import AlignedRows
 from pipeline.data.batch import Batch, BatchBuilder, Sample
-from pipeline.data.order import GlobalBatches, Visit, assign
+from pipeline.data.order import GlobalBatches, SampleRef, balance
 from pipeline.distributed.signals import StopSignals
 from pipeline.distributed.topology import Topology
 from pipeline.training.checkpoint import NotSaved
@@ -106,21 +106,21 @@ class Trainer:
 
     def micro_batches(self, step: int) -> list[Batch]:
         """This rank's part of a global batch: `accumulation` micro-batches, some maybe empty."""
-        return [self.micro_batch(visits) for visits in self.share(step)]
+        return [self.micro_batch(samples) for samples in self.rank_slice(step)]
 
-    def micro_batch(self, visits: Sequence[Visit]) -> Batch:
-        """Rows with the noise of these visits; none is fine."""
+    def micro_batch(self, samples: Sequence[SampleRef]) -> Batch:
+        """These rows with their noise; none is fine."""
         seed = self.recipe.data.seed
-        return self.builder([Sample(self.rows[v.row], (seed, v.epoch, v.row)) for v in visits])
+        return self.builder([Sample(self.rows[s.row], (seed, s.epoch, s.row)) for s in samples])
 
-    def share(self, step: int) -> list[list[Visit]]:
-        """This rank's visits of a global batch, by micro-batch."""
-        visits = self.batches[step]
-        own = [v.row for v in visits]
+    def rank_slice(self, step: int) -> list[list[SampleRef]]:
+        """This rank's rows of a global batch, by micro-batch."""
+        samples = self.batches[step]
+        own = [s.row for s in samples]
         costs = self.builder.tokens(self.rows.student_lengths[own], [n[own] for n in self.rows.teacher_lengths])
-        groups = assign(costs, self.topology.world_size * self.accumulation)
+        groups = balance(costs, self.topology.world_size * self.accumulation)
         mine = groups[self.topology.rank * self.accumulation : (self.topology.rank + 1) * self.accumulation]
-        return [[visits[i] for i in group] for group in mine]
+        return [[samples[i] for i in group] for group in mine]
 
     def train_step(self, step: int, micro_batches: list[Batch], metrics: Metrics, requests: Requests) -> Requests:
         """One optimizer step. Returns what any rank requests: it travels with the counts, in one all-reduce.
@@ -154,8 +154,9 @@ class Trainer:
     def forward(self, batch: Batch, progress: float) -> Tensor:
         """Sums of the cross-entropy and of each teacher's term: [1 + teachers]."""
         batch = batch.to(self.topology.device)
-        observed = [term.observe(model, b) for (term, model), b in zip(self.teachers, batch.teachers, strict=True)]
-        return self.engine(batch, observed, progress)
+        pairs = zip(self.teachers, batch.teachers, strict=True)
+        teacher_outputs = [term.teacher_forward(model, own) for (term, model), own in pairs]
+        return self.engine(batch, teacher_outputs, progress)
 
     def init_optimizer_state(self) -> None:
         """An optimizer step with a gradient and a rate of zero: changes no weight, but the optimizer has its state after it."""
@@ -168,11 +169,11 @@ class Trainer:
     @torch.no_grad()
     def _find_nonfinite_rows(self, step: int) -> str:
         """Names the rows of a global batch whose loss is not finite, each taken alone. Collective."""
-        visits = [visit for micro_batch in self.share(step) for visit in micro_batch]
+        samples = [sample for micro_batch in self.rank_slice(step) for sample in micro_batch]
         nonfinite = []
-        for i in range(max(self.topology.gather_objects(len(visits)))):  # as many forwards on every rank
-            if not self.forward(self.micro_batch(visits[i : i + 1]), step / self.steps).isfinite().all():
-                nonfinite.append(self.rows.origin(visits[i].row))
+        for i in range(max(self.topology.gather_objects(len(samples)))):  # as many forwards on every rank
+            if not self.forward(self.micro_batch(samples[i : i + 1]), step / self.steps).isfinite().all():
+                nonfinite.append(self.rows.origin(samples[i].row))
         rows = [row for part in self.topology.gather_objects(nonfinite) for row in part]
         named = ", ".join(rows[:20]) + (f" and {len(rows) - 20} more" if len(rows) > 20 else "")
         what = (

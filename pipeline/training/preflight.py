@@ -21,13 +21,14 @@ from pipeline.core.log import rank
 from pipeline.core.run_directory import code_version
 from pipeline.data.aligned_dataset import AlignedRows
 from pipeline.data.batch import row_tokens
+from pipeline.data.blocks import EosTail, build_blocks
 from pipeline.data.order import accumulation_steps
 from pipeline.distributed.topology import Topology, launched
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
-from pipeline.models.loading import read_config
+from pipeline.models.loading import load_tokenizer, read_config
 from pipeline.models.weights import weight_files
 from pipeline.training.engine import read_engine_config, student_dtype, zero_stage
-from pipeline.training.terms import family
+from pipeline.training.terms import teacher_strategy
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Plan:
     """Of each teacher; 1 for a dense one."""
     accumulation: int
     """Micro-batches per rank and optimizer step."""
+    eos_tail: EosTail | None = None
+    """What fills the last block of rows, if anything."""
 
     @classmethod
     def resolve(
@@ -64,6 +67,7 @@ class Plan:
         topology: Topology,
         teachers: Mapping[str, PreTrainedConfig],
         dataset: DatasetNumbers,
+        eos_tail: EosTail | None = None,
     ) -> Plan:
         """Fits a recipe to ranks, models and rows.
 
@@ -84,9 +88,9 @@ class Plan:
             for teacher in recipe.teachers
         }
         for teacher, shared in zip(recipe.teachers, dataset.shared_vocab, strict=True):
-            family(recipe.objective, teacher, shared)
+            teacher_strategy(recipe.objective, teacher, shared)
         steps = accumulation_steps(dataset.costs, optim.global_batch, topology.world_size, optim.micro_tokens)
-        return cls(recipe, engine_config, topology, dataset, sizes, steps)
+        return cls(recipe, engine_config, topology, dataset, sizes, steps, eos_tail)
 
     def summary(self) -> list[str]:
         """Ranks, expert parallelism and the student's engine, a line each."""
@@ -104,9 +108,10 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
     Raises BadInput with one line for whatever does not fit.
     """
     engine, topology = read_engine_config(engine_config), launched()
-    _check_model("data.student_length", recipe.data.student_length, recipe.student)
+    student = _check_model("data.student_length", recipe.data.student_length, recipe.student)
+    tail = read_eos_tail(recipe.student, student) if recipe.student.eos_tail else None
     configs = {t.name: _check_model(f"teacher {t.name}: length", t.length, t) for t in recipe.teachers}
-    return Plan.resolve(recipe, engine, topology, configs, _check_dataset(recipe))
+    return Plan.resolve(recipe, engine, topology, configs, _check_dataset(recipe), tail)
 
 
 def _check_dataset(recipe: Recipe) -> DatasetNumbers:
@@ -127,11 +132,30 @@ def _check_dataset(recipe: Recipe) -> DatasetNumbers:
 
 def row_costs(recipe: Recipe, student: np.ndarray, teachers: Sequence[np.ndarray]) -> np.ndarray:
     """The most tokens that rows of these lengths can take over all inputs, int64 [rows]."""
-    views, size = 2 if compdemo_enabled(recipe) else 1, recipe.student.block_size
-    tail = {"sequence": -student % size, "response": size - 1}[recipe.student.blocks]  # at most
-    sides = [(recipe.student.input, student + (tail if recipe.student.eos_tail else 0), 1)]
-    sides += [(t.input, n, views) for t, n in zip(recipe.teachers, teachers, strict=True)]
-    return row_tokens(sides)
+    blocks = build_blocks(recipe.student.input, recipe.student.block_size, recipe.student.blocks)
+    return row_tokens(
+        student,
+        teachers,
+        student=blocks,
+        teachers=[build_blocks(t.input, recipe.student.block_size) for t in recipe.teachers],
+        compdemo=compdemo_enabled(recipe),
+        eos_tail=recipe.student.eos_tail,
+    )
+
+
+def read_eos_tail(student: Student, config: PreTrainedConfig) -> EosTail:
+    """What `student.eos_tail` fills blocks with: the end token of config.json. Raises BadInput without any.
+
+    Of several, the tokenizer's: that is what the published code fills blocks with. Answers end with any of them, or with
+    another special token of the tokenizer's: templates may end a turn otherwise than the model ends a text.
+    """
+    tokenizer, named = load_tokenizer(student.tokenizer), config.eos_token_id
+    ends = named if isinstance(named, list) else [tokenizer.eos_token_id if named is None else named]
+    token = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0]
+    if token is None:
+        raise BadInput(f"student.eos_tail: {student.path} names no end token: set eos_token_id in its config.json")
+    special = (index for index, added in tokenizer.added_tokens_decoder.items() if added.special)
+    return EosTail(token, frozenset({*ends, *special}))
 
 
 def _check_model(what: str, length: int, model: Student | Teacher) -> PreTrainedConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch
-from pipeline.method.chunked_lm_head import head_rows, token_log_prob
+from pipeline.method.chunked_lm_head import PerTokenLoss, chunked_lm_head, token_log_prob
+from pipeline.method.tidal import mix_cross_entropy
 from pipeline.models.forward import hidden_states
 from pipeline.training.terms import Mix, Term
 
@@ -26,8 +26,8 @@ class LMHead(nn.Module):
         super().__init__()
         self.weight = weight
 
-    def forward(self, function: Callable[..., Tensor], hidden: Tensor, *rows: Tensor) -> Tensor:
-        return head_rows(function, hidden, self.weight, *rows)
+    def forward(self, per_token_loss: PerTokenLoss, hidden: Tensor) -> Tensor:
+        return chunked_lm_head(per_token_loss, hidden, self.weight)
 
 
 class StudentWithLoss(nn.Module):
@@ -47,41 +47,30 @@ class StudentWithLoss(nn.Module):
         self.cross_entropy_mix = cross_entropy_mix
 
     def forward(
-        self, batch: Batch, observed: Sequence[Tensor], progress: float, terms: Sequence[Term] | None = None
+        self, batch: Batch, teacher_outputs: Sequence[Tensor], progress: float, terms: Sequence[Term] | None = None
     ) -> Tensor:
         """Sums over the micro-batch of the cross-entropy and of each teacher's term: float32 [1 + teachers].
 
         Args:
-            observed: what each term observed of its teacher.
+            teacher_outputs: of each term's `teacher_forward`.
             progress: optimizer step / total steps.
             terms: others than its own, to measure.
         """
-        hidden = hidden_states(self.model, batch.student, batch.predict)
         terms = terms or self.terms if batch.teachers else ()  # validation: the cross-entropy alone
-        pairs = list(zip(terms, batch.teachers, observed, strict=True))
-        inputs = [term.row_inputs(teacher, seen, batch.t, progress) for term, teacher, seen in pairs]
-        rows = self.head(_row_function(terms, inputs), hidden, batch.targets, *(x for own in inputs for x in own))
-        logp, values = rows[:, 0], iter(rows[:, 1:].unbind(1))
+        parts = zip(terms, batch.teachers, teacher_outputs, strict=True)
+        signals = [term.signal(teacher, output, progress) for term, teacher, output in parts]
+
+        def per_token(logits: Tensor, tokens: slice) -> Tensor:
+            log_prob = token_log_prob(logits, batch.targets[tokens])
+            return torch.stack([log_prob, *(signal.per_token(logits, log_prob, tokens) for signal in signals)], 1)
+
+        hidden = hidden_states(self.model, batch.student, batch.predict)
+        log_prob, *values = self.head(per_token, hidden).unbind(1)
         weight = self.cross_entropy_weight(batch.t)
         if terms and self.cross_entropy_mix:
-            weight = weight * self.cross_entropy_mix(progress, batch.t)
-        sums = [-(weight * logp).sum()]
-        for term, teacher, seen in pairs:
-            row = next(values) if term.row else None
-            sums.append(term.total(logp, row, teacher, seen, batch.t, progress))
-        return torch.stack(sums)
-
-
-def _row_function(terms: Sequence[Term], inputs: Sequence[tuple[Tensor, ...]]) -> Callable[..., Tensor]:
-    """True token's log-probability, then each full-distribution term: logits [c, V], per-row inputs -> [c, 1 + terms]."""
-    ends = list(itertools.accumulate((len(own) for own in inputs), initial=0))
-    spans = [(term, slice(*span)) for term, span in zip(terms, itertools.pairwise(ends), strict=True) if term.row]
-
-    def rows(logits: Tensor, targets: Tensor, *flat: Tensor) -> Tensor:
-        values = [term.row(logits, *flat[span]) for term, span in spans]
-        return torch.stack([token_log_prob(logits, targets), *values], 1)
-
-    return rows
+            weight = mix_cross_entropy(weight, self.cross_entropy_mix(progress, batch.t))
+        losses = [signal.loss(value) for signal, value in zip(signals, values, strict=True)]
+        return torch.stack([-(weight * log_prob).sum(), *losses])
 
 
 def counts(batch: Batch, terms: Sequence[Term]) -> Tensor:

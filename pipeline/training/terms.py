@@ -1,11 +1,7 @@
-"""Distillation terms: what is asked of a teacher, and what is made of the answer. Bound once from the recipe.
+"""Distillation terms: what is asked of a teacher, and the student's loss towards the answer. Bound once from the recipe.
 
-A term works on one `TeacherBatch` (legend there: M, K, N). Its steps, in order:
-
-    observe     run the teacher: one forward, whatever the number of views, without gradient
-    row_inputs  what its row function needs beside the student's logits (nothing for CALM)
-    row         value of each masked student token, from full logits (KL and TIDAL)
-    total       sum of the term over the micro-batch; `count` is its denominator's share
+A term works on one `TeacherBatch` (legend there: M, K, N). It runs the teacher (one forward, whatever the number of views,
+without gradient) and turns the output into a `TeacherSignal`, which holds everything that the student's loss needs of it.
 """
 
 from __future__ import annotations
@@ -13,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,39 +19,79 @@ from pipeline.core.errors import BadInput
 from pipeline.data.batch import TeacherBatch
 from pipeline.method.calm import calm
 from pipeline.method.kl import kl
+from pipeline.method.strategies import Strategy, resolve
 from pipeline.method.tidal import midrange_weight, tidal_lambda
 from pipeline.models.forward import hidden_states, score_tokens
 
-# strategy: (family, direction, TIDAL); "native" is KL with a shared tokenizer and CALM without
-_STRATEGIES = {
-    "tide_cross": ("native", "reverse", False),
-    "tide_shared": ("native", "forward", True),
-    "calm": ("calm", "forward", False),
-    "reverse_calm": ("calm", "reverse", False),
-    "reverse_kl_calm": ("calm", "reverse_kl", False),
-    "calm_tidal": ("calm", "forward", True),
-    "reverse_calm_tidal": ("calm", "reverse", True),
-    "kl": ("kl", "forward", False),
-    "reverse_kl": ("kl", "reverse", False),
-    "tidal": ("kl", "forward", True),
-    "reverse_tidal": ("kl", "reverse", True),
-}
+Mix = Callable[[float, Tensor], Tensor]
+"""(progress, t) -> lambda, of t's shape"""
 
-Mix = Callable[[float, Tensor], Tensor]  # (progress, t) -> lambda, of t's shape
+
+class TeacherSignal(Protocol):
+    """One teacher's answer to one micro-batch."""
+
+    def per_token(self, logits: Tensor, log_prob: Tensor, tokens: slice) -> Tensor:
+        """What the loss needs of some masked tokens, while their logits are there: [c].
+
+        Args:
+            logits: [c, V], the student's.
+            log_prob: [c], of the true tokens.
+            tokens: which of the M masked tokens.
+        """
+
+    def loss(self, per_token: Tensor) -> Tensor:
+        """Sum of the term over the micro-batch, from all tokens' values: [M] -> []."""
+
+    def least(self) -> Tensor:
+        """The loss of a student that equals the teacher: []."""
 
 
 class Term(Protocol):
-    """One teacher's distillation term; see the module's text."""
+    """One teacher's distillation term."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The teacher's."""
 
-    def count(self, batch: TeacherBatch) -> int: ...
-    def observe(self, teacher: nn.Module, batch: TeacherBatch) -> Tensor: ...
-    def row_inputs(self, batch: TeacherBatch, observed: Tensor, t: Tensor, progress: float) -> tuple[Tensor, ...]: ...
-    def row(self, logits: Tensor, *inputs: Tensor) -> Tensor: ...
-    def total(
-        self, logp: Tensor, row: Tensor | None, batch: TeacherBatch, observed: Tensor, t: Tensor, progress: float
-    ) -> Tensor: ...
+    @property
+    def mix(self) -> Mix | None:
+        """TIDAL's lambda; None without it."""
+
+    def count(self, batch: TeacherBatch) -> int:
+        """The micro-batch's share of the term's denominator."""
+
+    def teacher_forward(self, teacher: nn.Module, batch: TeacherBatch) -> Tensor:
+        """What is kept of the teacher's forward."""
+
+    def signal(self, batch: TeacherBatch, teacher_output: Tensor, progress: float) -> TeacherSignal:
+        """The output of `teacher_forward`, ready for the student's loss at this training progress."""
+
+
+@dataclass(frozen=True)
+class ChunkSignal:
+    """Probabilities of N whole chunks."""
+
+    log_prob: Tensor
+    """[N], each chunk's under the teacher"""
+    student_chunk: Tensor
+    """int64 [M], chunk of each masked student token; N = in none"""
+    objective: Callable[[Tensor, Tensor], Tensor]
+    """log-probabilities of chunks under student and teacher -> loss, [N]"""
+    weight: Tensor
+    """[N]"""
+
+    def per_token(self, logits: Tensor, log_prob: Tensor, tokens: slice) -> Tensor:
+        return log_prob
+
+    def loss(self, per_token: Tensor) -> Tensor:
+        chunks = len(self.log_prob)
+        return self._sum(per_token.new_zeros(chunks + 1).index_add(0, self.student_chunk, per_token)[:chunks])
+
+    def least(self) -> Tensor:
+        return self._sum(self.log_prob)
+
+    def _sum(self, student: Tensor) -> Tensor:
+        return (self.weight * self.objective(student, self.log_prob)).sum()
 
 
 @dataclass(frozen=True)
@@ -63,30 +99,50 @@ class ChunkTerm:
     """CALM, Reverse CALM, CALM-TIDAL: probabilities of whole chunks, whatever the tokenizers."""
 
     name: str
-    loss: Callable[..., Tensor]
+    objective: Callable[..., Tensor]
     mix: Mix | None
     weight: Callable[[Tensor], Tensor]
-    row = None
 
     def count(self, batch: TeacherBatch) -> int:
         return batch.chunk_t.shape[0]
 
     @torch.no_grad()
-    def observe(self, teacher: nn.Module, batch: TeacherBatch) -> Tensor:
+    def teacher_forward(self, teacher: nn.Module, batch: TeacherBatch) -> Tensor:
         """Log-probability of each predicted token's truth: [K]."""
         return score_tokens(teacher, batch.input, batch.predict, batch.targets)
 
-    def row_inputs(self, batch: TeacherBatch, observed: Tensor, t: Tensor, progress: float) -> tuple[Tensor, ...]:
-        return ()
-
-    def total(
-        self, logp: Tensor, row: Tensor | None, batch: TeacherBatch, observed: Tensor, t: Tensor, progress: float
-    ) -> Tensor:
-        chunks = batch.chunk_t.shape[0]
-        student = logp.new_zeros(chunks + 1).index_add(0, batch.student_chunk, logp)[:chunks]
-        teacher = observed.new_zeros(chunks).index_add(0, batch.chunk, observed)
+    def signal(self, batch: TeacherBatch, teacher_output: Tensor, progress: float) -> ChunkSignal:
+        log_prob = teacher_output.new_zeros(batch.chunk_t.shape[0]).index_add(0, batch.chunk, teacher_output)
         mix = None if self.mix is None else self.mix(progress, batch.chunk_t)
-        return (self.weight(batch.chunk_t) * self.loss(student, teacher, mix=mix)).sum()
+        objective = partial(self.objective, mix=mix)
+        return ChunkSignal(log_prob, batch.student_chunk, objective, self.weight(batch.chunk_t))
+
+
+@dataclass(frozen=True)
+class TokenSignal:
+    """Distributions of M tokens over the shared vocabulary, made of hidden states a chunk at a time."""
+
+    hidden: Tensor
+    """[M, H_t], of each masked student token's partner; zero without one"""
+    head: Tensor
+    """[shared vocabulary, H_t]"""
+    objective: Callable[..., Tensor]
+    """student's logits, teacher's logits and `mix` -> divergence, [c]"""
+    mix: Tensor | None
+    """[M]"""
+    weight: Tensor
+    """[M], 0 for tokens without a partner"""
+
+    def per_token(self, logits: Tensor, log_prob: Tensor, tokens: slice) -> Tensor:
+        with torch.no_grad():
+            teacher = (self.hidden[tokens] @ self.head.T).float()
+        return self.objective(logits[:, : len(self.head)], teacher, mix=None if self.mix is None else self.mix[tokens])
+
+    def loss(self, per_token: Tensor) -> Tensor:
+        return (per_token * self.weight).sum()
+
+    def least(self) -> Tensor:
+        return self.weight.new_zeros(())
 
 
 @dataclass(frozen=True)
@@ -94,50 +150,39 @@ class TokenTerm:
     """KL, reverse KL, TIDAL: full distributions where both sides hold the same single token as a chunk."""
 
     name: str
-    loss: Callable[..., Tensor]
+    objective: Callable[..., Tensor]
     mix: Mix | None
     weight: Callable[[Tensor], Tensor]
-    shared_vocab: int
     head: Tensor
-    """The teacher's head, [V_t, H_t]."""
+    """Of the teacher, its rows of the shared vocabulary."""
 
     def count(self, batch: TeacherBatch) -> int:
         return int((batch.pair >= 0).sum())
 
     @torch.no_grad()
-    def observe(self, teacher: nn.Module, batch: TeacherBatch) -> Tensor:
+    def teacher_forward(self, teacher: nn.Module, batch: TeacherBatch) -> Tensor:
         """Hidden state of each masked student token's partner: [M, H_t], zero without one."""
         hidden = hidden_states(teacher, batch.input, batch.predict)
         return torch.cat([hidden, hidden.new_zeros(1, hidden.shape[1])])[batch.pair]
 
-    def row_inputs(self, batch: TeacherBatch, observed: Tensor, t: Tensor, progress: float) -> tuple[Tensor, ...]:
-        return (observed,) if self.mix is None else (observed, self.mix(progress, t))
-
-    def row(self, logits: Tensor, hidden: Tensor, mix: Tensor | None = None) -> Tensor:
-        with torch.no_grad():
-            teacher = (hidden @ self.head[: self.shared_vocab].T).float()
-        return self.loss(logits[:, : self.shared_vocab], teacher, mix=mix)
-
-    def total(
-        self, logp: Tensor, row: Tensor | None, batch: TeacherBatch, observed: Tensor, t: Tensor, progress: float
-    ) -> Tensor:
-        return (row * self.weight(t) * (batch.pair >= 0)).sum()
+    def signal(self, batch: TeacherBatch, teacher_output: Tensor, progress: float) -> TokenSignal:
+        mix = None if self.mix is None else self.mix(progress, batch.student_t)
+        weight = self.weight(batch.student_t) * (batch.pair >= 0)
+        return TokenSignal(teacher_output, self.head, self.objective, mix, weight)
 
 
-def family(objective: Objective, teacher: Teacher, shared_vocab: int) -> tuple[Literal["calm", "kl"], str, bool]:
-    """The strategy for this teacher: family, direction, TIDAL or not.
+def teacher_strategy(objective: Objective, teacher: Teacher, shared_vocab: int) -> Strategy:
+    """The recipe's strategy for this teacher.
 
     Raises BadInput for an objective over full distributions where the tokenizers share none.
     """
-    kind, direction, tidal = _STRATEGIES[objective.strategy]
-    if kind == "native":
-        kind = "kl" if shared_vocab else "calm"
-    if kind == "kl" and not shared_vocab:
+    try:
+        return resolve(objective.strategy, shared_tokenizer=shared_vocab > 0)
+    except ValueError as error:
         raise BadInput(
-            f"objective.strategy {objective.strategy} needs a shared tokenizer, and teacher {teacher.name} has another one: "
-            "choose calm, reverse_calm, calm_tidal, tide_cross or tide_shared"
-        )
-    return kind, direction, tidal
+            f"objective.strategy {error}, and teacher {teacher.name} has another one: choose calm, reverse_calm, "
+            "calm_tidal, tide_cross or tide_shared"
+        ) from None
 
 
 def tidal_mix(tidal: Tidal) -> Mix:
@@ -146,11 +191,11 @@ def tidal_mix(tidal: Tidal) -> Mix:
 
 
 def build_term(objective: Objective, teacher: Teacher, shared_vocab: int, head: Tensor) -> Term:
-    """The recipe's objective, bound for one teacher. Raises BadInput as `family` does."""
-    kind, direction, tidal = family(objective, teacher, shared_vocab)
-    mix = tidal_mix(objective.tidal) if tidal else None
-    weight = midrange_weight if tidal and objective.tidal.midrange else torch.ones_like
-    loss = partial({"calm": calm, "kl": kl}[kind], temperature=objective.temperature, direction=direction)
-    if kind == "calm":
-        return ChunkTerm(teacher.name, partial(loss, teacher_floor=objective.teacher_floor), mix, weight)
-    return TokenTerm(teacher.name, loss, mix, weight, shared_vocab, head)
+    """The recipe's objective, bound for one teacher with this head, [V_t, H_t]. Raises BadInput as `teacher_strategy` does."""
+    strategy = teacher_strategy(objective, teacher, shared_vocab)
+    mix = tidal_mix(objective.tidal) if strategy.tidal else None
+    weight = midrange_weight if strategy.tidal and objective.tidal.midrange else torch.ones_like
+    common = {"temperature": objective.temperature, "direction": strategy.direction}
+    if strategy.family == "calm":
+        return ChunkTerm(teacher.name, partial(calm, teacher_floor=objective.teacher_floor, **common), mix, weight)
+    return TokenTerm(teacher.name, partial(kl, **common), mix, weight, head[:shared_vocab])

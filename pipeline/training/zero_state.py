@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from pipeline.core.errors import BadInput
-from pipeline.data.order import assign
+from pipeline.data.order import balance
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's; its step count is the checkpoint's step."""
@@ -33,7 +33,7 @@ def collect(engine) -> dict[str, Tensor]:
     """This rank's share of the state, on the CPU: whole tensors, shares of similar size. Collective."""
     parameters = dict(engine.module.model.named_parameters())
     sizes = [getattr(p, "ds_shape", p.shape).numel() for p in parameters.values()]  # under ZeRO-3 a parameter is empty
-    shares = assign(sizes, dist.get_world_size())
+    shares = balance(sizes, dist.get_world_size())
     mine = set(shares[dist.get_rank()])
     found = {}
     for number, (name, parameter) in enumerate(parameters.items()):

@@ -86,8 +86,8 @@ def plain_gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
     (batch,) = trainer.micro_batches(0)
     trainer.accumulation = whole
     counts = [batch.maskable, *(t.count(b) for (t, _), b in zip(trainer.teachers, batch.teachers, strict=True))]
-    observed = [t.observe(m, b) for (t, m), b in zip(trainer.teachers, batch.teachers, strict=True)]
-    means = module(batch, observed, 0.0) / torch.tensor(counts).clamp(min=1)
+    outputs = [t.teacher_forward(m, b) for (t, m), b in zip(trainer.teachers, batch.teachers, strict=True)]
+    means = module(batch, outputs, 0.0) / torch.tensor(counts).clamp(min=1)
     parameters = dict(module.model.named_parameters())
     gradients = torch.autograd.grad((means * trainer.weights).sum(), list(parameters.values()))
     return {f"plain.{n}": g for n, g in zip(parameters, gradients, strict=True)}
