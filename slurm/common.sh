@@ -6,7 +6,8 @@ TRIES=3 # starts in a row that may finish nothing before the job gives up
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node differ
-RANKS_PER_NODE=${SLURM_GPUS_ON_NODE:-${RANKS_PER_NODE:-1}}
+RANKS_PER_NODE=${SLURM_GPUS_ON_NODE:-${RANKS_PER_NODE:-2}}
+DS_CONFIG=${DS_CONFIG:-ds_configs/zero3${SLURM_GPUS_ON_NODE:+_bf16}.json}
 # one task of an array: its SLURM_JOB_ID may be the whole array's
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 JOB=${JOB:-$SLURM_JOB_ID}
@@ -19,8 +20,8 @@ say() { printf '== %(%F %T)T %s\n' -1 "$*"; }
 folders() {
   python - "$@" << 'END'
 import sys
-from pipeline.config.recipe import parse, parser
-from pipeline.core.run_directory import exit_code
+from pipeline.config.cli import parse, parser
+from pipeline.core.errors import exit_code
 def show():
     recipe, _ = parse(parser(""))
     print(recipe.run_dir, recipe.data.aligned, sep="\n")
@@ -54,10 +55,22 @@ run_stage() { # STAGE, the recipe
     align) supervise TERM python pipeline/align.py --processes "$SLURM_CPUS_ON_NODE" "${@:2}" ;;
     # srun passes USR1 on to all processes of the step; scancel and preemption (TERM) reach them by themselves, too
     distill) supervise USR1 srun --export=ALL --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=1 --label \
-      bash slurm/node.sh --deepspeed "${DS_CONFIG:-ds_configs/zero3.json}" "${@:2}" ;;
+      bash slurm/node.sh --deepspeed "$DS_CONFIG" "${@:2}" ;;
+    evaluate) evaluate_in_shards "${@:2}" ;;
     watch) supervise TERM python pipeline/evaluate.py --watch "${@:2}" ;;
     *) supervise TERM python "pipeline/$1.py" "${@:2}" ;;
   esac
+}
+
+# One shard per rank answers, on its own GPU; then one process scores what they have answered.
+evaluate_in_shards() {
+  local shards=$((SLURM_NNODES * RANKS_PER_NODE))
+  if [ "$shards" -gt 1 ]; then # a shard that fails ends no other: what those answer is kept
+    supervise TERM srun --export=ALL --ntasks="$shards" --ntasks-per-node="$RANKS_PER_NODE" --overcommit --cpu-bind=none --label \
+      bash slurm/shard.sh "$@" || return
+  fi
+  [ -z "$warned" ] || return 75
+  supervise TERM python pipeline/evaluate.py "$@"
 }
 
 # A field of distill's status file.
@@ -99,7 +112,7 @@ run_stages() { # STAGE ... -- the recipe
   trap 'warn TERM' TERM
   { read -r run_dir && read -r aligned; } < <(folders "$@") || exit 2
   say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), nodes: $SLURM_NNODES ($SLURM_JOB_NODELIST)," \
-    "ranks a node: $RANKS_PER_NODE, run directory: $run_dir"
+    "ranks per node: $RANKS_PER_NODE, engine: $DS_CONFIG, run directory: $run_dir"
   if fruitless; then
     say "the last $TRIES starts finished no shard, checkpoint or score: given up (see $LOGS*.log)"
     exit 1

@@ -8,8 +8,8 @@
 #SBATCH --signal=B:USR1@600
 # The whole job: align if needed, distill on all nodes, evaluate, report. From the repository root:
 #   sbatch --nodes=2 slurm/distill_moe.sh [--recipe X] [any field of the recipe, as --data.seed 1]
-# Facts of the cluster: slurm/site.sh. Environment: DS_CONFIG, the engine's settings (ds_configs/zero3.json);
-# RANKS_PER_NODE, for jobs without GPUs (1).
+# Facts of the cluster: slurm/site.sh. Environment: DS_CONFIG, the engine's settings (default: ds_configs/zero3_bf16.json
+# on GPUs, zero3.json without); RANKS_PER_NODE, for jobs without GPUs (2). Evaluation has one shard per rank.
 set -euo pipefail
 source slurm/common.sh
 run_stages align distill evaluate report -- "$@"

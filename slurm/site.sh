@@ -9,6 +9,6 @@
 
 # For pipeline.sh: options of the jobs that need no whole node, as ALIGN_OPTIONS="--partition=cpu --gpus-per-node=0"
 ALIGN_OPTIONS=""    # align, report
-EVALUATE_OPTIONS="" # evaluate: one GPU is enough
+EVALUATE_OPTIONS="" # evaluate: a shard per GPU, one is enough
 
 if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi

@@ -42,6 +42,7 @@ def test_hostfiles(name, hosts):
 
 
 SRUN = """# a step that may save a checkpoint, write a status file, be warned and wait for the warning, and ends
+echo "$@" > "$RUN/step"
 [ -z "$SAVES" ] || { mkdir -p "$RUN/checkpoints/step-$SAVES" && touch "$RUN/checkpoints/step-$SAVES/COMPLETE"; }
 [ -z "$WARNED" ] || { trap 'touch "$RUN/told"' USR1; kill -USR1 $PPID; until [ -e "$RUN/told" ]; do sleep 0.05; done; }
 [ -z "$KILLED" ] || rm "$RUN/status/distill.json"
@@ -101,6 +102,24 @@ def test_a_jobs_exit_code_and_its_return_to_the_queue(job, tmp_path, code, again
     assert requeued(tmp_path) == again
 
 
+@pytest.mark.parametrize(("gpus", "engine"), [("", "zero3"), ("8", "zero3_bf16")])
+def test_the_engine_follows_the_device(job, tmp_path, gpus, engine):
+    job(**({"SLURM_GPUS_ON_NODE": gpus} if gpus else {}))
+    assert f"--deepspeed ds_configs/{engine}.json" in (tmp_path / "step").read_text()
+    job(DS_CONFIG="mine.json")
+    assert "--deepspeed mine.json" in (tmp_path / "step").read_text()
+
+
+@pytest.mark.parametrize(("local", "visible", "own"), [(1, "4,6", "6"), (1, "", "1")])
+def test_a_shard_has_a_gpu_of_its_own(tmp_path, local, visible, own):
+    (tmp_path / "python").write_text('#!/usr/bin/env bash\necho "$CUDA_VISIBLE_DEVICES: $@"\n')
+    (tmp_path / "python").chmod(0o755)
+    task = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": str(local), "SLURM_GPUS_ON_NODE": "2"}
+    task |= {"RANKS_PER_NODE": "2", "CUDA_VISIBLE_DEVICES": visible, "PATH": f"{tmp_path}:{launch.ENVIRONMENT['PATH']}"}
+    done = launch.run("bash", "slurm/shard.sh", "--recipe", "x", **task)
+    assert done.stdout == f"{own}: pipeline/evaluate.py --shard 3/4 --recipe x\n"
+
+
 def test_starts_that_finish_nothing_end(job, tmp_path):
     stopped = {"RETURNS": "1", "STATUS": "75"}
     for saves in ["", "", "1", "", "", ""]:  # the third start saves a checkpoint
@@ -151,19 +170,21 @@ class TestRealSlurm:
         ended = slurm.finish(number, timeout=600)
         assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), logs(checkout)
         run = checkout / "runs/demo"
-        assert statuses(run) == dict.fromkeys(("align", "distill", "evaluate", "report"), ("done", 0))
-        assert json.loads((run / "environment.json").read_text())["world_size"] == 2
+        shards = [f"evaluate-{i}-of-4" for i in range(4)]
+        assert statuses(run) == dict.fromkeys(("align", "distill", *shards, "evaluate", "report"), ("done", 0))
+        ran = json.loads((run / "environment.json").read_text())
+        assert (ran["world_size"], ran["expert_parallel_size"], ran["zero_stage"]) == (4, {"llada2": 2}, 3)
         score = json.loads((run / "evaluation/step-00000006/demo_arithmetic.json").read_text())
         assert score["n"] == 12 and 0 <= score["value"] <= score["high"] <= 1
         assert (run / "report.html").is_file()
-        for rank in (0, 1):
+        for rank in range(4):
             assert (checkout / f"slurm/distill_moe-{number}-rank{rank}.log").is_file()
 
     def test_stages_as_jobs_of_which_one_is_warned_and_preempted(self, slurm, checkout):
         """Both times the job saves, goes back into the queue and goes on; evaluation has waited for it."""
         words = ["--name", "staged", "--data.aligned", "runs/aligned/demo", "--teachers", "[]", *launch.SHORT]
         words += ["--optim.steps", "120", "--logging.every_steps", "1", "--checkpoint.every_steps", "0"]
-        slurm.environment["NODES"] = "2"
+        slurm.environment |= {"NODES": "2", "RANKS_PER_NODE": "1"}
         submitted = slurm("bash", "slurm/pipeline.sh", *words, cwd=checkout).splitlines()
         jobs = {stage: number for number, stage in (line.split(" ") for line in submitted)}
         run = checkout / "runs/staged"
