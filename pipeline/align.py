@@ -13,6 +13,7 @@ if not __package__:  # run as a script: the root, not pipeline/, belongs on the 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import os
+from functools import partial
 
 from rich.console import Console
 
@@ -45,5 +46,8 @@ def main() -> None:
         console.print(f"{recipe.data.aligned}: {message}", soft_wrap=True)
 
 
+command = partial(exit_code, "align", main)
+"""The console command `tide-align`; returns the exit code."""
+
 if __name__ == "__main__":
-    sys.exit(exit_code("align", main))
+    sys.exit(command())

@@ -9,10 +9,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: the repository root, not pipeline/, belongs on the path
+if not __package__:  # run as a script: the root, not pipeline/, belongs on the path (evaluate.py would hide `evaluate`)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+from functools import partial
 
 from pipeline.core.errors import exit_code
 
@@ -34,5 +35,8 @@ def main() -> None:
     print(f"train it with `student: {{path: {options.output}}}` in a recipe")
 
 
+command = partial(exit_code, "convert", main)
+"""The console command `tide-convert`; returns the exit code."""
+
 if __name__ == "__main__":
-    sys.exit(exit_code("convert", main))
+    sys.exit(command())

@@ -8,8 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: the repository root, not pipeline/, belongs on the path
+if not __package__:  # run as a script: the root, not pipeline/, belongs on the path (evaluate.py would hide `evaluate`)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from functools import partial
 
 from jsonargparse.typing import PositiveFloat
 
@@ -52,5 +54,8 @@ def dry_run(recipe: Recipe, engine_config: Path) -> None:
         print(*(f"# {line}" for line in plan.summary()), *(f"# WARNING {line}" for line in advice(recipe)), sep="\n")
 
 
+command = partial(exit_code, "distill", main)
+"""The console command `tide-distill`; returns the exit code."""
+
 if __name__ == "__main__":
-    sys.exit(exit_code("distill", main))
+    sys.exit(command())

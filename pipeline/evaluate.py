@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: the root, not pipeline/, belongs on the path (this file would hide `evaluate`)
+if not __package__:  # run as a script: the root, not pipeline/, belongs on the path (evaluate.py would hide `evaluate`)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import os
@@ -128,5 +128,8 @@ def _stop(*_signal) -> None:
     raise StoppedEarly("stopped by SIGTERM; answers so far are kept, the same command goes on")
 
 
+command = partial(exit_code, "evaluate", main)
+"""The console command `tide-evaluate`; returns the exit code."""
+
 if __name__ == "__main__":
-    sys.exit(exit_code("evaluate", main))
+    sys.exit(command())

@@ -9,11 +9,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: the repository root, not pipeline/, belongs on the path
+if not __package__:  # run as a script: the root, not pipeline/, belongs on the path (evaluate.py would hide `evaluate`)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import json
 import os
+from functools import partial
 
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from rich.console import Console
@@ -68,5 +69,8 @@ def main() -> None:
         raise BadInput("; ".join(refused))
 
 
+command = partial(exit_code, "plan", main)
+"""The console command `tide-plan`; returns the exit code."""
+
 if __name__ == "__main__":
-    sys.exit(exit_code("plan", main))
+    sys.exit(command())

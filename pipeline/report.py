@@ -10,6 +10,8 @@ from pathlib import Path
 if not __package__:  # run as a script: the root, not pipeline/, belongs on the path (evaluate.py would hide `evaluate`)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from functools import partial
+
 from pipeline.config.cli import parse, parser
 from pipeline.core.errors import exit_code
 
@@ -31,5 +33,8 @@ def main() -> None:
     write_report(recipe, flags.baseline, flags.teacher_label)
 
 
+command = partial(exit_code, "report", main)
+"""The console command `tide-report`; returns the exit code."""
+
 if __name__ == "__main__":
-    sys.exit(exit_code("report", main))
+    sys.exit(command())

@@ -15,6 +15,7 @@ import fcntl
 import json
 import time
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -169,5 +170,8 @@ def _span(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
+command = partial(exit_code, "status", main)
+"""The console command `tide-status`; returns the exit code."""
+
 if __name__ == "__main__":
-    sys.exit(exit_code("status", main))
+    sys.exit(command())

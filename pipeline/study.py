@@ -9,11 +9,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: the repository root, not pipeline/, belongs on the path
+if not __package__:  # run as a script: the root, not pipeline/, belongs on the path (evaluate.py would hide `evaluate`)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import os
+from functools import partial
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -97,5 +98,8 @@ def run(study: Study, recipes: dict[str, Recipe], seeds: list[int], workers: int
     return run_seeds(study, seeds, min(workers, max(1, len(seeds))))
 
 
+command = partial(exit_code, "study", main)
+"""The console command `tide-study`; returns the exit code."""
+
 if __name__ == "__main__":
-    sys.exit(exit_code("study", main))
+    sys.exit(command())
