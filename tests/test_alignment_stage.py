@@ -400,7 +400,6 @@ def test_a_dataset_of_an_older_format_is_refused(run, tmp_path):
     file.write_text(json.dumps(seal(fields | {"format": FORMAT - 1})))
     with pytest.raises(BadInput, match=rf"has format {FORMAT - 1}, not {FORMAT}: run `python pipeline/align\.py"):
         load_manifest(tmp_path / "aligned")
-    assert "reused 0 shards, built 4" in run()[1]
 
 
 def test_damaged_shards_are_found(run, tmp_path):
