@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import settings
 
+from pipeline.core.errors import exit_code
 from tests import launch
 
 settings.register_profile("here", deadline=None)  # a busy machine is no failure
@@ -24,3 +27,53 @@ def checkout(tmp_path_factory) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(launch.ROOT / name, folder / name)
     return folder
+
+
+@pytest.fixture(scope="module")
+def align_tokenizers(tmp_path_factory) -> Path:
+    """Folders with the tokenizers of a student, of a teacher with the same one, and of another teacher."""
+    from tests.alignment_tokenizers import byte_level, metaspace
+
+    folder = tmp_path_factory.mktemp("tokenizers")
+    for name, tokenizer in {"student": byte_level(), "same": byte_level(), "teacher": metaspace()}.items():
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def align_recipe(tmp_path, align_tokenizers) -> Path:
+    """A recipe of one source, validation rows and one teacher; its dataset goes to tmp_path/aligned."""
+    from tests.alignment_stage import ROWS, write_jsonl
+
+    write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    fields = {
+        "name": "test",
+        "run_dir": str(tmp_path / "run"),
+        "data": {
+            "sources": [{"path": str(tmp_path / "rows.jsonl"), "name": "sums", "licence": "CC0"}],
+            "validation": {"path": str(tmp_path / "rows.jsonl"), "rows": 5},
+            "aligned": str(tmp_path / "aligned"),
+            "student_length": 100,
+        },
+        "student": {"path": "none", "tokenizer": str(align_tokenizers / "student")},
+        "teachers": [{"name": "llada2", "path": "none", "tokenizer": str(align_tokenizers / "teacher"), "length": 120}],
+        "optim": {"steps": 1},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.fixture
+def run_align(align_recipe, monkeypatch, capsys):
+    """Runs the align stage in this process; gives its exit code, output and errors."""
+    from pipeline import align as stage
+
+    monkeypatch.setenv("RANK", "0")
+
+    def run(*overrides: str) -> tuple[int, str, str]:
+        words = ["align", "--recipe", str(align_recipe), "--processes", "1", "--shard-rows", "16", *overrides]
+        monkeypatch.setattr(sys, "argv", words)
+        code = exit_code("align", stage.main)
+        return code, *capsys.readouterr()
+
+    return run

@@ -226,8 +226,25 @@ def test_rows_that_a_template_refuses_or_rewrites_are_named():
     upper = VERBATIM.replace("m.content", "m.content | upper")
     rows = [chat("a", "b"), chat("a", "b", system="s"), chat("c", "d")]
     teachers = {"t": Side(byte_level(no_system), 50)}
-    assert align_rows(Side(byte_level(), 50), teachers, rows).dropped == [None, "refused_by_template", None]
+    assert align_rows(Side(byte_level(), 50), teachers, rows).dropped == [None, "refused_by_template (no system)", None]
     assert align_rows(Side(byte_level(upper), 50), {}, rows[:1]).dropped == ["rewritten_by_template"]
+
+
+def test_rows_of_which_a_template_leaves_out_a_message_are_named():
+    some = VERBATIM.replace("for m in messages", "for m in messages if m.role != 'tool'")
+    rows = [
+        chat("a", "b"),
+        [*chat("a", "b"), {"role": "tool", "content": "4 C"}, {"role": "assistant", "content": "c"}],
+    ]
+    assert align_rows(Side(byte_level(some), 50), {}, rows).dropped == [None, "left_out_by_template"]
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|mask|>", "<|eot_id|>"])
+def test_rows_whose_text_spells_control_tokens_are_named(token):
+    """They would end a turn, or forge one; `<|eot_id|>` is one of the teacher's alone."""
+    rows = [chat("a", "b"), chat(f"a{token}b", "c"), chat("a", f"b{token}")]
+    dropped = align_rows(Side(byte_level(), 90), {"t": Side(metaspace(), 90)}, rows).dropped
+    assert dropped == [None, "control_token_in_content", "control_token_in_content"]
 
 
 def test_contents_out_of_turn_have_no_chunk():
@@ -254,6 +271,23 @@ def test_answers_and_their_end_of_turn_are_maskable():
     assert masked_text(side, got) == "One.<|im_end|>Two.<|im_end|>"
     ends = np.isin(got["input_ids"], byte_level().convert_tokens_to_ids(["<|im_end|>"]))
     assert (got["t_student_chunk_ids"][ends] == -1).all()
+
+
+def test_answers_of_weight_0_are_context():
+    messages = chat("Hello", "One.", "And?", "Two.", "And?", "Three.")
+    messages[3]["weight"] = 0
+    side = Side(byte_level(), 200)
+    assert masked_text(side, align_one(side, side, messages)) == "One.<|im_end|>Three.<|im_end|>"
+
+
+def test_only_the_last_answer_may_be_maskable():
+    """As published; the others are context."""
+    rows = [chat("Hello", "One.", "And?", "Two."), chat("only a question"), chat("q", "a " * 90, "q", "b")]
+    side = Side(byte_level(), 60)
+    batch = align_rows(side, {}, rows, "last")
+    assert batch.dropped == [None, "no_assistant_content", "prompt_fills_student_length"]
+    ids, maskable = batch.columns["input_ids"][0], batch.columns["maskable"][0]
+    assert b"".join(texts(side, ids[maskable])) == b"Two.<|im_end|>"
 
 
 def test_blanks_before_an_end_of_turn_belong_to_it():

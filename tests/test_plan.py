@@ -16,11 +16,12 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import align, plan
-from pipeline.alignment.sources import open_rows, read_messages
+from pipeline.alignment.sources import open_source
 from pipeline.capacity import zero3
 from pipeline.capacity.flops import flops
 from pipeline.capacity.live_bytes import LiveBytes
 from pipeline.capacity.rows import Lengths, sample
+from pipeline.config.recipe import Source
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.models.loading import build, read_config
 from tests import launch
@@ -141,9 +142,10 @@ def test_configurations_of_a_dataset_are_sources_of_their_own(tmp_path, monkeypa
     (tmp_path / "hub/README.md").write_text(f"---\nconfigs:\n{listed}---\n")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     for name, talk in parts.items():
-        assert read_messages(open_rows(str(tmp_path / "hub"), "train", name), 0, 1) == [talk]
+        assert open_source(Source(str(tmp_path / "hub"), name, config=name)).read(0, 1) == [talk]
+    assert open_source(Source(str(tmp_path / "hub"), "all", config="*")).read(0, 2) == [*parts.values()]
     with pytest.raises(BadInput, match="Config name is missing"):
-        open_rows(str(tmp_path / "hub"), "train")
+        open_source(Source(str(tmp_path / "hub"), "hub"))
 
 
 # What is counted

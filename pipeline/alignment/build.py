@@ -17,14 +17,15 @@ from pipeline.alignment import shards as sharding
 from pipeline.alignment.dataset_lock import dataset_lock
 from pipeline.alignment.manifest import FORMAT, covered, damaged_shards, describe, identity, is_sealed, place, seal
 from pipeline.alignment.ranks import Ranks
-from pipeline.alignment.shards import Shard
+from pipeline.alignment.shards import Aligner, Shard
 from pipeline.alignment.sides import Side
-from pipeline.alignment.sources import Rows, open_rows
+from pipeline.alignment.sources import ChatRows, open_source
 from pipeline.alignment.summary import summarise
 from pipeline.alignment.vocabulary import shared_vocab
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput
 from pipeline.core.files import json_sha256, read_json, write_json
+from pipeline.core.log import log
 from pipeline.models.loading import load_tokenizer
 
 
@@ -35,19 +36,20 @@ class Job:
     folder: Path
     manifest: dict[str, Any]
     """as `manifest.describe` gives it"""
-    rows: dict[str, Rows]
+    rows: dict[str, ChatRows]
     shards: list[Shard]
 
     def build(self, shard: Shard) -> tuple[dict[str, Any], bool]:
         """The shard's record, and whether an earlier run had built it."""
         wanted = identity(self.manifest)
-        sides = {name: wanted[name] for name in ("format", "student", "teachers")}
+        settings = {name: wanted[name] for name in ("format", "student", "teachers", "maskable", "on_bad_row")}
         rows = self.rows[shard.place]
-        key = shard.key(sides, rows.sha256)
+        key = shard.key(settings, rows.table.sha256)
         if record := sharding.finished(self.folder, shard, key):
             return record, True
         student, teachers = _sides(self.manifest)
-        return sharding.build(self.folder, shard, key, rows, student, teachers), False
+        aligner = Aligner(student, teachers, wanted["maskable"], wanted["on_bad_row"])
+        return sharding.build(self.folder, shard, key, rows, aligner), False
 
 
 def align(recipe: Recipe, ranks: Ranks, processes: int, shard_rows: int) -> tuple[dict[str, Any], str]:
@@ -83,8 +85,9 @@ def prepare(recipe: Recipe, shard_rows: int) -> Job:
         raise BadInput("data.sources: every weight must be above 0")
     tokenizers = {teacher.name: _tokenizer(teacher.tokenizer) for teacher in recipe.teachers}
     student = _tokenizer(recipe.student.tokenizer)
-    rows = {place(asdict(source)): open_rows(source.path, source.split, source.config) for source in data}
-    manifest = describe(recipe, {name: _content(found) for name, found in rows.items()})
+    rows = {place(asdict(source)): open_source(source) for source in data}
+    contents = {place(asdict(source)): _content(source.path, rows[place(asdict(source))]) for source in data}
+    manifest = describe(recipe, contents)
     for name, tokenizer in tokenizers.items():
         manifest["teachers"][name]["shared_vocab"] = shared_vocab(student, tokenizer)
     job = Job(Path(recipe.data.aligned), manifest, rows, sharding.plan(manifest, shard_rows))
@@ -94,7 +97,7 @@ def prepare(recipe: Recipe, shard_rows: int) -> Job:
         if problem is None:
             job.shards = []
         else:
-            print(f"{job.folder} {problem}: building it again", flush=True)
+            log.info(f"{job.folder} {problem}: building it again")
     return job
 
 
@@ -111,9 +114,12 @@ def finish(job: Job, built: Sequence[tuple[dict[str, Any], bool]]) -> tuple[dict
     records = sorted((record for record, _ in built), key=lambda record: order[record["file"]])
     summary = summarise(records, job.manifest["teachers"])
     for split, rows in summary["rows"].items():
+        reasons = ", ".join(f"{n} {reason}" for reason, n in rows["dropped"].items())
         if not rows["kept"]:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in rows["dropped"].items())
+            reasons = reasons or "the weights of data.sources take none"
             raise BadInput(f"no {split} row is left of {rows['read']}: {reasons}")
+        if 2 * rows["kept"] < rows["read"]:
+            log.warning(f"more than half of the {split} rows are dropped ({reasons})")
     stale = sharding.remove_stale(job.folder, job.shards)
     listed = ("file", "split", "rows", "sha256")
     shards = [{name: record[name] for name in listed} for record in records]
@@ -135,9 +141,9 @@ def _misfit(held: dict[str, Any], job: Job) -> str | None:
     return f"has missing or damaged shards ({', '.join(damaged)})" if damaged else None
 
 
-def _content(rows: Rows) -> dict[str, Any]:
-    path = Path(rows.path)
-    return {"rows": rows.count, "sha256": rows.sha256, "bytes": path.stat().st_size if path.is_file() else None}
+def _content(path: str, rows: ChatRows) -> dict[str, Any]:
+    size = Path(path).stat().st_size if Path(path).is_file() else None
+    return {"rows": rows.table.count, "sha256": rows.table.sha256, "bytes": size, "format": rows.format}
 
 
 @lru_cache

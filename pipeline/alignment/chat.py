@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-Messages = Sequence[dict[str, str]]
+from pipeline.alignment.formats import Message
+
+Messages = Sequence[Message]
 
 # The same text on every day: Llama 3 and gpt-oss print the date. A macro hides the function of that name.
 _FIXED_DATE = (
     "{%- macro strftime_now(format) %}{{- '2024-07-26' if format == '%Y-%m-%d' else '26 Jul 2024' }}{%- endmacro %}\n"
 )
 # Templates branch on these, so placeholders leave them in place.
-_MARKUP = re.compile(r"(</?(?:think|tool_call|tool_response)>)")
+MARKUP = re.compile(r"(</?(?:think|tool_call|tool_response)>)")
 _HOLE = "\ue000{}\ue001"
 _HOLES = re.compile("\ue000([0-9]+)\ue001")
 
@@ -39,6 +42,13 @@ class Run(NamedTuple):
     length: int
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """That a template refuses a conversation, and its words for it."""
+
+    words: str
+
+
 class ChatTemplate:
     """A tokenizer's chat template, with thinking switched off and a fixed date."""
 
@@ -47,8 +57,8 @@ class ChatTemplate:
         self._template = _FIXED_DATE + tokenizer.get_chat_template()
         self._fixed_text = lru_cache(maxsize=4096)(self._render_fixed_text)
 
-    def render(self, conversations: Sequence[Messages]) -> list[str | None]:
-        """The text of every conversation; None where the template refuses one (an unknown role, turns out of order)."""
+    def render(self, conversations: Sequence[Messages]) -> list[str | Refusal]:
+        """The text of every conversation, or why the template refuses it (an unknown role, turns out of order)."""
         try:
             return self._apply(conversations)
         except (TemplateError, TypeError, ValueError):
@@ -59,24 +69,37 @@ class ChatTemplate:
         whole = [[message["content"]] for message in messages]
         runs = self._match(messages, whole, text)
         if runs is None:
-            runs = self._match(messages, [_MARKUP.split(content) for (content,) in whole], text)
+            runs = self._match(messages, [MARKUP.split(content) for (content,) in whole], text)
         return runs
+
+    def leaves_out(self, messages: Messages) -> bool:
+        """Whether the template shows nothing of some message."""
+        filled = [number for number, message in enumerate(messages) if message["content"].strip()]
+        shape = [
+            (message["role"], _HOLE.format(number) if number in filled else "")
+            for number, message in enumerate(messages)
+        ]
+        fixed = self._fixed_text(tuple(shape))
+        return fixed is not None and not {*map(str, filled)} <= {*fixed[1::2]}
 
     def _apply(self, conversations: Sequence[Messages]) -> list[str]:
         return self._tokenizer.apply_chat_template(
-            list(conversations), chat_template=self._template, tokenize=False, enable_thinking=False
+            [list(messages) for messages in conversations],
+            chat_template=self._template,
+            tokenize=False,
+            enable_thinking=False,
         )
 
-    def _render_one(self, messages: Messages) -> str | None:
+    def _render_one(self, messages: Messages) -> str | Refusal:
         try:
             return self._apply([messages])[0]
-        except (TemplateError, TypeError, ValueError):
-            return None
+        except (TemplateError, TypeError, ValueError) as error:
+            return Refusal(" ".join(str(error).split()))
 
     def _render_fixed_text(self, shape: tuple[tuple[str, str], ...]) -> list[str] | None:
         """Fixed text and numbers of holes in turn, as the template renders this shape."""
         text = self._render_one([{"role": role, "content": content} for role, content in shape])
-        return None if text is None else _HOLES.split(text)
+        return None if isinstance(text, Refusal) else _HOLES.split(text)
 
     def _match(self, messages: Messages, parts: list[list[str]], text: bytes) -> list[Run] | None:
         holes: list[tuple[int, int, str]] = []  # message, byte position in its content, text
@@ -84,7 +107,7 @@ class ChatTemplate:
         for number, message in enumerate(messages):
             content, start = "", 0
             for part in parts[number]:
-                is_hole = bool(part.strip()) and not _MARKUP.fullmatch(part)
+                is_hole = bool(part.strip()) and not MARKUP.fullmatch(part)
                 content += _HOLE.format(len(holes)) if is_hole else part
                 if is_hole:
                     holes.append((number, start, part))

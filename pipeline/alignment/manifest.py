@@ -61,6 +61,8 @@ def describe(recipe: Recipe, contents: Mapping[str, Any]) -> dict[str, Any]:
         "format": FORMAT,
         "student": _side(recipe.student.tokenizer, recipe.data.student_length),
         "teachers": {teacher.name: _side(teacher.tokenizer, teacher.length) for teacher in recipe.teachers},
+        "maskable": recipe.data.maskable,
+        "on_bad_row": recipe.data.on_bad_row,
         "sources": sources,
         "validation": validation and {**asdict(validation), "content": contents.get(place(asdict(validation)))},
     }
@@ -72,6 +74,8 @@ def identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "format": manifest["format"],
         "student": _side_identity(manifest["student"]),
         "teachers": {name: _side_identity(side) for name, side in manifest["teachers"].items()},
+        "maskable": manifest["maskable"],
+        "on_bad_row": manifest["on_bad_row"],
         "sources": {str(n): {**source, "licence": None} for n, source in enumerate(manifest["sources"])},
         "validation": manifest["validation"],
     }
@@ -79,7 +83,8 @@ def identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def place(source: Mapping[str, Any]) -> str:
     """Names the data behind a source or the validation rows."""
-    return f"{source['path']}:{source.get('config', '')}:{source['split']}"
+    parts = ("path", "config", "split", "format", "holdout", "contains")
+    return ":".join(str(source.get(part, "")) for part in parts)
 
 
 def _side(tokenizer: str, length: int) -> dict[str, Any]:

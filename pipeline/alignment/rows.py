@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.alignment.chat import Messages
 from pipeline.alignment.chunks import common_chunks
-from pipeline.alignment.sides import Conversations, Side, SideBatch
+from pipeline.alignment.sides import Conversations, Maskable, Side, SideBatch
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,19 @@ class AlignedBatch:
     """for every row, why it is dropped"""
 
 
-def align_rows(student: Side, teachers: Mapping[str, Side], rows: Sequence[Messages]) -> AlignedBatch:
-    """Aligns a batch of rows with all teachers."""
-    batch = Conversations(rows)
+def align_rows(
+    student: Side, teachers: Mapping[str, Side], rows: Sequence[Messages], maskable: Maskable = "all"
+) -> AlignedBatch:
+    """Aligns a batch of rows with all teachers; `maskable`: the answers that may be masked, all or the last."""
+    batch = Conversations(rows, maskable)
     own = student.encode(batch)
-    tokens, maskable = _per_row(own.row, rows), _per_row(own.row[own.maskable], rows)
+    tokens, learnt = _per_row(own.row, rows), _per_row(own.row[own.maskable], rows)
     columns = {"input_ids": (own.ids, tokens), "maskable": (own.maskable, tokens)}
-    counts = {"student_tokens": tokens, "maskable_tokens": maskable}
-    dropped = [problem or _nothing_to_learn(*row) for problem, *row in zip(own.problems, rows, maskable, strict=True)]
+    counts = {"student_tokens": tokens, "maskable_tokens": learnt}
+    dropped = [
+        problem or _nothing_to_learn(*row)
+        for problem, *row in zip(own.problems, rows, batch.targets, learnt, strict=True)
+    ]
     for name, side in teachers.items():
         other = side.encode(batch)
         own_chunks, other_chunks = common_chunks(own.contents, other.contents, batch.size)
@@ -60,10 +65,10 @@ def _per_row(row: np.ndarray, rows: Sequence[Messages]) -> np.ndarray:
     return np.bincount(row, minlength=len(rows))
 
 
-def _nothing_to_learn(messages: Messages, maskable: int) -> str | None:
-    if maskable:
+def _nothing_to_learn(messages: Messages, targets: Sequence[int], learnt: int) -> str | None:
+    if learnt:
         return None
-    answered = any(message["role"] == "assistant" and message["content"].strip() for message in messages)
+    answered = any(messages[number]["content"].strip() for number in targets)
     return "prompt_fills_student_length" if answered else "no_assistant_content"
 
 

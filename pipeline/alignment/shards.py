@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.alignment.chat import Messages
+from pipeline.alignment.formats import BadRow
 from pipeline.alignment.manifest import is_intact, is_sealed, place, seal
 from pipeline.alignment.rows import AlignedBatch, align_rows
-from pipeline.alignment.sides import Side
-from pipeline.alignment.sources import Rows, read_messages, repeats
+from pipeline.alignment.sides import Maskable, Side
+from pipeline.alignment.sources import ChatRows, OnBadRow, repeats
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256, json_sha256, read_json, write_json
 
@@ -76,16 +77,24 @@ def finished(folder: Path, shard: Shard, key: str) -> dict[str, Any] | None:
     return record if is_sealed(record) and record["key"] == key and is_intact(folder, record) else None
 
 
-def build(
-    folder: Path, shard: Shard, key: str, rows: Rows, student: Side, teachers: Mapping[str, Side]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Aligner:
+    """What makes rows of the dataset out of chats."""
+
+    student: Side
+    teachers: Mapping[str, Side]
+    maskable: Maskable
+    on_bad_row: OnBadRow
+
+
+def build(folder: Path, shard: Shard, key: str, rows: ChatRows, aligner: Aligner) -> dict[str, Any]:
     """Aligns a shard's rows and writes data and record; returns the record."""
     counts: Counter[str] = Counter()
     path = folder / shard.file
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, schema(teachers)) as writer:
-            for batch in _batches(shard, rows, student, teachers, counts):
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, schema(aligner.teachers)) as writer:
+            for batch in _batches(shard, rows, aligner, counts):
                 writer.write_batch(batch)
         os.replace(temporary, path)
     finally:
@@ -118,11 +127,9 @@ def _record(folder: Path, shard: Shard) -> Path:
     return (folder / shard.file).with_suffix(".json")
 
 
-def _batches(
-    shard: Shard, rows: Rows, student: Side, teachers: Mapping[str, Side], counts: Counter[str]
-) -> Iterator[pa.RecordBatch]:
-    for positions, times, conversations in _portions(shard, rows):
-        aligned = align_rows(student, teachers, conversations)
+def _batches(shard: Shard, rows: ChatRows, aligner: Aligner, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
+    for positions, times, conversations in _portions(shard, rows, aligner.on_bad_row, counts):
+        aligned = align_rows(aligner.student, aligner.teachers, conversations, aligner.maskable)
         kept = np.array([reason is None for reason in aligned.dropped])
         for reason, n in zip(aligned.dropped, times, strict=True):
             counts[f"dropped.{reason}" if reason else "kept"] += int(n)
@@ -130,15 +137,21 @@ def _batches(
             counts[name] += int((values * times)[kept].sum())
         taken = np.repeat(np.arange(len(times)), times * kept)
         if len(taken):
-            yield _record_batch(shard, positions, aligned, teachers).take(pa.array(taken))
+            yield _record_batch(shard, positions, aligned, aligner.teachers).take(pa.array(taken))
 
 
-def _portions(shard: Shard, rows: Rows) -> Iterator[tuple[np.ndarray, np.ndarray, list[Messages]]]:
-    """Positions, repeats (above 0) and conversations of the shard's rows, a batch at a time."""
+def _portions(
+    shard: Shard, rows: ChatRows, on_bad_row: OnBadRow, counts: Counter[str]
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[Messages]]]:
+    """Positions, repeats (above 0) and conversations of the shard's rows, a batch at a time; bad rows are counted."""
     for start in range(shard.start, shard.stop, BATCH_ROWS):
         stop = min(start + BATCH_ROWS, shard.stop)
         times = repeats(shard.weight, start, stop)
-        conversations = read_messages(rows, start, stop)
+        conversations = rows.read(start, stop, on_bad_row=on_bad_row)
+        for index, conversation in enumerate(conversations):
+            if isinstance(conversation, BadRow):
+                counts[f"dropped.{conversation.reason}"] += int(times[index])
+                times[index] = 0
         used = np.flatnonzero(times)
         sizes = [sum(len(message["content"]) for message in conversations[i]) for i in used]
         portion = np.cumsum(sizes) // BATCH_CHARACTERS

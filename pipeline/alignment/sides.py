@@ -8,32 +8,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.alignment.chat import ChatTemplate, Messages, Run
+from pipeline.alignment.chat import MARKUP, ChatTemplate, Messages, Refusal, Run
 from pipeline.alignment.chunks import Intervals
 from pipeline.alignment.spans import Spans, spans_from_offsets
 from pipeline.alignment.vocabulary import token_bytes
+
+Maskable = Literal["all", "last"]
+_LONGEST_REASON = 100
 
 
 class Conversations:
     """A batch of rows, and a byte position for all of their contents that every tokenizer shares.
 
     Attributes:
+        targets: for every row, the numbers of the messages that may be learnt: answers without weight 0, all or the last.
         starts: for every row, the position of each message's content; one unused position follows each content, so that
             no chunk spans two messages.
         size: number of positions.
     """
 
-    def __init__(self, rows: Sequence[Messages]):
+    def __init__(self, rows: Sequence[Messages], maskable: Maskable = "all"):
         self.rows = rows
+        self.targets = [_targets(messages)[-1 if maskable == "last" else 0 :] for messages in rows]
         sizes = (len(message["content"].encode()) + 1 for messages in rows for message in messages)
         flat = accumulate(sizes, initial=0)
         self.starts = [[next(flat) for _ in messages] for messages in rows]
         self.size = next(flat)
+
+
+def _targets(messages: Messages) -> list[int]:
+    answers = (number for number, message in enumerate(messages) if message["role"] == "assistant")
+    return [number for number in answers if messages[number].get("weight") != 0]
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class SideBatch:
     row: np.ndarray
     """int64 [tokens], ascending"""
     maskable: np.ndarray
-    """bool [tokens]: assistant contents and their end-of-turn tokens"""
+    """bool [tokens]: the targets' contents and their end-of-turn tokens"""
     contents: Intervals
     """tokens as positions of `Conversations`; -1 for tokens that are not wholly and faithfully in one content"""
     straddling: np.ndarray
@@ -53,7 +64,7 @@ class SideBatch:
     cut: np.ndarray
     """bool [rows]: tokens that could be learnt lie behind the longest length"""
     problems: list[str | None]
-    """for every row, why it has no tokens"""
+    """for every row, why it cannot be used"""
 
     def take(self, kept: np.ndarray) -> SideBatch:
         """The tokens where `kept`, bool [tokens], holds."""
@@ -68,7 +79,7 @@ class _Row(NamedTuple):
     ids: list[int]
     runs: list[Run]
     turns: list[tuple[int, int]]
-    """byte positions of the assistant contents in the text"""
+    """byte positions of the targets' contents in the text"""
     size: int
     """bytes of the text"""
     spans: Spans | None
@@ -95,29 +106,39 @@ class Side:
         table = self._table or [b""] * size
         self._lengths = np.array([len(token) for token in table], np.int64)
         self._added = np.isin(np.arange(size), list(tokenizer.added_tokens_decoder))
+        control = (index for index, token in tokenizer.added_tokens_decoder.items() if _is_control(token))
+        self._control = np.isin(np.arange(size), list(control))
         self._blank = np.array([token.isspace() for token in table]) & ~self._added
 
     def encode(self, batch: Conversations) -> SideBatch:
         """The batch as this tokenizer sees it; rows that its template refuses or rewrites have no tokens."""
         texts = self._template.render(batch.rows)
-        encodings = self._backend.encode_batch_fast([text or "" for text in texts], add_special_tokens=False)
-        rows, problems = [], []
-        for messages, text, encoding in zip(batch.rows, texts, encodings, strict=True):
-            found = self._row(messages, text, encoding.ids) if text is not None else "refused_by_template"
-            rows.append(_NO_ROW if isinstance(found, str) else found)
-            problems.append(found if isinstance(found, str) else None)
+        shown = ["" if isinstance(text, Refusal) else text for text in texts]
+        encodings = self._backend.encode_batch_fast(shown, add_special_tokens=False)
+        rows: list[_Row] = []
+        problems: list[str | None] = []
+        for messages, targets, text, encoding in zip(batch.rows, batch.targets, texts, encodings, strict=True):
+            row = self._row(messages, targets, text, encoding.ids)
+            rows.append(_NO_ROW if isinstance(row, str) else row)
+            problems.append(row if isinstance(row, str) else None)
         return self._assemble(batch, rows, problems)
 
-    def _row(self, messages: Messages, text: str, ids: list[int]) -> _Row | str:
+    def _row(self, messages: Messages, targets: list[int], text: str | Refusal, ids: list[int]) -> _Row | str:
+        """The row, or why there is none."""
+        if isinstance(text, Refusal):
+            return f"refused_by_template ({text.words[:_LONGEST_REASON]})"
         raw = text.encode()
         runs = self._template.locate(messages, raw)
         if runs is None:
             return "rewritten_by_template"
+        filled = sum(bool(message["content"].strip()) for message in messages)
+        if len({run.message for run in runs}) < filled and self._template.leaves_out(messages):
+            return "left_out_by_template"
         spans = None
         pieces = self._table and list(map(self._table.__getitem__, ids))
         if pieces is None or b"".join(pieces) != raw:
             spans = spans_from_offsets(pieces, text, self._backend.encode(text, add_special_tokens=False).offsets)
-        return _Row(ids, runs, _assistant_turns(messages, runs), len(raw), spans)
+        return _Row(ids, runs, _turns(targets, runs), len(raw), spans)
 
     def _assemble(self, batch: Conversations, rows: list[_Row], problems: list[str | None]) -> SideBatch:
         # Texts lie one behind the other, an unused position after each.
@@ -142,6 +163,8 @@ class Side:
         kept = np.arange(len(ids)) <= last[row]
         ids, row, maskable, spans = ids[kept], row[kept], maskable[kept], Spans(*(column[kept] for column in spans))
         contents, straddling = _in_contents(spans, _table(runs))
+        for n in np.unique(row[self._control[ids] & contents.inside]):  # it would end a turn, or forge one
+            problems[n] = "control_token_in_content"
         return SideBatch(ids, row, maskable, contents, straddling, cut, problems)
 
     def _spans(self, ids: np.ndarray, counts: np.ndarray, text_starts: np.ndarray, rows: list[_Row]) -> Spans:
@@ -176,10 +199,14 @@ class Side:
         return maskable
 
 
-def _assistant_turns(messages: Messages, runs: list[Run]) -> list[tuple[int, int]]:
+def _is_control(token: AddedToken) -> bool:
+    return token.special and not MARKUP.fullmatch(token.content)
+
+
+def _turns(targets: list[int], runs: list[Run]) -> list[tuple[int, int]]:
     turns: dict[int, tuple[int, int]] = {}
     for run in runs:
-        if messages[run.message]["role"] == "assistant":
+        if run.message in targets:
             begin, _ = turns.get(run.message, (run.text, 0))
             turns[run.message] = begin, run.text + run.length
     return list(turns.values())

@@ -1,56 +1,103 @@
-"""Reading chat rows: JSONL, Parquet, folders of `datasets.save_to_disk` and hub datasets.
+"""The chat rows behind a source of the recipe: a table, the format of its rows, and how often each row is taken.
 
-Every kind of source gives rows by position, so that shards can be built in any order and by any process. A row that is
-no conversation is an error that names it, never left out in silence.
+A row that is no conversation is an error that names it, or (`data.on_bad_row: drop`) counted; never left out in silence.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.alignment.formats import FORMATS, BadRow, Format, Message, detect, is_tokenized, read_row
+from pipeline.alignment.tables import DatasetTable, JsonArray, JsonLines, ParquetTable, Table, Unreadable, open_json
+from pipeline.config.recipe import Source, Validation
 from pipeline.core.errors import BadInput
-from pipeline.core.files import file_sha256
 
-ROLES = ("system", "user", "assistant", "tool")
-
-
-class Rows(Protocol):
-    """Rows of one source. `sha256` covers their content; `place` names a row for the user."""
-
-    path: str
-    count: int
-    sha256: str
-
-    def place(self, row: int) -> str: ...
-
-    def load(self, start: int, stop: int) -> Iterable[Any]: ...
+FILE_SUFFIXES = (".jsonl", ".json", ".gz", ".zst", ".parquet")
+OnBadRow = Literal["fail", "drop"]
 
 
-def open_rows(path: str, split: str, config: str = "") -> Rows:
-    """The rows behind a path or hub name. Raises BadInput if there is nothing to read."""
-    if Path(path).is_file():
-        rows = ParquetRows(path) if path.endswith(".parquet") else JsonRows(path)
-    elif Path(path).suffix in {".jsonl", ".json", ".parquet"}:
-        raise BadInput(f"no file {path}: give a JSONL or Parquet file, a saved dataset or a hub name")
-    else:
-        rows = DatasetRows(path, split, config)
-    if not rows.count:
-        raise BadInput(f"{path} is empty")
+@dataclass(frozen=True)
+class ChatRows:
+    """The conversations of a table, whose rows have one of the FORMATS."""
+
+    table: Table
+    format: str
+
+    def read(self, start: int, stop: int, *, on_bad_row: OnBadRow = "fail") -> list[list[Message] | BadRow]:
+        """Rows start..stop; a bad one raises BadInput that names it (`fail`), or stands in its place (`drop`)."""
+        shape = FORMATS[self.format]
+        rows = self.table.load(start, stop, shape.used(self.table.columns))
+        conversations = [_read(row, shape) for row in rows]
+        for row, conversation in enumerate(conversations, start):
+            if isinstance(conversation, BadRow) and on_bad_row == "fail":
+                raise BadInput(f"{self.table.row_label(row)}: {conversation}")
+        return conversations
+
+
+def _read(row: Any, shape: Format) -> list[Message] | BadRow:
+    if isinstance(row, Unreadable):
+        return BadRow("unreadable", str(row))
+    try:
+        return read_row(row, shape)
+    except BadRow as error:
+        return error
+
+
+def open_source(source: Source | Validation) -> ChatRows:
+    """The rows of a source. Raises BadInput if there is nothing to read, or nothing that is known to be a chat."""
+    table = _open_table(source)
+    if not table.count:
+        raise BadInput(f"{source.path} is empty")
+    rows = ChatRows(table, _format(source, table))
+    if isinstance(source, Source) and source.contains and isinstance(table, DatasetTable):
+        shape = FORMATS[rows.format]
+        table.keep(shape.used(table.columns), partial(_answers_with, source.contains, rows.format))
+        if not table.count:
+            raise BadInput(f"{source.path}: no row whose last message contains {source.contains!r}")
     return rows
 
 
-def read_messages(rows: Rows, start: int, stop: int) -> list[list[dict[str, str]]]:
-    """The conversations of rows start..stop, reduced to role and content. Raises BadInput naming the first bad row."""
-    return [_messages(row, rows.place(start + index)) for index, row in enumerate(rows.load(start, stop))]
+def _open_table(source: Source | Validation) -> Table:
+    path, holdout = source.path, source.holdout if isinstance(source, Source) else 0.0
+    selected = isinstance(source, Source) and (source.contains or source.holdout)
+    if Path(path).is_file() and not selected:
+        return ParquetTable(path) if path.endswith(".parquet") else open_json(path)
+    if path.endswith(FILE_SUFFIXES) and not Path(path).exists():
+        raise BadInput(f"no file {path}: give a JSON, JSONL or Parquet file, a saved dataset or a hub name")
+    return DatasetTable(path, source.split, source.config, holdout)
+
+
+def _format(source: Source | Validation, table: Table) -> str:
+    """The format that the source names, or that its columns show."""
+    columns = ", ".join(table.columns)
+    if is_tokenized(table.columns):
+        raise BadInput(
+            f"{source.path} holds token ids ({columns}), not chats, as the data that the authors of TIDE release: they do "
+            "not say which tokenizers and templates made them, and long answers are cut; name the datasets that they were "
+            "made of, as recipe llada2_mini does"
+        )
+    name = detect(table.columns) if source.format == "auto" else source.format
+    if isinstance(table, JsonLines | JsonArray):
+        return name or "messages"  # rows may differ: each bad one says what it lacks
+    if name is None:
+        known = "; ".join(", ".join(shape.columns) for shape in FORMATS.values())
+        raise BadInput(f"{source.path}: no column `messages`, but {columns} (known columns are {known})")
+    missing = [column for column in FORMATS[name].columns if column not in table.columns]
+    if missing:
+        raise BadInput(f"{source.path}: no column `{missing[0]}`, which format {name} needs, but {columns}")
+    return name
+
+
+def _answers_with(text: str, name: str, row: Any) -> bool:
+    """Whether the last message contains the text; bad rows stay, to be named later."""
+    conversation = _read(row, FORMATS[name])
+    return isinstance(conversation, BadRow) or text in conversation[-1]["content"]
 
 
 def repeats(weight: float, start: int, stop: int) -> np.ndarray:
@@ -58,133 +105,3 @@ def repeats(weight: float, start: int, stop: int) -> np.ndarray:
     share = Fraction(weight).limit_denominator(1_000_000)
     used = -(-np.arange(start, stop + 1) * share.numerator // share.denominator)  # ceil(row * weight)
     return np.diff(used)
-
-
-def _messages(row: Any, place: str) -> list[dict[str, str]]:
-    messages = row.get("messages") if isinstance(row, dict) else None
-    if not isinstance(messages, list) or not messages:
-        raise BadInput(f"{place}: no `messages`, a list of {{role, content}}")
-    return [_message(message, f"{place}, message {index}") for index, message in enumerate(messages)]
-
-
-def _message(message: Any, place: str) -> dict[str, str]:
-    role, content = (message.get(key) if isinstance(message, dict) else None for key in ("role", "content"))
-    if role not in ROLES:
-        raise BadInput(f"{place}: role {role!r} is not one of {', '.join(ROLES)}")
-    if not isinstance(content, str):
-        raise BadInput(f"{place}: content is {type(content).__name__}, not a string")
-    if not _is_unicode(content):
-        raise BadInput(f"{place}: content holds half a surrogate pair, which no tokenizer can read")
-    return {"role": role, "content": content}
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-@dataclass
-class JsonRows:
-    """A file with a JSON object a line; blank lines are no rows."""
-
-    path: str
-
-    def __post_init__(self) -> None:
-        digest, line_starts, filled = hashlib.sha256(), [0], []
-        with open(self.path, "rb") as file:
-            for line in file:
-                digest.update(line)
-                filled.append(not line.isspace())
-                line_starts.append(line_starts[-1] + len(line))
-        self.sha256 = digest.hexdigest()
-        self._lines = np.flatnonzero(filled)
-        self._starts = np.array(line_starts, np.int64)
-        self.count = len(self._lines)
-
-    def place(self, row: int) -> str:
-        return f"{self.path}: row {row} (line {self._lines[row] + 1})"
-
-    def load(self, start: int, stop: int) -> Iterable[Any]:
-        with open(self.path, "rb") as file:
-            for row in range(start, stop):
-                begin, end = self._starts[self._lines[row] : self._lines[row] + 2]
-                file.seek(begin)
-                try:
-                    yield json.loads(file.read(end - begin))
-                except ValueError as error:  # UnicodeDecodeError too
-                    raise BadInput(f"{self.place(row)}: not JSON ({error})") from None
-
-
-@dataclass
-class ParquetRows:
-    """A Parquet file with a column `messages`."""
-
-    path: str
-
-    def __post_init__(self) -> None:
-        import pyarrow.parquet
-
-        try:
-            file = pyarrow.parquet.ParquetFile(self.path)
-        except pyarrow.ArrowInvalid as error:
-            raise BadInput(f"{self.path}: not a Parquet file ({error})") from None
-        if "messages" not in file.schema_arrow.names:
-            raise BadInput(f"{self.path}: no column `messages`, but {', '.join(file.schema_arrow.names)}")
-        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        self._group_starts = np.cumsum([0, *sizes])
-        self.count = sum(sizes)
-        self.sha256 = file_sha256(Path(self.path))
-
-    def place(self, row: int) -> str:
-        return f"{self.path}: row {row}"
-
-    def load(self, start: int, stop: int) -> Iterable[Any]:
-        first = int(np.searchsorted(self._group_starts, start, side="right")) - 1
-        for group in range(first, len(self._group_starts) - 1):
-            base = int(self._group_starts[group])
-            if base >= stop:
-                return
-            column = _row_group(self.path, group)
-            for messages in column.slice(max(start - base, 0), stop - max(start, base)).to_pylist():
-                yield {"messages": messages}
-
-
-@lru_cache(maxsize=1)  # neighbouring batches read the same group
-def _row_group(path: str, group: int) -> Any:
-    import pyarrow.parquet
-
-    return pyarrow.parquet.ParquetFile(path).read_row_group(group, columns=["messages"]).column("messages")
-
-
-class DatasetRows:
-    """A split of a dataset that was saved to disk or lies on the hub (there maybe in several configurations)."""
-
-    def __init__(self, path: str, split: str, config: str = ""):
-        import datasets
-
-        self.path = path
-        try:
-            if Path(path, "dataset_dict.json").is_file() or Path(path, "state.json").is_file():
-                found = datasets.load_from_disk(path)
-                dataset = found[split] if isinstance(found, datasets.DatasetDict) else found
-            else:
-                dataset = datasets.load_dataset(path, config or None, split=split)
-        except KeyError:
-            raise BadInput(f"{path} has no split {split!r}, but {', '.join(found)}") from None
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise BadInput(f"cannot read the dataset {path} ({' '.join(str(error).split())})") from None
-        if "messages" not in dataset.column_names:
-            raise BadInput(f"{path}: no column `messages`, but {', '.join(dataset.column_names)}")
-        self._dataset = dataset.select_columns("messages")
-        self.count = len(dataset)
-        files = [file_sha256(Path(file["filename"])) for file in dataset.cache_files]
-        self.sha256 = hashlib.sha256(" ".join(files).encode()).hexdigest()
-
-    def place(self, row: int) -> str:
-        return f"{self.path}: row {row}"
-
-    def load(self, start: int, stop: int) -> Iterable[Any]:
-        return self._dataset.select(range(start, stop))

@@ -46,6 +46,8 @@ def _statistics(counts: Counter[str], teacher: str) -> dict[str, float]:
 def table(manifest: Mapping[str, Any]) -> Table:
     """The same for a terminal."""
     result = Table(title=f"aligned dataset {manifest['key'][:12]}", show_header=False)
+    for source in manifest["sources"]:
+        result.add_row(f"source {source['name']}", f"{source['content']['rows']:,} rows, {source['content']['format']}")
     for split, rows in manifest["rows"].items():
         dropped = "".join(f", {n:,} {reason}" for reason, n in rows["dropped"].items())
         result.add_row(f"{split} rows kept", f"{rows['kept']:,} of {rows['read']:,}{dropped}")

@@ -48,7 +48,10 @@ def check(recipe: Recipe) -> None:
             "objective.tidal.init": o.tidal.init,
             "objective.tidal.maximum": o.tidal.maximum,
         }),
-        ("at least 0 and below 1", lambda x: 0 <= x < 1, {f"optim.betas[{i}]": x for i, x in enumerate(optim.betas)}),
+        ("at least 0 and below 1", lambda x: 0 <= x < 1, {
+            **{f"optim.betas[{i}]": x for i, x in enumerate(optim.betas)},
+            **{f"data.sources.{source.name}.holdout": source.holdout for source in recipe.data.sources},
+        }),
         ("at least 0 and below 0.5", lambda x: 0 <= x < 0.5, {"objective.teacher_floor": o.teacher_floor}),
     ]  # fmt: skip
     problems = [

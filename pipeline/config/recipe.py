@@ -21,20 +21,29 @@ Strategy = Literal[
 ]  # fmt: skip
 
 
+Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "prompt_response"]
+
+
 @dataclass
 class Source:
     """Chat rows to train on."""
 
     path: str
-    """JSONL or Parquet file, folder of `datasets.save_to_disk`, or hub name of a dataset."""
+    """JSONL or JSON (also .gz, .zst) or Parquet file, folder of `datasets.save_to_disk`, or hub name of a dataset."""
     name: str
     """Written into every aligned row, for per-source statistics."""
     weight: float = 1.0
     """Share of the rows used: 0.5 takes every second row, 2.0 takes each row twice."""
     config: str = ""
-    """Configuration of a hub dataset that has several (`all` of SmolTalk)."""
+    """Configuration of a hub dataset that has several (`all` of SmolTalk); `*` takes all of them."""
     split: str = "train"
     """Split of a hub or saved dataset."""
+    format: Format = "auto"
+    """Shape of the rows; auto = as the columns show. docs/data.md has the list."""
+    holdout: float = 0.0
+    """Share of the rows that is drawn (seed 42) and left out, as the published code does with OpenCoder's."""
+    contains: str = ""
+    """Take only rows whose last message contains this text."""
     licence: str = ""
     """Licence of the data, copied into the manifest."""
 
@@ -51,6 +60,8 @@ class Validation:
     """As a source's config."""
     split: str = "validation"
     """Split of a hub or saved dataset."""
+    format: Format = "auto"
+    """As a source's format."""
 
 
 @dataclass
@@ -65,6 +76,10 @@ class Data:
     """Folder of the aligned dataset; default runs/aligned/NAME."""
     student_length: int = 512
     """Longest student sequence, in tokens; longer rows are cut."""
+    maskable: Literal["all", "last"] = "all"
+    """Answers that may be masked and carry loss: `all` of a conversation, or (as published) the `last` one."""
+    on_bad_row: Literal["fail", "drop"] = "fail"
+    """A row that is no conversation ends the stage (`fail`), or is left out and counted by reason (`drop`)."""
     seed: int = 0
     """Seed of order, noise and random initial weights."""
 

@@ -1,0 +1,70 @@
+"""The align stage in several processes and ranks."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.files import read_json
+from tests.alignment_stage import ROWS, write_jsonl
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def launch(*command: str) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.launch
+def test_worker_processes_and_mpi_ranks_write_the_same_dataset(run_align, align_recipe, tmp_path):
+    run_align()
+    arguments = ["--recipe", str(align_recipe), "--shard-rows", "16", "--data.aligned"]
+    workers = launch(sys.executable, "pipeline/align.py", *arguments, str(tmp_path / "two"), "--processes", "2")
+    assert workers.returncode == 0, workers.stderr
+    assert files(tmp_path / "two") == files(tmp_path / "aligned")
+    mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if mpirun is None:
+        pytest.skip("no mpirun")
+    module = [mpirun, "-n", "2", sys.executable, "-m", "pipeline.align", *arguments]
+    ranks = launch(*module, str(tmp_path / "ranks"))
+    assert ranks.returncode == 0, ranks.stderr
+    assert files(tmp_path / "ranks") == files(tmp_path / "aligned")
+    assert ranks.stdout.count("reused 0 shards, built 4") == 1
+    assert read_json(tmp_path / "run/status/align.json")["state"] == "done"
+
+
+@pytest.mark.launch
+def test_a_failing_rank_ends_all(align_recipe, tmp_path):
+    mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if mpirun is None:
+        pytest.skip("no mpirun")
+    write_jsonl(tmp_path / "rows.jsonl", [*ROWS[:20], {"messages": 1}, *ROWS])  # in the second shard: rank 1
+    arguments = ["--recipe", str(align_recipe), "--shard-rows", "16"]
+    failed = launch(mpirun, "-n", "2", sys.executable, "pipeline/align.py", *arguments)
+    assert failed.returncode == 2
+    assert failed.stderr.count("row 20 (line 21): no `messages`") == 1 and "Traceback" not in failed.stderr
+    assert not (tmp_path / "aligned/manifest.json").exists()
+
+
+@pytest.mark.launch
+def test_a_dataset_that_another_process_builds_is_waited_for(run_align, align_recipe, tmp_path):
+    run_align("--data.aligned", str(tmp_path / "made"))
+    with (tmp_path / ".aligned.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [sys.executable, "pipeline/align.py", "--recipe", str(align_recipe), "--shard-rows", "16"]
+        waiting = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert "is being built by another process: waiting" in waiting.stdout.readline()
+        shutil.copytree(tmp_path / "made", tmp_path / "aligned")
+    output, _ = waiting.communicate(timeout=120)
+    assert waiting.returncode == 0 and "reused 4 shards, built 0" in output

@@ -1,0 +1,87 @@
+"""The manifest of an aligned dataset: whether it fits a recipe, is whole, and what it names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.alignment.manifest import (
+    FORMAT,
+    align_command,
+    check_manifest,
+    load_manifest,
+    seal,
+    tokenizer_fingerprint,
+    verify_shards,
+)
+from pipeline.core.errors import BadInput
+from tests.alignment_stage import ROWS, recipe_of, write_jsonl
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_a_recipe_that_does_not_fit_is_refused(run_align, align_recipe, tmp_path, align_tokenizers):
+    run_align()
+    manifest = load_manifest(tmp_path / "aligned")
+    check_manifest(manifest, recipe_of(align_recipe))
+    check_manifest(manifest, recipe_of(align_recipe, "--teachers", "[]", "--data.validation", "null"))
+    check_manifest(manifest, recipe_of(align_recipe, "--student.block_size", "16", "--optim.lr", "1"))
+    other = {"name": "other", "path": "none", "tokenizer": str(align_tokenizers / "same"), "length": 9}
+    for overrides, difference in {
+        ("--data.student_length", "99"): r"student\.length \(aligned: 100, recipe: 99\)",
+        ("--teachers.length", "64"): r"teachers\.llada2\.length \(aligned: 120, recipe: 64\)",
+        ("--teachers", json.dumps([other])): r"teachers\.other \(aligned: no, recipe: yes\)",
+        (
+            "--student.tokenizer",
+            str(align_tokenizers / "teacher"),
+        ): r"student\.tokenizer \(aligned: \w{12}, recipe: \w{12}\)",
+        ("--data.validation.rows", "7"): r"validation\.rows \(aligned: 5, recipe: 7\)",
+        ("--data.sources.weight", "0.5"): r"sources\.0\.weight \(aligned: 1\.0, recipe: 0\.5\)",
+    }.items():
+        keys = r"has key \w{12}, the recipe \w{12}; they differ in "
+        with pytest.raises(BadInput, match=f"{keys}.*{difference}.*: run `python pipeline/align.py"):
+            check_manifest(manifest, recipe_of(align_recipe, *overrides))
+    write_jsonl(tmp_path / "rows.jsonl", ROWS[:30])
+    with pytest.raises(BadInput, match=r"differ in the size of .*rows\.jsonl"):
+        check_manifest(manifest, recipe_of(align_recipe))
+
+
+def test_an_edited_template_changes_the_key(run_align, align_recipe, tmp_path, align_tokenizers):
+    copy = shutil.copytree(align_tokenizers / "student", tmp_path / "copy")
+    assert (
+        tokenizer_fingerprint(str(copy))["sha256"] == tokenizer_fingerprint(str(align_tokenizers / "student"))["sha256"]
+    )
+    run_align()
+    manifest = load_manifest(tmp_path / "aligned")
+    check_manifest(manifest, recipe_of(align_recipe, "--student.tokenizer", str(copy)))  # the same files elsewhere
+    with open(copy / "chat_template.jinja", "a") as file:
+        file.write(" ")
+    with pytest.raises(BadInput, match=r"student\.tokenizer"):
+        check_manifest(manifest, recipe_of(align_recipe, "--student.tokenizer", str(copy)))
+
+
+def test_a_dataset_of_an_older_format_is_refused(run_align, tmp_path):
+    run_align()
+    file = tmp_path / "aligned/manifest.json"
+    fields = json.loads(file.read_text())
+    del fields["digest"]
+    file.write_text(json.dumps(seal(fields | {"format": FORMAT - 1})))
+    with pytest.raises(BadInput, match=rf"has format {FORMAT - 1}, not {FORMAT}: run `python pipeline/align\.py"):
+        load_manifest(tmp_path / "aligned")
+
+
+def test_damaged_shards_are_found(run_align, tmp_path):
+    run_align()
+    manifest, shard = load_manifest(tmp_path / "aligned"), tmp_path / "aligned/shard-00001.arrow"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    verify_shards(tmp_path / "aligned", manifest, rank=0, world_size=2)  # shards 0 and 2 only
+    with pytest.raises(BadInput, match=r"missing or damaged shard-00001\.arrow: run `python pipeline/align\.py"):
+        verify_shards(tmp_path / "aligned", manifest, rank=1, world_size=2)
+
+
+def test_the_align_command_repeats_recipe_and_overrides():
+    words = ["--local_rank=0", "--deepspeed", "z.json", "--recipe", "a b.yaml", "--data.seed=3", "--steps", "4"]
+    assert align_command(words) == "python pipeline/align.py --recipe 'a b.yaml' --data.seed=3"
