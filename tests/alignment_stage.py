@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Recipe
@@ -25,6 +27,27 @@ ROWS = [
 def write_jsonl(path: Path, rows: list) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def write_hub(folder: Path, configurations: dict[str, dict[str, list]]) -> Path:
+    """A dataset as it lies on the hub: configurations of splits of rows, in Parquet."""
+    listed = ""
+    for name, splits in configurations.items():
+        listed += f"- config_name: {name}\n  data_files:\n"
+        for split, rows in splits.items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(rows), folder / name / f"{split}.parquet")
+            listed += f"  - split: {split}\n    path: {name}/{split}.parquet\n"
+    (folder / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
+    return folder
+
+
+def opencoder_rows(name: str, count: int = 20) -> list[dict[str, str]]:
+    """As OpenCoder's: a question, an answer in one of two languages, and a column of this configuration alone."""
+    return [
+        {"instruction": f"write {n}", "output": f"{name} {n} in {'python' if n % 2 else 'C'}", f"of_{name}": "x"}
+        for n in range(count)
+    ]
 
 
 def recipe_of(align_recipe: Path, *overrides: str) -> Recipe:

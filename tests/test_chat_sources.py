@@ -16,7 +16,7 @@ from pipeline.alignment.formats import BadRow
 from pipeline.alignment.sources import ChatRows, open_source, repeats
 from pipeline.config.recipe import Source
 from pipeline.core.errors import BadInput
-from tests.alignment_stage import ROWS, write_jsonl
+from tests.alignment_stage import ROWS, opencoder_rows, write_hub, write_jsonl
 
 
 def opened(path: Path, **fields) -> ChatRows:
@@ -78,16 +78,8 @@ def test_bad_rows_can_be_dropped_by_reason(tmp_path):
 
 @pytest.fixture
 def opencoder(tmp_path, monkeypatch) -> Path:
-    folder, listed = tmp_path / "opc", ""
-    for name in ("one", "two"):
-        answers = [f"{name} {n} in python" if n % 2 else f"{name} {n} in C" for n in range(20)]
-        columns = {"instruction": [f"write {n}" for n in range(20)], "output": answers, f"of_{name}": ["x"] * 20}
-        (folder / name).mkdir(parents=True)
-        pq.write_table(pa.table(columns), folder / name / "train.parquet")
-        listed += f"- config_name: {name}\n  data_files: {name}/*\n"
-    (folder / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    return folder
+    return write_hub(tmp_path / "opc", {name: {"train": opencoder_rows(name)} for name in ("one", "two")})
 
 
 def test_opencoder_as_published(opencoder):
