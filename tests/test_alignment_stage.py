@@ -211,6 +211,14 @@ def test_what_cannot_be_aligned(run_align, tmp_path, overrides, message):
     assert not (tmp_path / "aligned/manifest.json").exists()
 
 
+def test_named_templates_without_a_default(run_align, tmp_path):
+    tokenizer = byte_level()
+    tokenizer.chat_template = {"tool_use": tokenizer.chat_template, "rag": "x"}
+    tokenizer.save_pretrained(tmp_path / "named")
+    code, _, error = run_align("--student.tokenizer", str(tmp_path / "named"))
+    assert code == 2 and "named: chat templates" in error and "but no default" in error
+
+
 def test_tokenizers_without_template_or_mask_token(run_align, tmp_path):
     for lacking, message in ("chat_template", "no chat template"), ("mask_token", "no mask token"):
         tokenizer = byte_level()

@@ -69,7 +69,7 @@ def _open_table(source: Source | Validation) -> Table:
     if Path(path).is_file() and not selected:
         return ParquetTable(path) if path.endswith(".parquet") else open_json(path)
     if path.endswith(FILE_SUFFIXES) and not Path(path).exists():
-        raise BadInput(f"no file {path}: give a JSON, JSONL or Parquet file, a saved dataset or a hub name")
+        raise BadInput(f"no file {path}: give a JSONL or Parquet file, a saved dataset or a hub name")
     return DatasetTable(path, source.split, source.config, holdout)
 
 

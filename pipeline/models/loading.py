@@ -105,6 +105,9 @@ def read_tokenizer(path: str) -> PreTrainedTokenizerFast:
         tokenizer.mask_token = MASK_TOKEN
     if not tokenizer.chat_template:
         raise BadInput(f"{path}: no chat template; add chat_template.jinja to the tokenizer")
+    if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+        names = ", ".join(tokenizer.chat_template)
+        raise BadInput(f"{path}: chat templates {names}, but no default; save the one to use as chat_template.jinja")
     return tokenizer
 
 
