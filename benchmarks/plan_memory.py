@@ -104,7 +104,7 @@ def prepare(folder: Path, case: Case) -> list[str]:
 
 def predicted(folder: Path, case: Case, words: list[str]) -> float:
     """GB of a rank, as `plan` says."""
-    flags = ["--nodes", "1", "--gpus-per-node", str(case.ranks), "--gpu-memory", "1000", "--json"]
+    flags = ["--nodes", "1", "--gpus-per-node", str(case.ranks), "--gpu-memory", "1000", "--device", "cpu", "--json"]
     done = launch.python("pipeline/plan.py", *words, *flags, "--deepspeed", folder / "engine.json")
     return json.loads(done.stdout)[0]["total_gb"]
 

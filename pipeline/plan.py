@@ -15,6 +15,7 @@ if not __package__:  # run as a script: the root, not pipeline/, belongs on the 
 import json
 import os
 from functools import partial
+from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from rich.console import Console
@@ -28,7 +29,8 @@ def main() -> None:
     p = parser(__doc__)
     p.add_argument("--nodes", type=PositiveInt, nargs="+", default=[1], help="nodes of the job, or several numbers")
     p.add_argument("--gpus-per-node", type=PositiveInt, default=8, help="GPUs of a node")
-    p.add_argument("--gpu-memory", type=PositiveFloat, default=80.0, help="GB (10^9 bytes) of a GPU")
+    p.add_argument("--gpu-memory", type=PositiveFloat, default=80.0, help="GB (10^9 bytes) of each GPU")
+    p.add_argument("--device", type=Literal["cuda", "cpu"], default="cuda", help="where the run is to be")
     p.add_argument("--headroom", type=ClosedUnitInterval, default=0.1, help="share kept for CUDA, NCCL, fragmentation")
     p.add_argument(
         "--gpu-tflops", type=PositiveFloat, default=989.0, help="peak of a GPU in TFLOP/s (H100: 989 in bf16)"
@@ -42,11 +44,10 @@ def main() -> None:
     recipe, flags = parse(p)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing here needs a GPU, nor the tools to find one
 
-    from pipeline.capacity.configs import read_configs
-    from pipeline.capacity.inputs import gather_facts, row_means
-    from pipeline.capacity.memory import count_held
-    from pipeline.capacity.report import Machine, report
-    from pipeline.capacity.rows import read_data
+    from pipeline.capacity.fake_step import FakeStep
+    from pipeline.capacity.inputs import read_configs, read_data
+    from pipeline.capacity.planned_run import plan_run, row_means
+    from pipeline.capacity.report import GB, Machine, capacity_report
     from pipeline.capacity.tables import details, refusal, summary
     from pipeline.capacity.zero3 import read_settings
     from pipeline.training.engine import read_engine_config
@@ -54,18 +55,19 @@ def main() -> None:
     engine = read_engine_config(Path(flags.deepspeed))
     settings = read_settings(engine, flags.deepspeed)
     configs, data = read_configs(recipe, flags.config), read_data(recipe, flags.rows, flags.mean_tokens)
-    facts = [gather_facts(recipe, engine, settings, configs, data, n, flags.gpus_per_node) for n in flags.nodes]
-    held, means = count_held(facts[0]), row_means(facts[0])
-    gpu = (flags.gpus_per_node, flags.gpu_memory, flags.headroom, flags.gpu_tflops, flags.mfu)
-    answers = [
-        report(known, held, means, Machine(nodes, *gpu)) for known, nodes in zip(facts, flags.nodes, strict=True)
+    runs = [plan_run(recipe, engine, configs, data, nodes, flags.gpus_per_node) for nodes in flags.nodes]
+    step, means = FakeStep(runs[0], configs[0], list(configs[1].values()), flags.device), row_means(runs[0])
+    gpu = (flags.gpus_per_node, flags.gpu_memory * GB, flags.headroom, flags.gpu_tflops * 1e12, flags.mfu)
+    reports = [
+        capacity_report(run, step, settings, means, Machine(nodes, *gpu))
+        for run, nodes in zip(runs, flags.nodes, strict=True)
     ]
     if flags.json:
-        print(json.dumps(answers, indent=1))
+        print(json.dumps([report.to_json() for report in reports], indent=1))
     else:
         # wide enough for any table: a pipe or a file would get 80 columns
-        Console(width=160).print(summary(answers) if len(answers) > 1 else details(answers[0]))
-    if refused := [refusal(answer) for answer in answers if not answer["fits"]]:
+        Console(width=160).print(summary(reports) if len(reports) > 1 else details(reports[0]))
+    if refused := [refusal(report) for report in reports if not report.fits]:
         raise BadInput("; ".join(refused))
 
 

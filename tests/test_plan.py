@@ -17,10 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import align, plan
 from pipeline.alignment.sources import open_source
-from pipeline.capacity import zero3
-from pipeline.capacity.flops import flops
-from pipeline.capacity.live_bytes import LiveBytes
-from pipeline.capacity.rows import Lengths, sample
+from pipeline.capacity.inputs import Lengths, synthetic_row
+from pipeline.capacity.memory_tracker import MemoryTracker
+from pipeline.capacity.model_stats import model_stats
+from pipeline.capacity.zero3 import ZeroSettings, gathered_elements
 from pipeline.config.recipe import Source
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.models.loading import build, read_config
@@ -57,7 +57,7 @@ def test_real_models_on_80_gb(recipe, strategy, capsys, monkeypatch):
     found = answers(capsys, monkeypatch, *words, "--nodes", 1, 2, 8, "--gpus-per-node", 8, "--gpu-memory", 80)
     assert [a["nodes"] for a in found] == [1, 2, 8] and all(a["fits"] for a in found)
     assert found[0]["accumulation"] == 1  # as published: the whole batch of a GPU at once
-    totals, hours = ([a[name] for a in found] for name in ("total_gb", "hours_an_epoch"))
+    totals, hours = ([a[name] for a in found] for name in ("total_gb", "hours_per_epoch"))
     assert totals == sorted(totals, reverse=True) and hours == sorted(hours, reverse=True)
     first = found[0]
     teacher = sum(size for part, size in first["memory_gb"].items() if part.startswith("teacher"))
@@ -66,10 +66,10 @@ def test_real_models_on_80_gb(recipe, strategy, capsys, monkeypatch):
         assert first["expert_parallel_size"] == {"llada2": 8}
         dense = first["memory_gb"]["teacher llada2: dense part"]
         assert dense + 8 * first["memory_gb"]["teacher llada2: experts / 8"] == pytest.approx(2 * whole / 1e9, rel=0.01)
-        assert "all-to-all: teacher llada2's tokens" in first["sent_gb_a_step"]
+        assert "all-to-all: teacher llada2's tokens" in first["sent_gb_per_step"]
     else:
         assert teacher == pytest.approx(2 * whole / 1e9, rel=0.01)
-        assert "all-to-all: teacher wedlm's tokens" not in first["sent_gb_a_step"]
+        assert "all-to-all: teacher wedlm's tokens" not in first["sent_gb_per_step"]
     assert first["parameters"] == pytest.approx(0.596e9, rel=0.01)
     plain, checkpointed = (o["micro_tokens"] for o in first["options"] if not o["optimizer_offload"])
     assert 0 < plain < checkpointed
@@ -88,7 +88,7 @@ def test_a_run_that_does_not_fit_is_refused_with_the_numbers(capsys, monkeypatch
     need = fitting["total_gb"] / 0.9
     out, error = planned(capsys, monkeypatch, *words, need - 0.02, code=2)
     assert "total" in out  # the table that explains it
-    assert error.startswith(f"plan: 1 x 2 GPUs: {fitting['total_gb']:.1f} GB a GPU, and ")
+    assert error.startswith(f"plan: 1 x 2 GPUs: {fitting['total_gb']:.1f} GB per GPU, and ")
     assert "may be used: set optim.micro_tokens " in error and "student.activation_checkpointing true" in error
     _, error = planned(capsys, monkeypatch, *words, 0.5, code=2)
     assert "one row at a time needs 1." in error and "with every saving: take more or larger GPUs" in error
@@ -130,7 +130,7 @@ def test_an_aligned_dataset_gives_lengths_and_rows(tmp_path, capsys, monkeypatch
     capsys.readouterr()
     (found,) = answers(capsys, monkeypatch, *words, "--gpus-per-node", 2)
     assert found["rows"] == 8 and found["row_tokens"] < 4 * 128 and "aligned, 8 rows" in found["data"]
-    assert found["hours_an_epoch"] is not None
+    assert found["hours_per_epoch"] is not None
 
 
 def test_configurations_of_a_dataset_are_sources_of_their_own(tmp_path, monkeypatch):
@@ -185,9 +185,9 @@ def test_live_bytes_are_what_autograd_keeps(dtype):
     expected = sum(size for storage, size in kept.items() if storage not in weights)
     with FakeTensorMode():
         fake = build(config(), dtype=dtype, device="cpu").train()
-        with LiveBytes([*fake.parameters(), *fake.buffers()]) as live:
+        with MemoryTracker([*fake.parameters(), *fake.buffers()]) as tracker:
             hidden = forward(fake, 2, 48)
-            assert live.now == pytest.approx(expected, rel=0.01)
+            assert tracker.current == pytest.approx(expected, rel=0.01)
 
 
 def test_flops_are_torch_s():
@@ -197,23 +197,23 @@ def test_flops_are_torch_s():
             forward(model, 1, 40)
             counted = counter.get_total_flops()
             model.lm_head(torch.zeros(1, 64))
-    own = flops(model)
-    assert counter.get_total_flops() - counted == own.head
-    attention = {0, 40 * 40 * own.pair}  # torch 2.13 has no formula for its CPU attention kernel
-    assert counted - 40 * own.token in attention
+    flops = model_stats(model).flops
+    assert counter.get_total_flops() - counted == flops.head
+    attention = {0, 40 * 40 * flops.pair}  # torch 2.13 has no formula for its CPU attention kernel
+    assert counted - 40 * flops.token in attention
 
 
 def test_gathered_parameters_by_hand():
     """Three modules of 10, 20 and 30 elements, and the first weight again at the end, as a tied head."""
     order = [{0: 10}, {1: 20}, {2: 30}, {0: 10}]
-    settings = partial(zero3.Settings, 1, 0, persistent=1, offload_optimizer=False, offload_parameters=False)
-    assert zero3._gathered(order, settings(reuse_distance=1000)) == (60, 60)  # all stay from the forward on
+    settings = partial(ZeroSettings, 1, 0, persistent=1, offload_optimizer=False, offload_parameters=False)
+    assert gathered_elements(order, settings(reuse_distance=1000)) == (60, 60)  # all stay from the forward on
     # given up after each use, but for the head, whose backward is next: 10 + 20 + 30 + 10, then 30 + 20 + 10
-    assert zero3._gathered(order, settings(reuse_distance=1)) == (30, 130)
+    assert gathered_elements(order, settings(reuse_distance=1)) == (30, 130)
 
 
 def test_a_synthetic_row_has_chunks_on_both_sides():
-    row = sample(Lengths(8, (12, 4)), 0.5).row
+    row = synthetic_row(Lengths(8, (12, 4)), 0.5).row
     assert row.maskable.tolist() == [False] * 4 + [True] * 4
     wide, narrow = row.teachers
     assert wide.student_chunks.tolist() == [-1] * 4 + [0, 1, 2, 3]

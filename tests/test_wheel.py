@@ -18,7 +18,7 @@ SCRIPTS = tomllib.loads((launch.ROOT / "pyproject.toml").read_text())["project"]
 FIND = """
 import pipeline, sys
 from jinja2 import PackageLoader
-from pipeline.capacity.configs import PUBLISHED
+from pipeline.capacity.inputs import PUBLISHED
 from pipeline.config.cli import RECIPES, parse, parser
 from pipeline.evaluation.benchmarks import TASKS
 import pipeline.evaluation.code.sandbox  # reads its guest

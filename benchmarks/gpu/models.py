@@ -17,7 +17,7 @@ from benchmarks import workload
 from benchmarks.gpu.record import Clock, device
 from benchmarks.step import builder, noised
 from benchmarks.workload import Shape
-from pipeline.capacity.flops import flops
+from pipeline.capacity.model_stats import model_stats
 from pipeline.config.recipe import Objective, Optim, Teacher
 from pipeline.data.batch import Batch
 from pipeline.data.packing import Packed
@@ -121,7 +121,7 @@ class Distillation:
 
     def model_flops(self) -> float:
         """That the result needs: nothing made twice, no hidden pair, no padding of experts; a backward is two forwards."""
-        student, teacher = flops(self.engine.module.model), flops(self.teacher)
+        student, teacher = (model_stats(model).flops for model in (self.engine.module.model, self.teacher))
         own, other = self.batch, self.batch.teachers[0]
         used = lambda packed: int((packed.document >= 0).sum())
         forward = student.token * used(own.student) + student.pair * self.visible[0] + student.head * len(own.predict)

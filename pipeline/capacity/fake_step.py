@@ -1,37 +1,45 @@
-"""A micro-step on fake tensors: the code that trains, without memory and without values; what it holds is counted."""
+"""A micro-step on fake tensors: the code that trains, without memory and without values; its memory is counted."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from pipeline.capacity.live_bytes import LiveBytes
+from pipeline.capacity.memory_tracker import MemoryTracker
+from pipeline.capacity.model_stats import model_stats
+from pipeline.capacity.planned_run import PlannedRun
+from pipeline.capacity.zero3 import Shards, ZeroSettings, shards
 from pipeline.data.batch import Batch
-from pipeline.models.expert_parallel import mixture_layers
+from pipeline.method.chunked_lm_head import chunks_as_on
 from pipeline.models.experts import MoE
 from pipeline.models.loading import build
 from pipeline.training.build import student_with_loss
 from pipeline.training.engine import student_dtype
 from pipeline.training.preflight import Plan
 
+TRACED_ROWS = (1, 4, 16, 64)  # by `estimate`
+TRACED_LAYERS = (1, 2)  # behind the leading dense ones: each further layer of the student adds as much again
+
 
 @dataclass(frozen=True)
-class Held:
+class StepMemory:
     """Bytes of one micro-step beside weights and their gradients."""
 
     batch: int
     teachers: tuple[int, ...]
     """Most that each teacher's forward holds beside the batch"""
-    exchanged: tuple[int, ...]
-    """AutoEP's buffers, where experts are shared out: three times what tokens send to their experts in one layer (as sent,
-    as received, and in the experts' order)"""
-    observed: int
+    teacher_tokens: tuple[int, ...]
+    """Positions of each teacher's input (no bytes)"""
+    teacher_outputs: int
     """What is kept of the teachers for the student's forward"""
     activations: int
     """What the student's forward keeps for its backward"""
@@ -39,7 +47,7 @@ class Held:
     """Most that the student's forward and backward hold, activations included"""
 
 
-class EvenExperts(nn.Module):
+class BalancedExperts(nn.Module):
     """Experts that all get as many rows: the bytes of the real ones, whose row counts only values could tell."""
 
     def __init__(self, experts: nn.Module):
@@ -51,48 +59,75 @@ class EvenExperts(nn.Module):
         return F.linear(F.silu(gate) * up, self.down_proj[0])
 
 
-def fake_model(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
-    """The model on fake tensors; to be called in a FakeTensorMode."""
-    model = build(config, dtype=dtype, device="cpu")
-    for module in model.modules():
-        if isinstance(module, MoE):
-            module.experts = EvenExperts(module.experts)
-    return model
+class FakeStep:
+    """The micro-step of a run, whose memory depends on its rows and not on the number of GPUs.
+
+    Args:
+        device: type of the device that the run is to be on: chunks of the LM heads differ.
+
+    Attributes:
+        student, teachers: sizes of the models.
+    """
+
+    def __init__(self, run: PlannedRun, student: PreTrainedConfig, teachers: Sequence[PreTrainedConfig], device: str):
+        self._run, self._configs, self._device = run, (student, *teachers), device
+        with FakeTensorMode():
+            models = _build_models(run.plan, self._configs)
+            self._module = student_with_loss(run.plan, models[0], models[1:])
+        self.student, *self.teachers = map(model_stats, models)
+        self.trace = cache(self._trace)
+
+    def shards(self, settings: ZeroSettings, ranks: int) -> Shards:
+        """What ZeRO-3 makes of the student on this many GPUs."""
+        return shards(self._module, settings, ranks, self._module.model.dtype.itemsize)
+
+    def estimate(self, rows: int, checkpointing: bool) -> StepMemory:
+        """`trace`, for searches: linear between the rows that are traced, and beyond."""
+        if rows in TRACED_ROWS:
+            return self.trace(rows, checkpointing)
+        low, high = next((pair for pair in pairwise(TRACED_ROWS) if rows < pair[1]), TRACED_ROWS[-2:])
+        below, above = self.trace(low, checkpointing), self.trace(high, checkpointing)
+        return _line(below, above, (rows - low) / (high - low))
+
+    def _trace(self, rows: int, checkpointing: bool) -> StepMemory:
+        """A micro-batch of this many longest rows, all masked."""
+        batch = self._run.full_batch(rows)
+        plan = _with_checkpointing(self._run.plan, checkpointing)
+        shallow, deep = ([_with_layers(config, n) for config in self._configs] for n in TRACED_LAYERS)
+        few, more, all_layers = (models[0].num_hidden_layers for models in (shallow, deep, self._configs))
+        with chunks_as_on(self._device):
+            low = trace_step(plan, shallow, batch)
+            if few == more:
+                return low
+            return _line(low, trace_step(plan, deep, batch), (all_layers - few) / (more - few))
 
 
-def routed_bytes(model: nn.Module) -> int:
-    """What one token sends to its experts in one layer; 0 without any."""
-    if not mixture_layers(model.config):
-        return 0
-    return model.config.num_experts_per_tok * model.config.hidden_size * model.dtype.itemsize
+def _line(low: StepMemory, high: StepMemory, share: float) -> StepMemory:
+    """The point at `share` of the way from one to the other, or beyond."""
+
+    def at(a: int, b: int) -> int:
+        return round(a + (b - a) * share)
+
+    def each(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(map(at, a, b))
+
+    return StepMemory(
+        at(low.batch, high.batch),
+        each(low.teachers, high.teachers),
+        each(low.teacher_tokens, high.teacher_tokens),
+        at(low.teacher_outputs, high.teacher_outputs),
+        at(low.activations, high.activations),
+        at(low.student, high.student),
+    )
 
 
-def hold(
-    plan: Plan, student: PreTrainedConfig, teachers: Sequence[PreTrainedConfig], batch: Batch
-) -> tuple[Held, Held]:
-    """Runs the micro-step of this batch: every teacher's forward, then the student's forward and backward, without
-    activation checkpointing and with it."""
-    dtypes = [getattr(torch, teacher.dtype) for teacher in plan.recipe.teachers]
-    with FakeTensorMode() as mode:
-        model = fake_model(student, student_dtype(plan.engine_config)).train()
-        models = [fake_model(c, d).requires_grad_(False).eval() for c, d in zip(teachers, dtypes, strict=True)]
-        for parameter in model.parameters():  # a gradient leaves as soon as it is there: to its bucket
-            parameter.register_post_accumulate_grad_hook(_drop_gradient)
-        module = student_with_loss(_with_checkpointing(plan, False), model, models)
-        batch = batch.map(mode.from_tensor)
-        with LiveBytes(t for m in (model, *models) for t in (*m.parameters(), *m.buffers())) as live:
-            peaks, observed = [], []
-            for term, teacher, own in zip(module.terms, models, batch.teachers, strict=True):
-                before = live.now
-                live.reset_peak()
-                observed.append(term.teacher_forward(teacher, own))
-                peaks.append(live.peak - before)
-            kept = live.now
-            plain = _student(live, module, batch, observed)
-            checkpointing = student_with_loss(_with_checkpointing(plan, True), model, models)
-            checkpointed = _student(live, checkpointing, batch, observed)
-    sent = [3 * own.input.ids.numel() * routed_bytes(t) for own, t in zip(batch.teachers, models, strict=True)]
-    return tuple(Held(_bytes(batch), tuple(peaks), tuple(sent), kept, *own) for own in (plain, checkpointed))
+def _with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The config with this many layers behind its leading dense ones, if it has more."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = min(config.num_hidden_layers, getattr(config, "first_k_dense_replace", 0) + layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[: config.num_hidden_layers]
+    return config
 
 
 def _with_checkpointing(plan: Plan, enabled: bool) -> Plan:
@@ -100,21 +135,49 @@ def _with_checkpointing(plan: Plan, enabled: bool) -> Plan:
     return replace(plan, recipe=replace(plan.recipe, student=student))
 
 
-def _student(live: LiveBytes, module: nn.Module, batch: Batch, observed: Sequence[Tensor]) -> tuple[int, int]:
-    """Bytes that the forward leaves for the backward, and the most that both hold."""
-    before = live.now
-    live.reset_peak()
-    sums = module(batch, observed, 0.5)
-    left = live.now - before
-    sums.sum().backward()
-    return left, live.peak - before
+def _build_models(plan: Plan, configs: Sequence[PreTrainedConfig]) -> list[PreTrainedModel]:
+    """Student and frozen teachers, inside a FakeTensorMode."""
+    dtypes = [student_dtype(plan.engine_config), *(getattr(torch, teacher.dtype) for teacher in plan.recipe.teachers)]
+    student, *teachers = (build(c, dtype=dtype, device="cpu") for c, dtype in zip(configs, dtypes, strict=True))
+    for teacher in teachers:
+        teacher.requires_grad_(False).eval()
+        for module in teacher.modules():
+            if isinstance(module, MoE):
+                module.experts = BalancedExperts(module.experts)
+    return [student.train(), *teachers]
+
+
+def trace_step(plan: Plan, configs: Sequence[PreTrainedConfig], batch: Batch) -> StepMemory:
+    """Runs the micro-step of this batch: every teacher's forward, then the student's forward and backward."""
+    with FakeTensorMode() as mode:
+        student, *teachers = models = _build_models(plan, configs)
+        for parameter in student.parameters():
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)
+        module = student_with_loss(plan, student, teachers)
+        fake = batch.map(mode.from_tensor)
+        with MemoryTracker(t for m in models for t in (*m.parameters(), *m.buffers())) as tracker:
+            peaks, outputs = [], []
+            for term, teacher, teacher_batch in zip(module.terms, teachers, fake.teachers, strict=True):
+                before = tracker.current
+                tracker.reset_peak()
+                outputs.append(term.teacher_forward(teacher, teacher_batch))
+                peaks.append(tracker.peak - before)
+            kept = tracker.current
+            tracker.reset_peak()
+            sums = module(fake, outputs, 0.5)
+            activations = tracker.current - kept
+            sums.sum().backward()
+            student_peak = tracker.peak - kept
+    tokens = tuple(teacher.input.ids.numel() for teacher in batch.teachers)
+    return StepMemory(_storage_bytes(batch), tuple(peaks), tokens, kept, activations, student_peak)
 
 
 def _drop_gradient(parameter: Tensor) -> None:
+    """A gradient leaves as soon as it exists: to its bucket."""
     parameter.grad = None
 
 
-def _bytes(batch: Batch) -> int:
+def _storage_bytes(batch: Batch) -> int:
     sizes: list[int] = []
     batch.map(lambda tensor: sizes.append(tensor.untyped_storage().nbytes()))
     return sum(sizes)

@@ -1,151 +1,153 @@
-"""What is known of a run from its recipe, the models' configs and its data, before the size of micro-batches matters."""
+"""What `plan` reads: the models' configs, and what rows of the training data are like."""
 
 from __future__ import annotations
 
-import copy
-import math
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 from transformers import PreTrainedConfig
 
-from pipeline.capacity import zero3
-from pipeline.capacity.fake_step import fake_model, routed_bytes
-from pipeline.capacity.flops import Flops, flops
-from pipeline.capacity.rows import Data, sample
-from pipeline.config.recipe import Recipe, compdemo_ratio
-from pipeline.data.batch import BatchBuilder
-from pipeline.data.blocks import EosTail
-from pipeline.data.packing import Packed
-from pipeline.distributed.topology import Topology
-from pipeline.models.experts import MoE
-from pipeline.training.build import batch_builder, student_with_loss
-from pipeline.training.engine import student_dtype
-from pipeline.training.preflight import DatasetNumbers, Plan
+from pipeline.config.recipe import Recipe
+from pipeline.core.errors import BadInput
+from pipeline.core.files import read_json
+from pipeline.data.aligned_dataset import AlignedRow, AlignedRows, AlignedTeacher
+from pipeline.data.batch import Sample
+from pipeline.models.loading import read_config
+from pipeline.training.preflight import row_costs
 
-TIMESTEPS = [(i + 0.5) / 10 for i in range(10)]  # means over t are taken over these
+PUBLISHED = Path(__file__).parent / "published"
+
+
+def read_configs(recipe: Recipe, given: Sequence[str]) -> tuple[PreTrainedConfig, dict[str, PreTrainedConfig]]:
+    """Configs of the student and of every teacher: given, local, published with this project, or from the hub.
+
+    Special tokens that only a tokenizer would name get id 0: sizes do not depend on them.
+
+    given: NAME=FILE, NAME being `student` or a teacher's name.
+
+    Raises BadInput for a model without a config anywhere, and for a name that the recipe does not have.
+    """
+    paths = {"student": recipe.student.path, **{teacher.name: teacher.path for teacher in recipe.teachers}}
+    files = _parse_given(given, paths)
+    configs = {name: _read_config(name, path, files) for name, path in paths.items()}
+    for config in configs.values():
+        config.mask_token_id = config.eos_token_id = config.pad_token_id = 0
+    return configs.pop("student"), configs
+
+
+def _parse_given(given: Sequence[str], paths: Mapping[str, str]) -> dict[str, str]:
+    files = dict(text.partition("=")[::2] for text in given)
+    for name, file in files.items():
+        if name not in paths or not Path(file).exists():
+            raise BadInput(
+                f"--config {name}={file}: give NAME=FILE with a name of {', '.join(paths)} and its config.json"
+            )
+    return files
+
+
+def _read_config(name: str, path: str, files: Mapping[str, str]) -> PreTrainedConfig:
+    if name in files:
+        return read_config(files[name])
+    if not Path(path).is_dir() and (PUBLISHED / path).is_dir():
+        return read_config(str(PUBLISHED / path))
+    try:
+        return read_config(path)
+    except BadInput as error:
+        raise BadInput(f"{error}: give it with --config {name}=FILE") from None
 
 
 @dataclass(frozen=True)
-class TeacherFacts:
-    """A teacher's weights, in bytes, and what routing needs to know of it."""
+class Lengths:
+    """Tokens of a row: of the student, and of every teacher in the recipe's order."""
 
-    dense: int
-    experts: int
-    expert_parallel_size: int
-    mixture_layers: int
-    routed: int
-    """Bytes that one token sends to its experts, in one layer"""
-    flops: Flops
+    student: int
+    teachers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What does not depend on the size of micro-batches."""
+class DataStats:
+    """Rows of a run."""
 
-    plan: Plan
-    data: Data
-    rows_at_once: int
-    """Rows of the largest micro-batch, as rows of the longest length"""
-    row_cost: int
-    """Tokens of the longest row over all inputs, as optim.micro_tokens counts them"""
-    parameters: int
-    shards: zero3.Shards
-    offloaded: zero3.Shards
-    """With the optimizer on the host"""
-    student: Flops
-    teachers: dict[str, TeacherFacts]
-    builder: BatchBuilder
-    configs: tuple[PreTrainedConfig, ...]
-    """Of the student, then of the teachers"""
+    longest: Lengths
+    mean: Lengths
+    maskable: float
+    """Share of the student's tokens that may be masked, on average"""
+    rows: int | None
+    """Training rows; None = unknown"""
+    costs: np.ndarray
+    """int64 [n], the most tokens that each row takes over all inputs; n rows that are like the data"""
+    shared_vocab: tuple[int, ...] | None
+    """Id prefix that the student shares with each teacher, 0 = none; None = unknown"""
+    origin: str
 
 
-def gather_facts(
-    recipe: Recipe,
-    engine: dict[str, Any],
-    settings: zero3.Settings,
-    configs: tuple[PreTrainedConfig, dict[str, PreTrainedConfig]],
-    data: Data,
-    nodes: int,
-    gpus_per_node: int,
-) -> Facts:
-    """Raises BadInput as a run would: for rows, expert parallelism and objectives that cannot be."""
-    student, teachers = (_named(configs[0]), {name: _named(config) for name, config in configs[1].items()})
-    ranks = nodes * gpus_per_node
-    topology = Topology(0, ranks, gpus_per_node, torch.device("cpu"))
-    shared = data.shared_vocab or {n: student.vocab_size * _same_vocab(student, c) for n, c in teachers.items()}
-    numbers = DatasetNumbers(tuple(shared[t.name] for t in recipe.teachers), data.costs)
-    plan = Plan.resolve(
-        recipe, engine, topology, teachers, numbers, EosTail(0, frozenset({0})) if recipe.student.eos_tail else None
-    )
-    dtype, longest = student_dtype(engine), int(data.costs.max())
-    with FakeTensorMode():
-        model = fake_model(student, dtype)
-        models = {t.name: fake_model(teachers[t.name], getattr(torch, t.dtype)) for t in recipe.teachers}
-        module = student_with_loss(plan, model, list(models.values()))
-        return Facts(
-            plan,
-            data,
-            rows_at_once=max(
-                1, math.ceil(recipe.optim.global_batch * data.costs.mean() / (ranks * plan.accumulation * longest))
-            ),
-            row_cost=longest,
-            parameters=sum(p.numel() for p in model.parameters()),
-            shards=zero3.shards(module, settings, ranks, dtype.itemsize),
-            offloaded=zero3.shards(module, replace(settings, offload_optimizer=True), ranks, dtype.itemsize),
-            student=flops(model),
-            teachers={name: _teacher_facts(m, plan.expert_parallel_size[name]) for name, m in models.items()},
-            builder=batch_builder(plan, student, list(teachers.values()), compdemo_ratio(recipe)),
-            configs=(student, *teachers.values()),
-        )
+def read_data(recipe: Recipe, rows: int | None, mean_tokens: int | None) -> DataStats:
+    """Statistics of the recipe's aligned dataset, if that exists and has the recipe's teachers.
 
-
-def _named(config: PreTrainedConfig) -> PreTrainedConfig:
-    """With ids for the special tokens that only the tokenizer would name: sizes do not depend on them."""
-    config = copy.deepcopy(config)
-    for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
-        setattr(config, name, 0)
-    return config
-
-
-def _same_vocab(student: PreTrainedConfig, teacher: PreTrainedConfig) -> bool:
-    """Stands in for the tokenizers where they are not at hand."""
-    return student.vocab_size == teacher.vocab_size
-
-
-def _teacher_facts(model: torch.nn.Module, size: int) -> TeacherFacts:
-    element = model.dtype.itemsize
-    mixtures = [module for module in model.modules() if isinstance(module, MoE)]
-    experts = sum(p.numel() for module in mixtures for p in module.experts.parameters())
-    dense = sum(p.numel() for p in model.parameters()) - experts
-    return TeacherFacts(
-        dense * element, experts * element // size, size, len(mixtures), routed_bytes(model), flops(model)
+    Otherwise: rows of the longest lengths, all maskable; `mean_tokens` (of an average row, on every side) and `rows` as
+    given.
+    """
+    folder, names = Path(recipe.data.aligned), [teacher.name for teacher in recipe.teachers]
+    manifest = read_json(folder / "manifest.json")
+    if manifest and set(names) <= manifest["teachers"].keys():
+        return _aligned(recipe, folder, manifest, names)
+    longest = Lengths(recipe.data.student_length, tuple(t.length for t in recipe.teachers))
+    mean = mean_tokens or longest.student
+    costs = row_costs(recipe, np.array([longest.student]), [np.array([n]) for n in longest.teachers])
+    return DataStats(
+        longest,
+        mean=Lengths(min(mean, longest.student), tuple(min(mean, n) for n in longest.teachers)),
+        maskable=1.0,
+        rows=rows,
+        costs=costs,
+        shared_vocab=None,
+        origin=f"no aligned dataset in {folder}: every row as long as the recipe allows and maskable as a whole",
     )
 
 
-@dataclass(frozen=True)
-class Means:
-    """What an average row is for one model, over t."""
-
-    tokens: float
-    """Through its layers, both views of a teacher included"""
-    width: float
-    """Tokens that each of them attends to, masked pairs included"""
-    predicted: float
-    """Rows of its head"""
-
-
-def row_means(facts: Facts) -> list[Means]:
-    """Of the student, then of the teachers, as training lays rows out: what nobody reads is left out."""
-    row = sample(facts.data.mean, facts.data.maskable)
-    batches = [facts.builder([row], t) for t in TIMESTEPS]
-    inputs = [[(b.student, b.predict), *((t.input, t.predict) for t in b.teachers)] for b in batches]
-    sizes = [[_sizes(packed, predict) for packed, predict in row] for row in inputs]
-    return [Means(*values) for values in np.array(sizes, float).mean(0).tolist()]
+def _aligned(recipe: Recipe, folder: Path, manifest: dict, names: list[str]) -> DataStats:
+    rows = AlignedRows(folder, manifest, "train", names)
+    costs = row_costs(recipe, rows.student_lengths, rows.teacher_lengths)
+    heaviest = int(costs.argmax())
+    tokens = manifest["tokens"]
+    return DataStats(
+        Lengths(int(rows.student_lengths[heaviest]), tuple(int(n[heaviest]) for n in rows.teacher_lengths)),
+        mean=Lengths(round(rows.student_lengths.mean()), tuple(round(n.mean()) for n in rows.teacher_lengths)),
+        maskable=tokens["maskable"] / tokens["student"],
+        rows=len(rows),
+        costs=costs,
+        shared_vocab=tuple(manifest["teachers"][name]["shared_vocab"] for name in names),
+        origin=f"{folder}, {len(rows):,} rows",
+    )
 
 
-def _sizes(packed: Packed, predict: torch.Tensor) -> tuple[int, int, int]:
-    return int((packed.document >= 0).sum()), packed.ids.shape[1], predict.numel()
+def synthetic_row(lengths: Lengths, maskable: float) -> Sample:
+    """A row of these lengths: its last share is maskable, and has chunks of one token on the shorter side."""
+    start = lengths.student - _tail(lengths.student, maskable)
+    can_mask = torch.arange(lengths.student) >= start
+    teachers = tuple(_synthetic_teacher(lengths.student, n, maskable) for n in lengths.teachers)
+    return Sample(AlignedRow(torch.zeros(lengths.student, dtype=torch.int64), can_mask, teachers), (0,))
+
+
+def _synthetic_teacher(student_length: int, length: int, maskable: float) -> AlignedTeacher:
+    student_tail, tail = _tail(student_length, maskable), _tail(length, maskable)
+    chunks = min(student_tail, tail)
+    return AlignedTeacher(
+        torch.zeros(length, dtype=torch.int64),
+        _chunk_ids(length, tail, chunks),
+        _chunk_ids(student_length, student_tail, chunks),
+    )
+
+
+def _tail(length: int, share: float) -> int:
+    return length - round(length * (1 - share))
+
+
+def _chunk_ids(length: int, tail: int, chunks: int) -> Tensor:
+    """Chunk of each of `length` tokens: none (-1), but for the last `tail` of them, spread over `chunks` chunks."""
+    ids = torch.arange(tail) * chunks // max(tail, 1)
+    return torch.cat([torch.full((length - tail,), -1), ids])

@@ -1,118 +1,122 @@
-"""The answer of `plan` as tables, and the one line of a refusal."""
+"""Capacity reports as tables, and the one line of a refusal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 
-Record = Mapping[str, Any]
+from pipeline.capacity.report import GB, CapacityReport, Option
 
 
-def details(answer: Record) -> Group:
+def details(report: CapacityReport) -> Group:
     """One number of GPUs, in full."""
-    return Group(_memory(answer), _options(answer), _work(answer))
+    return Group(_memory(report), _options(report), _work(report))
 
 
-def summary(answers: Sequence[Record]) -> Table:
+def summary(reports: Sequence[CapacityReport]) -> Table:
     """A row for each number of GPUs, as Markdown."""
     table = Table(box=box.MARKDOWN)
-    columns = ["nodes x GPUs", "EP", "GB a GPU", "of them teachers", "largest micro_tokens", "with checkpointing"]
-    for column in [*columns, "GB sent a GPU and step", "hours an epoch"]:
+    columns = ["nodes x GPUs", "EP", "GB per GPU", "of them teachers", "largest micro_tokens", "with checkpointing"]
+    for column in [*columns, "GB sent per GPU and step", "hours per epoch"]:
         table.add_column(column, justify="right")
-    for answer in answers:
-        plain, checkpointed = (o["micro_tokens"] for o in answer["options"] if not o["optimizer_offload"])
+    for report in reports:
+        plain, checkpointed = (option.micro_tokens for option in report.options if not option.optimizer_offload)
+        teachers = sum(size for part, size in report.memory.always.items() if part.startswith("teacher "))
         table.add_row(
-            f"{answer['nodes']} x {answer['gpus_per_node']}",
-            ", ".join(str(size) for size in answer["expert_parallel_size"].values()) or "-",
-            f"{answer['total_gb']:.1f}",
-            f"{sum(size for part, size in answer['memory_gb'].items() if part.startswith('teacher')):.1f}",
+            f"{report.machine.nodes} x {report.machine.gpus_per_node}",
+            ", ".join(str(size) for size in report.run.plan.expert_parallel_size.values()) or "-",
+            f"{report.memory.total / GB:.1f}",
+            f"{teachers / GB:.1f}",
             f"{plain:,}",
             f"{checkpointed:,}",
-            f"{sum(answer['sent_gb_a_step'].values()):.1f}",
-            _hours(answer),
+            f"{sum(report.sent.values()) / GB:.1f}",
+            _hours(report),
         )
     return table
 
 
-def refusal(answer: Record) -> str:
+def refusal(report: CapacityReport) -> str:
     """Why the run cannot be, with the numbers, and what would help."""
-    size = f"{answer['nodes']} x {answer['gpus_per_node']} GPUs"
-    text = f"{size}: {answer['total_gb']:.1f} GB a GPU, and {answer['limit_gb']:.1f} of {answer['gpu_memory_gb']:g} may be used"
-    helping = [option for option in answer["options"] if option["micro_tokens"]]
+    machine = report.machine
+    text = (
+        f"{machine.nodes} x {machine.gpus_per_node} GPUs: {report.memory.total / GB:.1f} GB per GPU, and "
+        f"{machine.limit / GB:.1f} of {machine.gpu_bytes / GB:g} may be used"
+    )
+    helping = [option for option in report.options if option.micro_tokens]
     if not helping:
-        least = min(option["least_gb"] for option in answer["options"])
+        least = min(option.least for option in report.options) / GB
         return f"{text}; one row at a time needs {least:.1f} GB with every saving: take more or larger GPUs"
     best, remedies = 0, []
     for option in helping:  # from no saving to all of them: those that give more than the ones before
-        if option["micro_tokens"] > 1.1 * best:
-            best = option["micro_tokens"]
-            remedies.append(_remedy(option, enough=option["total_gb"] <= answer["limit_gb"]))
+        if option.micro_tokens > 1.1 * best:
+            best = option.micro_tokens
+            remedies.append(_remedy(option, enough=option.total <= machine.limit))
     return f"{text}: set {', or '.join(remedies)}"
 
 
-def _remedy(option: Record, *, enough: bool) -> str:
+def _remedy(option: Option, *, enough: bool) -> str:
     """The settings that help; `enough`: with the recipe's micro_tokens as they are."""
-    words = [] if enough else [f"optim.micro_tokens {option['micro_tokens']}"]
-    words += ["student.activation_checkpointing true"] if option["activation_checkpointing"] else []
-    words += ["--deepspeed ds_configs/zero3_offload.json"] if option["optimizer_offload"] else []
+    words = [] if enough else [f"optim.micro_tokens {option.micro_tokens}"]
+    words += ["student.activation_checkpointing true"] if option.activation_checkpointing else []
+    words += ["--deepspeed ds_configs/zero3_offload.json"] if option.optimizer_offload else []
     return " and ".join(words)
 
 
-def _memory(answer: Record) -> Table:
-    table = _table(
-        f"{answer['recipe']} ({answer['strategy']}), {answer['nodes']} x {answer['gpus_per_node']} GPUs", "GB a GPU"
-    )
-    for part, size in answer["memory_gb"].items():
-        table.add_row(part, f"{size:.2f}")
+def _memory(report: CapacityReport) -> Table:
+    run, machine, memory = report.run, report.machine, report.memory
+    recipe = run.plan.recipe
+    title = f"{recipe.name} ({recipe.objective.strategy}), {machine.nodes} x {machine.gpus_per_node} GPUs"
+    table = _table(title, "GB per GPU")
+    for part, size in memory.always.items():
+        table.add_row(part, f"{size / GB:.2f}")
     table.add_section()
-    longest = max(answer["phases_gb"], key=answer["phases_gb"].get)
-    for phase, size in answer["phases_gb"].items():
-        table.add_row(f"{phase}{' (the most: counted)' if phase == longest else ''}", f"{size:.2f}")
+    largest = max(memory.phases, key=memory.phases.__getitem__)
+    for phase, size in memory.phases.items():
+        table.add_row(f"{phase}{' (the most: counted)' if phase == largest else ''}", f"{size / GB:.2f}")
         if phase == "student: forward and backward":
-            for part, own in answer["student_gb"].items():
-                table.add_row(f"    of it {part}", f"[dim]{own:.2f}[/dim]")
+            for part, part_size in report.student.items():
+                table.add_row(f"    of it {part}", f"[dim]{part_size / GB:.2f}[/dim]")
     table.add_section()
-    table.add_row("total", f"{answer['total_gb']:.2f}")
-    table.add_row(f"usable of {answer['gpu_memory_gb']:g}", f"{answer['limit_gb']:.2f}")
-    if answer["host_gb_a_node"]:
-        table.add_row("host memory a node", f"{answer['host_gb_a_node']:.2f}")
-    rows = f"{answer['accumulation']} micro-batches of {answer['rows_at_once']} rows of {answer['row_tokens']:,} tokens"
-    table.caption = f"{answer['data']}; {rows} a GPU and step"
+    table.add_row("total", f"{memory.total / GB:.2f}")
+    table.add_row(f"usable of {machine.gpu_bytes / GB:g}", f"{machine.limit / GB:.2f}")
+    if report.host:
+        table.add_row("host memory per node", f"{report.host / GB:.2f}")
+    micro_batches = f"{run.plan.accumulation} micro-batches of {run.rows} rows of {run.row_tokens:,} tokens"
+    table.caption = f"{run.data.origin}; {micro_batches} per GPU and step"
     return table
 
 
-def _options(answer: Record) -> Table:
-    table = _table("What fits", "GB a GPU", "largest micro_tokens")
-    for option in answer["options"]:
-        name = "activation checkpointing " + ("on" if option["activation_checkpointing"] else "off")
-        name += ", optimizer on the host" if option["optimizer_offload"] else ""
-        table.add_row(
-            name, f"{option['total_gb']:.2f}", f"{option['micro_tokens']:,}" if option["micro_tokens"] else "none"
-        )
+def _options(report: CapacityReport) -> Table:
+    table = _table("What fits", "GB per GPU", "largest micro_tokens")
+    for option in report.options:
+        name = "activation checkpointing " + ("on" if option.activation_checkpointing else "off")
+        name += ", optimizer on the host" if option.optimizer_offload else ""
+        table.add_row(name, f"{option.total / GB:.2f}", f"{option.micro_tokens:,}" if option.micro_tokens else "none")
     return table
 
 
-def _work(answer: Record) -> Table:
-    table = _table("Work", "")
-    for name, size in answer["sent_gb_a_step"].items():
-        table.add_row(f"sent a GPU and step: {name}", f"{size:,.3f} GB" if size > 1e-4 else f"{size * 1e9:.0f} bytes")
+def _work(report: CapacityReport) -> Table:
+    table, flops, machine = _table("Work", ""), report.arithmetic, report.machine
+    for name, size in report.sent.items():
+        table.add_row(f"sent per GPU and step: {name}", f"{size / GB:,.3f} GB" if size > 1e5 else f"{size:.0f} bytes")
     table.add_section()
-    for name, value in answer["tflop"].items():
-        table.add_row(name, f"{1000 * value:,.2f} GFLOP")
+    table.add_row("student: forward and backward, per token", f"{flops.student_token / 1e9:,.2f} GFLOP")
+    for name, value in flops.teacher_tokens.items():
+        table.add_row(f"teacher {name}: forward, per token", f"{value / 1e9:,.2f} GFLOP")
+    table.add_row("an average row: all models and heads", f"{flops.row / 1e9:,.2f} GFLOP")
     table.add_section()
     table.add_row(
-        f"an epoch at {answer['mfu']:.0%} of {answer['gpu_tflops']:g} TFLOP/s",
-        _hours(answer) + " hours" * bool(answer["rows"]),
+        f"an epoch at {machine.mfu:.0%} of {machine.gpu_flops / 1e12:g} TFLOP/s",
+        _hours(report) + " hours" * bool(report.epoch),
     )
     return table
 
 
-def _hours(answer: Record) -> str:
-    return "unknown without --rows" if answer["hours_an_epoch"] is None else f"{answer['hours_an_epoch']:,.1f}"
+def _hours(report: CapacityReport) -> str:
+    return f"{report.epoch.hours:,.1f}" if report.epoch else "unknown without --rows"
 
 
 def _table(title: str, *columns: str) -> Table:

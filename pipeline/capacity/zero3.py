@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-
-from torch import nn
 
 from pipeline.core.errors import BadInput
 from pipeline.training.engine import zero_stage
 from pipeline.training.step import StudentWithLoss
 
 MASTER, MOMENTS = 4, 8
-"""Bytes an element of the float32 weights, and of AdamW's two moments."""
+"""Bytes per element of the float32 weights, and of AdamW's two moments."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class ZeroSettings:
     """What an engine config says of memory; defaults are DeepSpeed's."""
 
     reduce_bucket: int
@@ -32,13 +30,17 @@ class Settings:
     offload_optimizer: bool
     offload_parameters: bool
 
+    def with_offload(self) -> ZeroSettings:
+        """The same with the optimizer on the host."""
+        return replace(self, offload_optimizer=True)
 
-def read_settings(config: dict[str, Any], path: str) -> Settings:
+
+def read_settings(config: dict[str, Any], path: str) -> ZeroSettings:
     """Raises BadInput for a ZeRO stage other than 3."""
     if zero_stage(config) != 3:
         raise BadInput(f"plan counts ZeRO stage 3, and {path} has stage {zero_stage(config)}: give another --deepspeed")
     zero = config["zero_optimization"]
-    return Settings(
+    return ZeroSettings(
         reduce_bucket=int(zero.get("reduce_bucket_size", 5e8)),
         prefetch=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
         reuse_distance=int(zero.get("stage3_max_reuse_distance", 1e9)),
@@ -67,72 +69,66 @@ class Shards:
     full: int
     """All parameters"""
     persistent: int
-    """Parameters too small to be given up: gathered once an optimizer step"""
+    """Parameters too small to be given up: gathered once per optimizer step"""
     gathers: int
     """Other parameters that all-gathers bring together in one micro-step"""
 
 
-def shards(module: StudentWithLoss, settings: Settings, ranks: int, element: int) -> Shards:
-    """`element`: bytes of a parameter. Works on parameters without memory."""
+def shards(module: StudentWithLoss, settings: ZeroSettings, ranks: int, element: int) -> Shards:
+    """element: bytes of a parameter. Works on parameters without memory."""
     sizes = [parameter.numel() for parameter in module.model.parameters()]
-    own = sum(math.ceil(size / ranks) for size in sizes)
+    total, shard = sum(sizes), sum(math.ceil(size / ranks) for size in sizes)
     persistent = sum(size for size in sizes if size < settings.persistent)
-    whole, gathers = _gathered(_order(module), settings)
-    in_flight = min(settings.prefetch, sum(sizes) - whole)
-    gathered = persistent + whole + 2 * in_flight  # prefetched tensors are copied out of one flat buffer
+    most_whole, gathers = gathered_elements(_parameters_in_order(module), settings)
+    in_flight = min(settings.prefetch, total - most_whole)
+    gathered = persistent + most_whole + 2 * in_flight  # prefetched tensors are copied out of one flat buffer
     master = 0 if element == MASTER else MASTER  # float32 weights are their own master copy
-    optimizer = (master + MOMENTS) * own
-    host = 0
-    if settings.offload_parameters:
-        host += element * own
+    host = element * shard if settings.offload_parameters else 0
     if settings.offload_optimizer:
-        host += (element + MASTER + MASTER + MOMENTS) * own  # gradients twice: as they come and in float32
+        host += (element + MASTER + MASTER + MOMENTS) * shard  # gradients twice: as they come and in float32
+    on_gpu = 0 if settings.offload_optimizer else 1
     return Shards(
-        parameters=0 if settings.offload_parameters else element * own,
-        gradients=0 if settings.offload_optimizer else element * own,
+        parameters=0 if settings.offload_parameters else element * shard,
+        gradients=on_gpu * element * shard,
         bucket=element * settings.reduce_bucket,
-        optimizer=0 if settings.offload_optimizer else optimizer,
+        optimizer=on_gpu * (master + MOMENTS) * shard,
         gathered=0 if ranks == 1 else element * gathered,  # one rank works on its shard, which is everything
-        reducing=element * min(sum(sizes), max(settings.reduce_bucket, max(sizes))),
-        stepping=0 if settings.offload_optimizer else 2 * MASTER * own,
+        reducing=element * min(total, max(settings.reduce_bucket, max(sizes))),
+        stepping=on_gpu * 2 * MASTER * shard,
         host=host,
-        full=element * sum(sizes),
+        full=element * total,
         persistent=element * persistent,
         gathers=element * gathers,
     )
 
 
-def _order(module: StudentWithLoss) -> list[dict[int, int]]:
+def _parameters_in_order(module: StudentWithLoss) -> list[dict[int, int]]:
     """Parameters that each module of the forward has for itself, in order: {parameter: elements}."""
     unused = module.model.get_output_embeddings()  # the head runs as module.head, around the same weight
     modules = [part for part in module.modules() if part is not unused]
-    owned = [{id(p): p.numel() for p in _own(part)} for part in modules]
-    return [parameters for parameters in owned if parameters]
+    sizes = [{id(p): p.numel() for p in part.parameters(recurse=False)} for part in modules]
+    return [parameters for parameters in sizes if parameters]
 
 
-def _own(module: nn.Module) -> list[nn.Parameter]:
-    return list(module.parameters(recurse=False))
-
-
-def _gathered(order: Sequence[dict[int, int]], settings: Settings) -> tuple[int, int]:
+def gathered_elements(order: Sequence[dict[int, int]], settings: ZeroSettings) -> tuple[int, int]:
     """Most elements that are whole at once, and elements gathered, over a forward and a backward.
 
     After a module, its parameters are given up unless one of the next modules, up to `reuse_distance` elements away,
     needs them again.
     """
     trace = [*order, *reversed(order)]
-    trace = [{p: n for p, n in own.items() if n >= settings.persistent} for own in trace]
-    live: dict[int, int] = {}
+    trace = [{p: n for p, n in parameters.items() if n >= settings.persistent} for parameters in trace]
+    whole: dict[int, int] = {}
     most = gathered = 0
-    for place, own in enumerate(trace):
-        gathered += sum(n for p, n in own.items() if p not in live)
-        live |= own
-        most = max(most, sum(live.values()))
+    for index, parameters in enumerate(trace):
+        gathered += sum(n for p, n in parameters.items() if p not in whole)
+        whole |= parameters
+        most = max(most, sum(whole.values()))
         soon, distance = set(), 0
-        for later in trace[place + 1 :]:
+        for later in trace[index + 1 :]:
             if distance >= settings.reuse_distance:
                 break
             soon |= later.keys()
             distance += sum(later.values())
-        live = {p: n for p, n in live.items() if p not in own or p in soon}
+        whole = {p: n for p, n in whole.items() if p not in parameters or p in soon}
     return most, gathered

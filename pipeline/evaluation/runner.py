@@ -18,7 +18,7 @@ from pipeline.evaluation.checkpoint_under_test import Checkpoint
 from pipeline.evaluation.lm_eval_model import BlockDiffusionLM, Unanswered
 from pipeline.evaluation.lm_eval_tasks import load_tasks, run_task
 from pipeline.evaluation.presets import preset, preset_hash, shots
-from pipeline.evaluation.results import update_card
+from pipeline.evaluation.scoring import update_card
 from pipeline.evaluation.tables import show_response, show_samples, show_scores
 
 

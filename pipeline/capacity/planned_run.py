@@ -1,0 +1,93 @@
+"""A recipe on a number of GPUs, before the memory of its micro-batches matters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from pipeline.capacity.inputs import DataStats, synthetic_row
+from pipeline.config.recipe import Recipe, compdemo_ratio
+from pipeline.data.batch import Batch, BatchBuilder
+from pipeline.data.blocks import EosTail
+from pipeline.data.packing import Packed
+from pipeline.distributed.topology import Topology
+from pipeline.training.build import batch_builder
+from pipeline.training.preflight import DatasetNumbers, Plan
+
+TIMESTEPS = [(i + 0.5) / 10 for i in range(10)]  # means over t are taken over these
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """What training would know after its preflight, and the shape of its micro-batches."""
+
+    plan: Plan
+    data: DataStats
+    builder: BatchBuilder
+    rows: int
+    """Rows of the largest micro-batch, as rows of the longest length"""
+    row_tokens: int
+    """Tokens of the longest row over all inputs, as optim.micro_tokens counts them"""
+
+    def full_batch(self, rows: int) -> Batch:
+        """The most that this many rows can take: the longest ones, all maskable and all masked."""
+        return self.builder([synthetic_row(self.data.longest, 1.0)] * rows, 1.0)
+
+
+def plan_run(
+    recipe: Recipe,
+    engine: dict[str, Any],
+    configs: tuple[PreTrainedConfig, dict[str, PreTrainedConfig]],
+    data: DataStats,
+    nodes: int,
+    gpus_per_node: int,
+) -> PlannedRun:
+    """Raises BadInput as a run would: for rows and expert parallelism that cannot be."""
+    student, teachers = configs
+    ranks, batch = nodes * gpus_per_node, recipe.optim.global_batch
+    topology = Topology(0, ranks, gpus_per_node, torch.device("cpu"))
+    shared = data.shared_vocab
+    if shared is None:  # equal sizes stand in for equal vocabularies where the tokenizers are not at hand
+        same = (teachers[teacher.name].vocab_size == student.vocab_size for teacher in recipe.teachers)
+        shared = tuple(student.vocab_size if equal else 0 for equal in same)
+    eos_tail = EosTail(0, frozenset({0})) if recipe.student.eos_tail else None
+    plan = Plan.resolve(recipe, engine, topology, teachers, DatasetNumbers(shared, data.costs), eos_tail)
+    longest = int(data.costs.max())
+    return PlannedRun(
+        plan,
+        data,
+        builder=batch_builder(plan, student, list(teachers.values()), compdemo_ratio(recipe)),
+        rows=max(1, math.ceil(batch * data.costs.mean() / (ranks * plan.accumulation * longest))),
+        row_tokens=longest,
+    )
+
+
+@dataclass(frozen=True)
+class RowMeans:
+    """What an average row is for one model, over t."""
+
+    tokens: float
+    """Through its layers, both views of a teacher included"""
+    width: float
+    """Tokens that each of them attends to, masked pairs included"""
+    predicted: float
+    """Rows of its head"""
+
+
+def row_means(run: PlannedRun) -> list[RowMeans]:
+    """For the student, then for the teachers, as training lays rows out: what nobody reads is left out."""
+    row = synthetic_row(run.data.mean, run.data.maskable)
+    batches = [run.builder([row], t) for t in TIMESTEPS]
+    inputs = [[(b.student, b.predict), *((t.input, t.predict) for t in b.teachers)] for b in batches]
+    sizes = [[_sizes(packed, predict) for packed, predict in models] for models in inputs]
+    return [RowMeans(*values) for values in np.array(sizes, float).mean(0).tolist()]
+
+
+def _sizes(packed: Packed, predict: Tensor) -> tuple[int, int, int]:
+    return int((packed.document >= 0).sum()), packed.ids.shape[1], predict.numel()
