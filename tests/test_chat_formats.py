@@ -76,7 +76,7 @@ def test_what_would_be_lost_is_refused_by_name(reason):
     row, message = REFUSED[reason]
     with pytest.raises(BadRow) as error:
         read(row)
-    assert message in str(error.value) and error.value.reason == reason
+    assert message in error.value.of("row 0") and error.value.reason == reason
 
 
 def test_unknown_columns_are_no_format():

@@ -26,11 +26,15 @@ class Message(TypedDict):
 
 
 class BadRow(ValueError):
-    """A row that cannot be read: what is wrong, and in `reason` its kind, a word to count it under."""
+    """A row that cannot be read: what is wrong and where, and in `reason` its kind, a word to count it under."""
 
-    def __init__(self, reason: str, message: str):
+    def __init__(self, reason: str, message: str, where: str = ""):
         super().__init__(message)
-        self.reason = reason
+        self.reason, self.where = reason, where
+
+    def of(self, row_label: str) -> str:
+        """The message with row and place."""
+        return f"{row_label}, {self.where}: {self}" if self.where else f"{row_label}: {self}"
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def _conversation(value: Any, column: str) -> list[Message]:
         try:
             turns.append(_turn(turn))
         except BadRow as error:
-            raise BadRow(error.reason, f"message {index}: {error}") from None
+            raise BadRow(error.reason, str(error), f"message {index}") from None
     return turns
 
 

@@ -36,7 +36,7 @@ class ChatRows:
         conversations = [_read(row, shape) for row in rows]
         for row, conversation in enumerate(conversations, start):
             if isinstance(conversation, BadRow) and on_bad_row == "fail":
-                raise BadInput(f"{self.table.row_label(row)}: {conversation}")
+                raise BadInput(conversation.of(self.table.row_label(row)))
         return conversations
 
 
