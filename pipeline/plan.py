@@ -21,6 +21,7 @@ from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from rich.console import Console
 
 from pipeline.config.cli import parse, parser
+from pipeline.config.recipe import without_idle_teachers
 from pipeline.core.errors import BadInput, exit_code
 
 
@@ -54,6 +55,7 @@ def main() -> None:
 
     engine = read_engine_config(Path(flags.deepspeed))
     settings = read_settings(engine, flags.deepspeed)
+    recipe = without_idle_teachers(recipe)
     configs, data = read_configs(recipe, flags.config), read_data(recipe, flags.rows, flags.mean_tokens)
     runs = [plan_run(recipe, engine, configs, data, nodes, flags.gpus_per_node) for nodes in flags.nodes]
     step, means = FakeStep(runs[0], configs[0], list(configs[1].values()), flags.device), row_means(runs[0])

@@ -14,8 +14,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from pipeline.core.errors import BadInput
 from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
-from pipeline.data.batch import BatchBuilder, InputLayout, Sample, TeacherLayout
+from pipeline.data.batch import BatchBuilder, InputLayout, Sample, TeacherLayout, build
 from pipeline.data.blocks import Blocks, Document, EosTail, OneBlock, ResponseBlocks, SequenceBlocks, lay_out
+from pipeline.data.noise import Noise
 from pipeline.data.order import GlobalBatches, accumulation_steps, balance
 from pipeline.data.packing import pack
 from pipeline.method.attention_mask import block_diffusion_mask
@@ -245,3 +246,37 @@ def test_eos_tail_fills_the_last_response_block():
     make = BatchBuilder(InputLayout(MASK, ResponseBlocks(4)), eos_tail=EosTail(9, frozenset({int(row().ids[-1])})))
     batch = make([Sample(AlignedRow(row().ids, row().maskable, ()), (0,))], t=1.0)  # 3 of the prompt, 5 of the response
     assert batch.maskable == 8 and batch.targets[-3:].tolist() == [9, 9, 9]
+
+
+@pytest.mark.parametrize("blocks", [SequenceBlocks(8), ResponseBlocks(8)], ids=["sequence", "response"])
+def test_a_row_that_was_cut_has_no_tail(blocks):
+    """Its answer goes on: end tokens behind it would teach the student to stop there."""
+    ids, maskable = torch.arange(10, 70), torch.arange(60) >= 5
+    tail = EosTail(9, frozenset({9, 69}))
+    cut = tail.extend(AlignedRow(ids[:-1], maskable[:-1], ()), blocks)
+    assert torch.equal(cut.ids, ids[:-1])
+    whole = tail.extend(AlignedRow(ids, maskable, ()), blocks)
+    block = blocks.cut(whole.maskable)
+    assert whole.ids[60:].unique().tolist() == [9] and int((block == block[-1]).sum()) == 8
+
+
+@pytest.mark.parametrize("eos_tail", [None, EosTail(9, frozenset(range(60)))], ids=["as it is", "filled"])
+@pytest.mark.parametrize("blocks", [SequenceBlocks(4), ResponseBlocks(4), OneBlock()], ids=lambda b: type(b).__name__)
+def test_no_row_takes_more_tokens_than_are_counted(blocks, eos_tail):
+    teachers = (TeacherLayout(MASK, OneBlock()),)
+    for ratio in (None, 0.5):
+        make = BatchBuilder(InputLayout(MASK, blocks), teachers, compdemo_ratio=ratio, eos_tail=eos_tail)
+        batch = make([Sample(row(), (0,))], t=1.0)
+        assert batch.tokens <= make.tokens(8, [7])
+
+
+def test_noise_of_one_s_own():
+    """By hand: the chunk {4, 5} is masked; without CompDemo its teacher token 4 is hidden and predicted."""
+    own = row()
+    masked = torch.tensor([0, 0, 0, 0, 1, 1, 0, 0]).bool()
+    noise = Noise(0.5, masked, ((torch.tensor([0, 1, 0, 0]).bool(),),))
+    batch = build([own], [noise], STUDENT, [TeacherLayout(MASK, OneBlock())])
+    assert batch.targets.tolist() == own.ids[4:6].tolist() and batch.t.tolist() == [0.5, 0.5]
+    teacher = batch.teachers[0]
+    assert teacher.predict.tolist() == [4] and teacher.targets.tolist() == [int(own.teachers[0].ids[4])]
+    assert (teacher.chunk.tolist(), teacher.student_chunk.tolist(), teacher.chunk_t.tolist()) == ([0], [0, 0], [0.5])

@@ -9,13 +9,17 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pipeline.data.aligned_dataset import AlignedRow
-from pipeline.data.batch import InputLayout, build
-from pipeline.data.blocks import SequenceBlocks
+from pipeline.alignment.sides import Side
+from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
+from pipeline.data.batch import InputLayout, TeacherLayout, build
+from pipeline.data.blocks import EosTail, OneBlock, SequenceBlocks
+from pipeline.data.noise import Noise
 from pipeline.method.calm import calm
+from pipeline.method.masking import touched_chunks
 from pipeline.method.tidal import cross_entropy_weight
 from pipeline.training.step import StudentWithLoss
 from tests import golden
+from tests.test_alignment_rows import PUBLISHED, align_one, published_teacher_row, published_tokenizers
 from tests.test_objectives import chunk_log_probs
 from tests.test_step import FixedLogits, published_noise
 
@@ -66,6 +70,43 @@ def test_calm_from_logits_is_exact_without_the_floor(case):
     direction = "reverse" if case["reverse"] else "forward"
     each = calm(student, teacher, temperature=case["T"], direction=direction, teacher_floor=None)
     assert_close(each.mean().item(), case["loss_exact_f64"], rtol=1e-9, atol=1e-12)
+
+
+QWEN3_END_OF_TURN = 151645
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row["name"])
+def test_batches_hold_what_the_published_trainer_feeds_its_models(row):
+    """Chat to model inputs, with everything maskable masked: ids around the masks, and the tokens to predict."""
+    sides = (
+        Side(tokenizer, row[length])
+        for tokenizer, length in zip(published_tokenizers(), ("max_length", "max_teacher_length"), strict=True)
+    )
+    got = {k: torch.as_tensor(v) for k, v in align_one(*sides, row["messages"]).items()}
+    columns = (got[f"t_{name}"].long() for name in ("input_ids", "chunk_ids", "student_chunk_ids"))
+    aligned = AlignedRow(got["input_ids"].long(), got["maskable"], (AlignedTeacher(*columns),))
+    tail = EosTail(QWEN3_END_OF_TURN, frozenset({QWEN3_END_OF_TURN}))
+    filled = tail.extend(aligned, SequenceBlocks(32))
+    teacher = filled.teachers[0]
+
+    # published: filled with end tokens to whole blocks of 32, after the template's line break, which ours leaves out
+    student_fed = row["map_fn_input_ids"]
+    if len(student_fed) > len(aligned.ids):
+        student_fed = student_fed[:-1]
+    student_fed = torch.tensor(student_fed + [QWEN3_END_OF_TURN] * (-len(student_fed) % 32))
+    teacher_fed = torch.tensor(published_teacher_row(row))
+
+    hidden = touched_chunks(filled.maskable, teacher.student_chunks)
+    noise = Noise(1.0, filled.maskable, ((hidden,),))
+    mask = -1
+    layouts = InputLayout(mask, OneBlock()), [TeacherLayout(mask, OneBlock())]
+    batch = build([filled], [noise], *layouts)
+    xt, teacher_xt = batch.student.ids[0], batch.teachers[0].input.ids[0]
+    assert torch.equal(torch.where(xt == mask, student_fed, xt), student_fed)
+    assert torch.equal(batch.targets, student_fed[filled.maskable]) and torch.equal(xt == mask, filled.maskable)
+    assert torch.equal(torch.where(teacher_xt == mask, teacher_fed, teacher_xt), teacher_fed)
+    assert torch.equal(teacher_xt == mask, hidden[teacher.chunks])
+    assert torch.equal(batch.teachers[0].targets, teacher_fed[batch.teachers[0].predict])
 
 
 def test_every_claim_of_the_fidelity_page_names_a_test_that_exists():

@@ -11,15 +11,19 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from pipeline.config.recipe import CompDemo, Objective, Teacher, Tidal
+from pipeline.config.recipe import CompDemo, Objective, Recipe, Student, Teacher, Tidal
 from pipeline.core.errors import BadInput
 from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
 from pipeline.data.batch import BatchBuilder, InputLayout, Sample, TeacherLayout, build
 from pipeline.data.blocks import Blocks, OneBlock, SequenceBlocks
 from pipeline.data.noise import Noise
+from pipeline.distributed.topology import Topology
 from pipeline.method.masking import TIME_EPSILON, complete_chunks, touched_chunks
 from pipeline.method.tidal import cross_entropy_weight
+from pipeline.training.build import batch_builder
+from pipeline.training.engine import parameter_groups
 from pipeline.training.held_out import FixedNoiseRows, kl_terms, teacher_kl
+from pipeline.training.preflight import DatasetNumbers, Plan, read_eos_tail
 from pipeline.training.step import StudentWithLoss, counts, learning_rate
 from pipeline.training.terms import ChunkTerm, TokenTerm, build_term, tidal_mix
 from tests import golden
@@ -262,6 +266,44 @@ def test_strategies_follow_the_tokenizers():
 
 def test_learning_rate_by_hand():
     rate = [learning_rate(s, 10, peak=1.0, warmup=0.2, final=0.1) for s in range(10)]
-    assert rate[:2] == [0.5, 1.0] and rate[2] == 1.0
-    assert rate[6] == pytest.approx(0.1 + 0.9 * 0.5)
-    assert rate == sorted(rate[:2]) + sorted(rate[2:], reverse=True) and rate[9] > 0.1
+    assert rate[:2] == [0.5, 1.0] and rate[2] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 8)) / 2)
+    assert rate[5] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert rate == sorted(rate[:2]) + sorted(rate[2:], reverse=True) and rate[9] == 0.1
+    assert [learning_rate(s, n, peak=1.0, warmup=1.0, final=0.1) for s, n in ((0, 1), (0, 2), (1, 2))] == [
+        1.0,
+        0.5,
+        1.0,
+    ]
+
+
+def test_weight_decay_leaves_norms_and_biases_alone():
+    module = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Embedding(4, 3))
+    matrices, vectors = parameter_groups(list(module.parameters()), 0.1)
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
+    assert matrices["params"] == [module[0].weight, module[2].weight]
+    assert vectors["params"] == [module[0].bias, module[1].weight, module[1].bias]
+
+
+@pytest.mark.parametrize(
+    ("field", "named", "size"),
+    [(4, 16, 4), (None, 16, 16), (None, None, 8)],
+    ids=["of the recipe", "of its config", "of the student"],
+)
+def test_a_teacher_reads_blocks_of_its_own_size(field, named, size):
+    recipe = Recipe("r", Student("", block_size=8), teachers=[Teacher("t", "", input="block", block_size=field)])
+    topology = Topology(0, 1, 1, torch.device("cpu"))
+    plan = Plan(recipe, {}, topology, DatasetNumbers((0,), np.array([1])), {"t": 1}, 1)
+    config = SimpleNamespace(mask_token_id=1, block_size=named)
+    builder = batch_builder(plan, SimpleNamespace(mask_token_id=1), [config], None)
+    assert builder.student.blocks == SequenceBlocks(8) and builder.teachers[0].blocks == SequenceBlocks(size)
+
+
+@pytest.mark.parametrize(
+    ("named", "token"), [(7, 7), (None, 326), ([5, 326, 7], 326), ([5, 7], 5)], ids=["one", "none", "several", "others"]
+)
+def test_eos_tail_takes_one_of_the_end_tokens(named, token):
+    """Llama-3.x names several: the tokenizer's is what the published code fills blocks with."""
+    tail = read_eos_tail(Student("demo/student", tokenizer="demo/student"), SimpleNamespace(eos_token_id=named))
+    assert tail.token == token and {token, 326} <= tail.ends
+    filled = tail.extend(AlignedRow(torch.tensor([9, 326]), torch.tensor([False, True]), ()), SequenceBlocks(4))
+    assert filled.ids.tolist() == [9, 326, token, token]

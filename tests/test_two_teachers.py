@@ -87,10 +87,9 @@ def test_a_strategy_is_resolved_for_each_teacher(folder, strategy, across, share
 @pytest.fixture(scope="module")
 def gradients(folder) -> dict[str, dict[str, torch.Tensor]]:
     """Of the first step, on two ranks under ZeRO-3 with expert parallelism 2, for several weights of the teachers."""
-    cases = {
-        name: teachers(folder, *w) for name, w in {"none": (0, 0), "a": (1, 0), "b": (0, 1), "a2b": (1, 2)}.items()
-    }
-    cases["a alone"] = teachers(folder, 1, 1, names="a")
+    weights = {"ab": (1, 1), "2ab": (2, 1), "a2b": (1, 2), "2a2b": (2, 2), "b, a idle": (0, 1)}
+    cases = {name: teachers(folder, *both) for name, both in weights.items()}
+    cases["b alone"] = teachers(folder, 1, 1, names="b")
     rest = [*common(folder), "--optim.global_batch", "6", "--deepspeed", "ds_configs/zero3.json"]
     words = {name: [*chosen, *rest] for name, chosen in cases.items()}
     launch.deepspeed(2, "tests/distributed/gradients.py", folder, json.dumps(words))
@@ -100,20 +99,20 @@ def gradients(folder) -> dict[str, dict[str, torch.Tensor]]:
 
 @pytest.mark.launch
 def test_weights_scale_each_teacher_s_gradient(gradients):
-    for name, none in gradients["none"].items():
-        own = {case: gradients[case][name] - none for case in ("a", "b", "a2b")}
-        assert_close(own["a2b"], own["a"] + 2 * own["b"], rtol=1e-4, atol=1e-6)
-    for case in ("a", "b"):
-        moved = [float((gradients[case][name] - none).abs().max()) for name, none in gradients["none"].items()]
+    for name, both in gradients["ab"].items():
+        more = {case: gradients[case][name] - both for case in ("2ab", "a2b", "2a2b")}
+        assert_close(more["2a2b"], more["2ab"] + more["a2b"], rtol=1e-4, atol=1e-6)
+    for case in ("2ab", "a2b"):
+        moved = [float((gradients[case][name] - both).abs().max()) for name, both in gradients["ab"].items()]
         assert min(moved) > 0, case
 
 
 @pytest.mark.launch
 def test_a_weight_of_0_is_as_no_teacher(gradients):
-    """`b` shares the student's tokenizer: its chunks are single tokens and complete no mask, so the noise is the same."""
-    assert gradients["a"].keys() == gradients["a alone"].keys()
-    for name, gradient in gradients["a"].items():
-        assert_close(gradient, gradients["a alone"][name], rtol=1e-6, atol=1e-8)
+    """`a` has another tokenizer, whose chunks of several tokens would complete masks."""
+    assert gradients["b, a idle"].keys() == gradients["b alone"].keys()
+    for name, gradient in gradients["b, a idle"].items():
+        assert_close(gradient, gradients["b alone"][name], rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", ["loss", "lr", "lambda", "cross_entropy", "student", "maskable", "a_student"])

@@ -29,6 +29,7 @@ def check(recipe: Recipe) -> None:
             "logging.every_steps": recipe.logging.every_steps,
             "checkpoint.keep": recipe.checkpoint.keep,
             **{f"teachers.{t.name}.length": t.length for t in recipe.teachers},
+            **{f"teachers.{t.name}.block_size": t.block_size for t in recipe.teachers},
         }),
         ("0 or more", lambda x: x >= 0, {
             "data.seed": recipe.data.seed,
@@ -52,7 +53,7 @@ def check(recipe: Recipe) -> None:
             **{f"optim.betas[{i}]": x for i, x in enumerate(optim.betas)},
             **{f"data.sources.{source.name}.holdout": source.holdout for source in recipe.data.sources},
         }),
-        ("at least 0 and below 0.5", lambda x: 0 <= x < 0.5, {"objective.teacher_floor": o.teacher_floor}),
+        ("above 0 and below 0.5", lambda x: 0 < x < 0.5, {"objective.teacher_floor": o.teacher_floor}),
     ]  # fmt: skip
     problems = [
         f"{name} is {value}, must be {words}"
@@ -86,10 +87,11 @@ def _is_taken(name: str) -> bool:
 
 
 def advice(recipe: Recipe) -> list[str]:
-    """Combinations that run but that the authors of TIDE advise against."""
-    if recipe.teachers and recipe.objective.strategy in ("reverse_tidal", "reverse_calm_tidal"):
-        return [
+    """What runs, but maybe not as meant: teachers of weight 0, and what the authors of TIDE advise against."""
+    warnings = [f"teacher {t.name} has weight 0: it is left out of the run" for t in recipe.teachers if not t.weight]
+    if len(warnings) < len(recipe.teachers) and recipe.objective.strategy in ("reverse_tidal", "reverse_calm_tidal"):
+        warnings.append(
             f"objective.strategy {recipe.objective.strategy}: TIDAL with a reverse objective is advised against; its "
             "detached target stays close to the student, so the teacher's signal scales with lambda"
-        ]
-    return []
+        )
+    return warnings

@@ -9,7 +9,7 @@ nowhere there.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import yaml
@@ -124,8 +124,10 @@ class Teacher:
     """Longest teacher sequence, in tokens."""
     input: Literal["full", "block"] = "full"
     """`full`: xt alone, bidirectional (as published for LLaDA2). `block`: [xt, x0] under the block-diffusion mask."""
+    block_size: int | None = None
+    """Block of `input: block`, in tokens; default: what its config.json names, else the student's."""
     weight: float = 1.0
-    """Weight of its distillation term beside the cross-entropy."""
+    """Weight of its distillation term beside the cross-entropy; 0 = as if it were not in the list."""
     expert_parallel_size: int | Literal["auto"] = "auto"
     """Ranks that share one set of experts; auto = the largest that divides the experts and the ranks of a node."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -201,7 +203,7 @@ class Optim:
     clip: float = 1.0
     """Gradient-norm clipping; 0 = none."""
     weight_decay: float = 0.0
-    """AdamW's decay."""
+    """AdamW's decay, of matrices alone: norms and biases have none."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's moments."""
     selection_bias_rate: float = 0.001
@@ -284,6 +286,11 @@ class Recipe:
         self.student.tokenizer = self.student.tokenizer or self.student.path
         for teacher in self.teachers:
             teacher.tokenizer = teacher.tokenizer or teacher.path
+
+
+def without_idle_teachers(recipe: Recipe) -> Recipe:
+    """The recipe without teachers of weight 0: they would cost a forward, and their chunks would complete masks."""
+    return replace(recipe, teachers=[teacher for teacher in recipe.teachers if teacher.weight])
 
 
 def compdemo_enabled(recipe: Recipe) -> bool:

@@ -121,10 +121,10 @@ def _distances(study: Study, folder: str) -> dict[str, list[float]]:
     if not base.teachers or not base.data.validation:
         return {}
     plan, topology = prepare(base, Path(study.engine)), start(timedelta(minutes=TIMEOUT_MINUTES))
-    teachers = [frozen_teacher(plan, teacher, topology) for teacher in base.teachers]
+    teachers = [frozen_teacher(plan, teacher, topology) for teacher in plan.recipe.teachers]
     student = load_teacher(folder, dtype=torch.float32, device=topology.device)
     module = StudentWithLoss(student, (), torch.ones_like).eval()
-    terms = kl_terms(base.teachers, plan.dataset.shared_vocab, teachers)
+    terms = kl_terms(plan.recipe.teachers, plan.dataset.shared_vocab, teachers)
     rows = fixed_noise_rows(plan, "validation", student.config, [t.config for t in teachers], topology)
     kl = teacher_kl(module, list(zip(terms, teachers, strict=True)), rows)
     return {name: [round(value, 5) for value in by_t.values()] for name, by_t in kl.items()}

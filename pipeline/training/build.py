@@ -14,7 +14,7 @@ from pipeline.alignment.manifest import load_manifest
 from pipeline.config.recipe import Recipe, Teacher, compdemo_ratio
 from pipeline.data.aligned_dataset import AlignedRows
 from pipeline.data.batch import BatchBuilder, InputLayout, TeacherLayout
-from pipeline.data.blocks import build_blocks
+from pipeline.data.blocks import Blocks, build_blocks
 from pipeline.data.order import GlobalBatches
 from pipeline.distributed.topology import Topology
 from pipeline.method.tidal import cross_entropy_weight
@@ -118,13 +118,18 @@ def fixed_noise_rows(
     return FixedNoiseRows(rows, builder, topology, plan.recipe.optim.micro_tokens)
 
 
+def _teacher_blocks(teacher: Teacher, config: PreTrainedConfig, student_size: int) -> Blocks:
+    """A teacher reads blocks of the size that it was trained with, where that is known."""
+    return build_blocks(teacher.input, teacher.block_size or getattr(config, "block_size", None) or student_size)
+
+
 def batch_builder(
     plan: Plan, student: PreTrainedConfig, teachers: Sequence[PreTrainedConfig], compdemo_ratio: float | None
 ) -> BatchBuilder:
     """How models are fed: the configs of the student and of the teachers that take part (all of them, or none)."""
     recipe, own = plan.recipe, plan.recipe.student
     layouts = tuple(
-        TeacherLayout(config.mask_token_id, build_blocks(teacher.input, own.block_size), shared)
+        TeacherLayout(config.mask_token_id, _teacher_blocks(teacher, config, own.block_size), shared)
         for config, teacher, shared in zip(teachers, recipe.teachers, plan.dataset.shared_vocab, strict=False)
     )
     return BatchBuilder(

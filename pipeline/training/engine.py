@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,13 @@ class AdamWWithoutZeRO(torch.optim.AdamW):
             super().step()
 
 
+def parameter_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """The optimizer's groups: matrices decay; norms' gains and biases, whose size is not a matter of capacity, do not."""
+    matrices, vectors = ([p for p in parameters if (p.ndim > 1) == wanted] for wanted in (True, False))
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
 def build_engine(module: nn.Module, config: dict[str, Any], optim: Optim, accumulation: int):
     """Wraps the student in an engine with AdamW; from here on ZeRO-3 has partitioned its parameters."""
     import deepspeed
@@ -128,7 +136,7 @@ def build_engine(module: nn.Module, config: dict[str, Any], optim: Optim, accumu
     parameters = [p for p in module.parameters() if p.requires_grad]
     settings = _whole({k: v for k, v in config.items() if k not in PACKAGES}, optim, accumulation)
     make = torch.optim.AdamW if zero_stage(config) else partial(AdamWWithoutZeRO, settings.pop("gradient_clipping"))
-    optimizer = make(parameters, lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay)
+    optimizer = make(parameter_groups(parameters, optim.weight_decay), lr=optim.lr, betas=tuple(optim.betas))
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, model_parameters=parameters, config=settings)
     return engine
 

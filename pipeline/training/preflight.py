@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from pipeline.alignment.manifest import check_manifest, load_manifest, verify_shards
-from pipeline.config.recipe import Recipe, Student, Teacher, compdemo_enabled
+from pipeline.config.recipe import Recipe, Student, Teacher, compdemo_enabled, without_idle_teachers
 from pipeline.core.errors import BadInput
 from pipeline.core.log import rank
 from pipeline.core.run_directory import code_version
@@ -107,6 +107,7 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
 
     Raises BadInput with one line for whatever does not fit.
     """
+    recipe = without_idle_teachers(recipe)
     engine, topology = read_engine_config(engine_config), launched()
     student = _check_model("data.student_length", recipe.data.student_length, recipe.student)
     tail = read_eos_tail(recipe.student, student) if recipe.student.eos_tail else None

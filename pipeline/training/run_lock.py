@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from pipeline.config.recipe import Recipe, dump
+from pipeline.config.recipe import Recipe, dump, without_idle_teachers
 from pipeline.core.errors import BadInput
 from pipeline.core.files import read_json
 from pipeline.core.log import rank
@@ -34,7 +34,7 @@ def run_lock(recipe: Recipe) -> TextIO | None:
             stored = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError):
             raise BadInput(f"{recipe_file} is damaged: put a copy back, or choose another --run_dir") from None
-        differing = _differences(stored, yaml.safe_load(dump(recipe)))
+        differing = _differences(stored, yaml.safe_load(dump(without_idle_teachers(recipe))))
         if differing:
             raise BadInput(
                 f"{run_dir} belongs to another recipe (it differs in {', '.join(differing)}): "

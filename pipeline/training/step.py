@@ -80,10 +80,13 @@ def counts(batch: Batch, terms: Sequence[Term]) -> Tensor:
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup: float, final: float) -> float:
-    """Linear rise over the first `warmup` share of the steps, then a cosine to `final` times the peak; step from 0."""
+    """Linear rise over the first `warmup` share of the steps, then a cosine to `final` times the peak; step from 0.
+
+    The last step of the rise has the peak, the last step of all the final rate.
+    """
     rising = max(1, round(warmup * steps))
     if step < rising:
         return peak * (step + 1) / rising
-    share = (step - rising) / max(1, steps - rising)
+    share = (step + 1 - rising) / (steps - rising)
     cosine = (1 + math.cos(math.pi * share)) / 2
     return peak * (final + (1 - final) * cosine)

@@ -42,7 +42,7 @@ def main() -> None:
         student = trainer.engine
         student.eval()
         models = [model for _, model in trainer.teachers]
-        terms = kl_terms(recipe.teachers, plan.dataset.shared_vocab, models)
+        terms = kl_terms(plan.recipe.teachers, plan.dataset.shared_vocab, models)
         configs = [model.config for model in models]
         rows = fixed_noise_rows(plan, "validation", student.module.model.config, configs, topology)
         kl = teacher_kl(student, list(zip(terms, models, strict=True)), rows) if models and len(rows) else {}
