@@ -10,7 +10,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 RANKS ?= 2
 DISTILL := deepspeed --num_gpus $(RANKS) pipeline/distill.py --deepspeed ds_configs/zero3.json
 
-.PHONY: help install demo demo-teacher test test-all code code-data bench study lint lock clean
+.PHONY: help install demo demo-teacher test test-all code code-data bench study lint types lock clean
 .DEFAULT_GOAL := help
 
 # Lists the targets: the comment over each is its text.
@@ -63,9 +63,9 @@ demo-teacher: $(VENV)/.installed
 	python pipeline/evaluate.py --recipe demo_teacher
 	cp runs/demo-teacher/checkpoints/step-*/export/model.safetensors demo/teacher/
 
-# Every test below a minute.
+# Every test below a minute; two workers, a file of tests on one of them, those that start several processes all on one.
 test: $(VENV)/.installed-tests
-	python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n 2 --dist loadgroup
 
 # The long tests too: the whole demo, jobs under a real Slurm, every launcher.
 test-all: test
@@ -96,6 +96,10 @@ bench: $(VENV)/.installed
 # Style and format.
 lint: $(VENV)/.installed-tests
 	ruff check . && ruff format --check .
+
+# Types, with mypy.
+types: $(VENV)/.installed-tests
+	mypy
 
 # Removes all that these targets have made.
 clean:

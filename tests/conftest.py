@@ -17,6 +17,13 @@ settings.register_profile("here", deadline=None)  # a busy machine is no failure
 settings.load_profile("here")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests share a worker: those of a file, and all files that start launchers (their ranks fill the cores)."""
+    launching = {item.path for item in items if item.get_closest_marker("launch")}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("launch" if item.path in launching else item.path.stem))
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
     """The files that git knows (or would), and nothing that a run has left behind."""

@@ -5,14 +5,25 @@ Shapes: B batch, L positions, T = B * L tokens, H hidden, E experts, k experts a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from pipeline.models.families.llada2_moe import LLaDA2MoeConfig
+
+class MoEConfig(Protocol):
+    """What the layers here read of a model's configuration."""
+
+    hidden_size: int
+    initializer_range: float
+    moe_intermediate_size: int
+    n_group: int
+    num_experts: int
+    num_experts_per_tok: int
+    num_shared_experts: int
+    routed_scaling_factor: float | int
+    topk_group: int
 
 
 class MLP(nn.Module):
@@ -29,7 +40,7 @@ class MLP(nn.Module):
 class Gate(nn.Module):
     """Sigmoid router in float32. The selection bias chooses experts and never weighs them (DeepSeek-V3, 2.1.2)."""
 
-    def __init__(self, config: LLaDA2MoeConfig):
+    def __init__(self, config: MoEConfig):
         super().__init__()
         self.top_k, self.groups, self.top_groups = config.num_experts_per_tok, config.n_group, config.topk_group
         self.scale = config.routed_scaling_factor
@@ -67,7 +78,7 @@ def grouped_linear(rows: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
 
 
 class Experts(nn.Module):
-    def __init__(self, config: LLaDA2MoeConfig):
+    def __init__(self, config: MoEConfig):
         super().__init__()
         count, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * width, hidden))
@@ -83,7 +94,7 @@ class Experts(nn.Module):
 class MoE(nn.Module):
     """Routed experts and one shared expert. Child names are those of transformers' DeepSeek-V3, which AutoEP knows."""
 
-    def __init__(self, config: LLaDA2MoeConfig):
+    def __init__(self, config: MoEConfig):
         super().__init__()
         self.gate = Gate(config)
         self.experts = Experts(config)
