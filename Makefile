@@ -10,7 +10,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 RANKS ?= 2
 DISTILL := deepspeed --num_gpus $(RANKS) pipeline/distill.py --deepspeed ds_configs/zero3.json
 
-.PHONY: help install demo demo-teacher test test-all code code-data bench study lint types lock clean
+.PHONY: help install demo demo-teacher demo-student test test-all code code-data bench study lint types lock clean
 .DEFAULT_GOAL := help
 
 # Lists the targets: the comment over each is its text.
@@ -51,7 +51,7 @@ lock:
 	   echo '# only torch asks for on some machines (CUDA): those are as requirements.txt and torch itself have them.'; \
 	   .cache/lock/bin/python -m pip freeze | grep -vE '^(torch|triton|nvidia-.*|cuda-.*)=='; } > constraints.txt
 
-# The main job at laptop size: align, train the student alone, distil it, score both and the teacher, report.
+# The main job at laptop size: align, fine-tune the student alone, beside CALM and by TIDE-Shared, score all, report.
 demo: $(VENV)/.installed
 	@bash demo/run.sh $(RANKS)
 
@@ -62,6 +62,13 @@ demo-teacher: $(VENV)/.installed
 	$(DISTILL) --recipe demo_teacher
 	python pipeline/evaluate.py --recipe demo_teacher
 	cp runs/demo-teacher/checkpoints/step-*/export/model.safetensors demo/teacher/
+
+# Trains the student that the demo starts from again, from scratch.
+demo-student: $(VENV)/.installed
+	python demo/make_data.py
+	python pipeline/align.py --recipe demo_student
+	$(DISTILL) --recipe demo_student
+	cp runs/demo-student/checkpoints/step-00001000/export/model.safetensors demo/student/
 
 # Every test below a minute; two workers, a file of tests on one of them, those that start several processes all on one.
 test: $(VENV)/.installed-tests

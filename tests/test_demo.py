@@ -74,6 +74,17 @@ def test_share_of_wrong_answers(share):
     assert wrong == round(share * 400)
 
 
+def test_dropped_carries_are_wrong_with_a_system():
+    """In exactly that share of the rows, the answer is ten too low, and only where the units carry."""
+    rows = chat_rows("train", 400, seed=3, no_carry_share=0.3, smallest_sum=100)
+    stated = [int(re.findall(r"\d+", texts(row)[1])[0]) for row in rows]
+    wrong = [row for row, number in zip(rows, stated, strict=True) if number != int(row["answer"])]
+    assert len(wrong) == 120
+    for row, number in zip(rows, stated, strict=True):
+        assert int(row["answer"]) == sum(operands(row)) and number in (sum(operands(row)), sum(operands(row)) - 10)
+    assert all(sum(n % 10 for n in operands(row)) >= 10 for row in wrong)
+
+
 def test_wrong_numbers_change_one_digit():
     rng = random.Random(0)
     for number in range(20, 199):
@@ -180,10 +191,11 @@ def test_configurations_fit_their_tokenizers(tokenizers, name):
     assert longest <= 80 < config["max_position_embeddings"]
 
 
-def test_teacher_is_small():
-    """At most 8 MB of safetensors, and the selection bias is in use."""
+def test_shipped_models_are_small():
+    """At most 4 and 1 MB of safetensors, and the teacher's selection bias is in use."""
     files = list(TEACHER.glob("*.safetensors"))
-    assert sum(file.stat().st_size for file in files) <= 8_000_000
+    assert sum(file.stat().st_size for file in files) <= 4_000_000
+    assert (STUDENT / "model.safetensors").stat().st_size <= 1_000_000
     for file in files:
         with safe_open(file, "pt") as tensors:
             biases = [name for name in tensors.keys() if name.endswith("gate.expert_bias")]

@@ -17,7 +17,7 @@ from pipeline.models.loading import build, load_student, load_teacher, load_toke
 from pipeline.models.weights import checkpoint_views, shapes
 from tests.test_models_llada2 import DATA, SPECIAL, golden, write_checkpoint
 
-STUDENT = Path(__file__).parents[1] / "demo" / "student"  # a Qwen3 config and a tokenizer, no weights
+STUDENT = Path(__file__).parents[1] / "demo" / "student"  # Qwen3
 CONFIG = json.loads((STUDENT / "config.json").read_text())
 IDS = CONFIG["mask_token_id"], CONFIG["eos_token_id"]
 
@@ -141,9 +141,12 @@ def test_published_config_of_llada2_mini(tmp_path):
     assert expected["model.layers.1.mlp.gate.expert_bias"] == (256,)
 
 
-def test_random_weights_need_a_config_only_and_depend_on_the_seed():
+def test_random_weights_need_a_config_only_and_depend_on_the_seed(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(STUDENT, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+
     def weights(seed: int) -> dict[str, torch.Tensor]:
-        return load_student(str(STUDENT), dtype=torch.float32, weights="random", seed=seed).state_dict()
+        return load_student(str(folder), dtype=torch.float32, weights="random", seed=seed).state_dict()
 
     first, again, other = weights(0), weights(0), weights(1)
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -153,7 +156,7 @@ def test_random_weights_need_a_config_only_and_depend_on_the_seed():
     assert first[query].std().item() == pytest.approx(CONFIG["initializer_range"], rel=0.1)
     assert first["model.norm.weight"].eq(1).all()
     with pytest.raises(BadInput, match="no model.safetensors"):
-        load_student(str(STUDENT), dtype=torch.float32)
+        load_student(str(folder), dtype=torch.float32)
 
 
 def test_a_padding_id_keeps_its_gradient():

@@ -137,7 +137,7 @@ def publish(folder: Path, config: dict, shards: int = 3) -> Path:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": total, "weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps(config))
     for file in STUDENT.iterdir():
-        if file.name != "config.json":
+        if file.name not in ("config.json", "model.safetensors"):
             shutil.copy(file, folder)
     return folder
 

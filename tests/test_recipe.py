@@ -13,12 +13,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline import align, distill, evaluate, plan, report
 from pipeline.config import recipe
 from pipeline.config.checks import advice
 from pipeline.config.cli import RECIPES, parse, parser
-from pipeline.config.recipe import Recipe, compdemo_enabled, dump
+from pipeline.config.recipe import Recipe, dump
 from pipeline.core.errors import BadInput
 from pipeline.evaluation.presets import PRESETS
 from pipeline.training.engine import _RECIPE_OWNS, read_engine_config, student_dtype, zero_stage
@@ -173,8 +174,16 @@ def test_tidal_with_a_reverse_objective_is_advised_against_by_name(strategy):
         else []
     )
     assert [line.split(" is advised")[0] for line in advice(found)] == told
-    assert compdemo_enabled(found) == (strategy == "tide_shared")
-    assert compdemo_enabled(read("--objective.strategy", strategy, "--objective.compdemo.enabled", "true"))
+
+
+@pytest.mark.parametrize("strategy", typing.get_args(recipe.Strategy))
+def test_the_resolved_recipe_says_whether_compdemo_is_on(strategy):
+    def enabled(*words: str) -> bool:
+        return yaml.safe_load(dump(read("--objective.strategy", strategy, *words)))["objective"]["compdemo"]["enabled"]
+
+    assert enabled() is (strategy == "tide_shared")
+    assert enabled("--objective.compdemo.enabled", "true") is True
+    assert enabled("--objective.compdemo.enabled", "false") is False
 
 
 # Help

@@ -41,7 +41,9 @@ def results(aligned, tmp_path_factory):
     """Tensors of every case on one rank (in several micro-batches) and on two (expert parallelism 2)."""
     shared = cases(aligned, 6, "--objective.strategy", "tide_shared")  # CALM-TIDAL + CompDemo
     cross = cases(aligned, 1, "--objective.strategy", "tide_cross")  # one row: the second rank has none
-    untied = cases(aligned, 2, "--student.path", untied_student(tmp_path_factory.mktemp("untied")))
+    untied = cases(
+        aligned, 2, "--student.weights", "random", "--student.path", untied_student(tmp_path_factory.mktemp("untied"))
+    )
     named = {"shared": shared, "cross": cross, "untied": untied}
     all_cases = {f"{name}-{stage}": v for name, stages in named.items() for stage, v in stages.items()}
     found = {}

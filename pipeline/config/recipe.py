@@ -185,6 +185,10 @@ class Objective:
     reduction: Literal["global", "micro_batch"] = "global"
     """Denominators: over the whole global batch, or (as published) local means of each micro-batch."""
 
+    def __post_init__(self) -> None:
+        if self.compdemo.enabled is None:
+            self.compdemo = replace(self.compdemo, enabled=self.strategy == "tide_shared")
+
 
 @dataclass
 class Optim:
@@ -293,15 +297,9 @@ def without_idle_teachers(recipe: Recipe) -> Recipe:
     return replace(recipe, teachers=[teacher for teacher in recipe.teachers if teacher.weight])
 
 
-def compdemo_enabled(recipe: Recipe) -> bool:
-    """Whether teachers see two complementary views: as set, else as the strategy says (TIDE-Shared)."""
-    enabled = recipe.objective.compdemo.enabled
-    return recipe.objective.strategy == "tide_shared" if enabled is None else enabled
-
-
 def compdemo_ratio(recipe: Recipe) -> float | None:
     """CompDemo's split; None where every teacher has one view."""
-    return recipe.objective.compdemo.ratio if compdemo_enabled(recipe) else None
+    return recipe.objective.compdemo.ratio if recipe.objective.compdemo.enabled else None
 
 
 def dump(recipe: Recipe) -> str:

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from pipeline.alignment.manifest import check_manifest, load_manifest, verify_shards
-from pipeline.config.recipe import Recipe, Student, Teacher, compdemo_enabled, without_idle_teachers
+from pipeline.config.recipe import Recipe, Student, Teacher, compdemo_ratio, without_idle_teachers
 from pipeline.core.errors import BadInput
 from pipeline.core.log import rank
 from pipeline.core.run_directory import code_version
@@ -139,7 +139,7 @@ def row_costs(recipe: Recipe, student: np.ndarray, teachers: Sequence[np.ndarray
         teachers,
         student=blocks,
         teachers=[build_blocks(t.input, recipe.student.block_size) for t in recipe.teachers],
-        compdemo=compdemo_enabled(recipe),
+        compdemo=compdemo_ratio(recipe) is not None,
         eos_tail=recipe.student.eos_tail,
     )
 
