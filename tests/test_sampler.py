@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from pipeline.decoding.canvas import GenerateConfig, transfer_counts
 from pipeline.decoding.kv_cache import BufferLayer
-from pipeline.decoding.sampler import GenerateConfig, decode, generate, transfer_counts
+from pipeline.decoding.repeated_steps import as_it_is
+from pipeline.decoding.sampler import decode, generate
 from pipeline.models.families.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModelLM
 
 DATA = Path(__file__).parent / "data" / "sampler"
@@ -51,6 +55,7 @@ def test_equals_the_published_sampler(name: str, index: int) -> None:
     model.config.eos_token_id = case["eos_token_id"]
     area = math.ceil(max(map(len, case["prompts"])) / config.block_size) * config.block_size
     responses = generate(model, case["prompts"], config)
+    assert repeated(model, case["prompts"], config) == responses
     assert all(MASK not in response and PAD not in response for response in responses)
     if not case["mask_left_in_output"]:
         assert responses == [until(row[area:], case["eos_token_id"]) for row in case["sequences"]]
@@ -119,6 +124,11 @@ def plain_decoder(model, prompt: list[int], config: GenerateConfig) -> list[int]
     return until(ids[shift + len(prompt) :].tolist(), end)
 
 
+def repeated(model, prompts: list[list[int]], config: GenerateConfig) -> list[list[int]]:
+    """As on a GPU, but for the graph."""
+    return [response.tokens for response in decode(model, prompts, config, as_it_is)]
+
+
 class WithoutCache(torch.nn.Module):
     """A model that takes ids, mask and positions and nothing else."""
 
@@ -157,21 +167,27 @@ def test_batched_and_cached_equals_plain(config: GenerateConfig, end: int) -> No
     assert generate(model, PROMPTS, config) == expected
     assert [generate(model, [prompt], config)[0] for prompt in PROMPTS] == expected
     assert generate(WithoutCache(model), PROMPTS, config) == expected
+    assert repeated(model, PROMPTS, config) == expected
     if end == 62:
         assert len({len(response) for response in expected}) > 1, "the case must let rows leave at different times"
 
 
-def test_llada2_decodes_with_a_cache_too() -> None:
+def llada2() -> LLaDA2MoeModelLM:
     torch.manual_seed(3)
     config = LLaDA2MoeConfig(
         vocab_size=80, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, num_experts=8, num_experts_per_tok=2, n_group=4, topk_group=2,
         moe_intermediate_size=16, pad_token_id=PAD, eos_token_id=62, mask_token_id=MASK, initializer_range=0.3,
     )  # fmt: skip
-    model = LLaDA2MoeModelLM(config).eval()
+    return LLaDA2MoeModelLM(config).eval()
+
+
+def test_llada2_decodes_with_a_cache_too() -> None:
+    model = llada2()
     for decoding in CONFIGS:
         expected = [plain_decoder(model, prompt, decoding) for prompt in PROMPTS]
         assert generate(model, PROMPTS, decoding) == expected
+        assert repeated(model, PROMPTS, decoding) == expected
     assert len({token for row in expected for token in row}) > 3, "the weights must give the case some variety"
 
 
@@ -203,6 +219,45 @@ def test_filling_order() -> None:
         assert max(response.filled[:4]) < min(response.filled[4:])
     assert len({tuple(response.filled) for response in responses}) > 1, "confidence, not place, sets the order"
     assert [decode(model, [prompt], config)[0] for prompt in PROMPTS] == responses
+
+
+def test_repeated_steps_count_like_others() -> None:
+    """The same forwards and filling order, though rows leave between blocks only."""
+    model, _ = golden_model("sampler")
+    model.config.eos_token_id = 62
+    for config in CONFIGS:
+        assert decode(model, PROMPTS, config, as_it_is) == decode(model, PROMPTS, config)
+
+
+class Waits(TorchDispatchMode):
+    """Counts operations for which a host would wait for its GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.name().split("::")[1]
+        by_mask = name.startswith("index") and any(
+            x is not None and x.dtype == torch.bool for x in args[1] if isinstance(args[1], list)
+        )
+        self.count += by_mask or name in ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select")
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llada2"])
+def test_no_wait_inside_a_block(family: str) -> None:
+    """More forwards of as many blocks wait no more often; an expert's rows are a CPU's way of grouped products."""
+    model = golden_model("sampler")[0] if family == "qwen3" else llada2()
+    model.config.eos_token_id = NEVER
+    waits = {}
+    for steps in (8, 16):
+        with Waits() as mode, patch("pipeline.models.experts.grouped_linear", one_product):
+            decode(model, PROMPTS, GenerateConfig(max_new_tokens=16, block_size=8, steps=steps), as_it_is)
+        waits[steps] = mode.count
+    assert waits[16] == waits[8] > 0
+
+
+def one_product(rows: torch.Tensor, weight: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    return rows @ weight[0].T
 
 
 def test_the_cache_is_written_in_place(monkeypatch) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from pipeline.decoding.sampler import GenerateConfig, transfer_counts
+from pipeline.decoding.canvas import GenerateConfig, transfer_counts
 
 
 @torch.no_grad()

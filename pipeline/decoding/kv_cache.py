@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
@@ -49,3 +50,38 @@ class BufferLayer(DynamicLayer):
 def buffers(columns: int) -> Cache:
     """An empty cache for that many columns; layers and rows are known at the first forward."""
     return Cache(layer_class_to_replicate=partial(BufferLayer, columns))
+
+
+class StaticLayer(BufferLayer):
+    """Writes its new columns where a tensor says and gives all columns: the same tensors at every forward, as a CUDA graph
+    needs them. Masks hide what is not decided; it starts as zeros, as what is hidden must be numbers."""
+
+    def __init__(self, columns: int, target: StaticColumns) -> None:
+        super().__init__(columns)
+        self.target = target
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.keys.zero_()
+        self.values.zero_()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Writes the target's columns; all columns there are."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys.index_copy_(2, self.target.columns, key_states)
+        self.values.index_copy_(2, self.target.columns, value_states)
+        return self.keys, self.values
+
+
+@dataclass
+class StaticColumns:
+    """Where the layers of a static cache write the columns of the next forward."""
+
+    columns: Tensor
+    """int64 [new columns]"""
+
+
+def static_buffers(columns: int, target: StaticColumns) -> Cache:
+    """An empty cache of that many columns, written where `target` says."""
+    return Cache(layer_class_to_replicate=partial(StaticLayer, columns, target))

@@ -1,0 +1,79 @@
+"""The model as the sampler reads it: logits of the positions that are looked at, and what they choose (shapes: canvas.py)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from pipeline.decoding.canvas import Canvas
+
+SOFTMAX_ROWS = {"cpu": 32, "cuda": 1024}
+
+
+@dataclass
+class Reader:
+    """The model and, where it takes one, the cache of the columns before the block in work."""
+
+    model: nn.Module
+    cache: Cache | None
+    selects: bool
+    """Whether the model's head can be spared the positions that nobody asks for."""
+
+    @classmethod
+    def of(cls, model: nn.Module, make_cache: Callable[[], Cache]) -> Reader:
+        """`make_cache` makes an empty cache, for a model that takes one."""
+        cache = make_cache() if takes_cache(model) else None
+        return cls(model, cache, "logits_to_keep" in inspect.signature(model.forward).parameters)
+
+    def open_block(self, canvas: Canvas, rows: Tensor, block: slice, index: Tensor) -> Tensor:
+        """Logits at the `index` [R, P] of a block, float32 [R, P, V], reading whatever the cache does not hold."""
+        known = self.cache.get_seq_length() if self.cache is not None else 0
+        new, blocks = slice(known, block.stop), canvas.blocks[rows, : block.stop]
+        # Padding sees everything: a query without a key would turn into NaN.
+        mask = blocks[:, None, None, :] <= blocks[:, None, new, None]
+        logits = self.logits(canvas.ids[rows, new], canvas.positions[rows, new], mask, index + (block.start - known))
+        if self.cache is not None:
+            self.cache.crop(block.start - block.stop)  # this block is not final yet
+        return logits
+
+    def logits(self, ids: Tensor, positions: Tensor, mask: Tensor, index: Tensor) -> Tensor:
+        """Float32 logits [R, P, V] at the `index` [R, P] of new columns."""
+        arguments = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
+        if self.cache is not None:
+            arguments |= {"past_key_values": self.cache, "use_cache": True}
+        if self.selects:
+            return self.model(**arguments, logits_to_keep=index).logits.float()
+        return self.model(**arguments).logits.take_along_dim(index[..., None], dim=1).float()
+
+    def keep(self, rows: Tensor) -> None:
+        """Forgets the rows that left: bool [R]."""
+        if self.cache is not None:
+            self.cache.batch_select_indices(rows)
+
+
+def takes_cache(model: nn.Module) -> bool:
+    """Whether the model can read from a key-value cache."""
+    return "past_key_values" in inspect.signature(model.forward).parameters
+
+
+def choose(logits: Tensor, never: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The token for each position and its probability: [R, P, V] -> [R, P] each.
+
+    Probabilities are over the whole vocabulary, as published: where the model would rather keep the mask, whatever is
+    chosen in its place has little confidence and waits.
+    """
+    logits, shape = logits.flatten(0, 1), logits.shape[:2]
+    kept = logits.index_select(1, never)
+    logits.index_fill_(1, never, -math.inf)
+    tokens = (logits if noise is None else logits + noise.flatten(0, 1)).argmax(1)
+    logits.index_copy_(1, never, kept)
+    pieces = SOFTMAX_ROWS[logits.device.type]  # all at once would fill memory with temporaries
+    pairs = zip(logits.split(pieces), tokens.split(pieces), strict=True)
+    confidence = torch.cat([few.softmax(1).gather(1, chosen[:, None])[:, 0] for few, chosen in pairs])
+    return tokens.view(shape), confidence.view(shape)
