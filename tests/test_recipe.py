@@ -66,6 +66,28 @@ def test_shipped_recipes_are_read_and_written_back(name, write):
     assert found.run_dir == f"runs/{found.name}" and found.data.aligned == f"runs/aligned/{found.name}"
 
 
+def test_a_recipe_takes_what_it_does_not_name_from_the_one_it_extends(write):
+    found, base = (
+        read("--recipe", write("name: x\nextends: llada2_mini\nobjective: {temperature: 5.0}\n")),
+        read("--recipe", "llada2_mini"),
+    )
+    assert (found.name, found.objective.temperature, base.objective.temperature) == ("x", 5.0, 2.0)
+    assert (found.teachers, found.student, found.optim, found.extends) == (base.teachers, base.student, base.optim, "")
+    assert read("--recipe", write("extends: llada2_mini\nteachers: []\n")).teachers == []
+
+
+def test_a_recipe_that_extends_itself_or_nothing_is_refused(write):
+    assert "extends itself" in refused("--recipe", write(f"extends: {write('')}\n"))
+    assert "no recipe 'nowhere'" in refused("--recipe", write("extends: nowhere\n"))
+
+
+def test_the_published_command_differs_from_the_paper_in_these_settings():
+    paper, published = (read("--recipe", name) for name in ("llada2_mini", "llada2_mini_published"))
+    assert (paper.objective.temperature, paper.optim.epochs, paper.data.maskable) == (2.0, 10, "all")
+    assert (published.objective.temperature, published.optim.epochs, published.data.maskable) == (5.0, 2, "last")
+    assert (published.teachers, published.student) == (paper.teachers, paper.student)
+
+
 @pytest.mark.parametrize(
     "text", ["yes", "null", "1.5", "~", " x", "a: b", "[x]", "#c", "'q'", "a\nb", "日本", "2024-01-01"]
 )

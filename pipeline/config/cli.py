@@ -50,12 +50,14 @@ def parse(p: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Recipe,
     """
     recipe_file, rest = _take_recipe(list(sys.argv[1:] if argv is None else argv))
     try:
-        namespace = p.parse_args(["--recipe", str(recipe_file), *rest])
+        files = [word for path in _with_extended(recipe_file) for word in ("--recipe", str(path))]
+        namespace = p.parse_args([*files, *rest])
         recipe = p.instantiate(namespace)
     except (ArgumentError, yaml.YAMLError, UnicodeDecodeError) as error:
         where = f"recipe {recipe_file} and its overrides; --help explains every field"
         raise BadInput(f"{_plain(error)} ({where})") from None
     resolved = Recipe(**{name: getattr(recipe, name) for name in Recipe.__dataclass_fields__})
+    resolved.extends = ""  # it has all of the other's fields by now
     check(resolved)
     apply_verbosity(namespace)
     return resolved, namespace
@@ -77,9 +79,29 @@ def _take_recipe(argv: list[str]) -> tuple[Path, list[str]]:
             name = word.partition("=")[2]
         else:
             rest.append(word)
+    return _find(name), rest
+
+
+def _find(name: str) -> Path:
+    """A recipe file by path, or by the name of a shipped one. Raises BadInput for neither."""
     shipped = RECIPES / f"{name}.yaml"
     path = shipped if shipped.is_file() else Path(name)
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise BadInput(f"no recipe {name!r}: give a YAML file or one of {known}")
-    return path, rest
+    return path
+
+
+def _with_extended(path: Path) -> list[Path]:
+    """A recipe file behind those that it extends, the first one first. Raises BadInput for a circle."""
+    files = [path]
+    while name := _extended(files[0]):
+        if (base := _find(name)) in files:
+            raise BadInput(f"recipe {path} extends itself, through {name}")
+        files.insert(0, base)
+    return files
+
+
+def _extended(path: Path) -> str:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return str(content.get("extends") or "") if isinstance(content, dict) else ""

@@ -185,10 +185,6 @@ class Objective:
     reduction: Literal["global", "micro_batch"] = "global"
     """Denominators: over the whole global batch, or (as published) local means of each micro-batch."""
 
-    def __post_init__(self) -> None:
-        if self.compdemo.enabled is None:
-            self.compdemo = replace(self.compdemo, enabled=self.strategy == "tide_shared")
-
 
 @dataclass
 class Optim:
@@ -283,6 +279,8 @@ class Recipe:
     """`flex`: FlexAttention in training, for GPUs: skips what the mask hides, and is compiled at the first step."""
     run_dir: str = ""
     """Run directory; default runs/NAME."""
+    extends: str = ""
+    """Recipe file (or shipped recipe) whose fields stand where this file names none; the resolved recipe has them all."""
 
     def __post_init__(self) -> None:
         self.run_dir = self.run_dir or f"runs/{self.name}"
@@ -290,6 +288,8 @@ class Recipe:
         self.student.tokenizer = self.student.tokenizer or self.student.path
         for teacher in self.teachers:
             teacher.tokenizer = teacher.tokenizer or teacher.path
+        if self.objective.compdemo.enabled is None:
+            self.objective.compdemo.enabled = self.objective.strategy == "tide_shared"
 
 
 def without_idle_teachers(recipe: Recipe) -> Recipe:
