@@ -74,7 +74,7 @@ def test_lengths_compile_nothing_new(monkeypatch):
     compiled = torch.compile(flex_attention, dynamic=True, fullgraph=True, backend=count)
     for lengths in ((700, 500), (300, 300, 40), (60,), (1,), (130, 90, 80, 7)):
         packed, _ = pack(documents("block", lengths))
-        inputs = flex_inputs(packed, torch.float32)
+        inputs = flex_inputs(packed)
         length = inputs["input_ids"].shape[1]
         for gradients in (True, False):
             q = torch.randn(1, 4, length, 16, requires_grad=gradients)

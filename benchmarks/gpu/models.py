@@ -81,7 +81,16 @@ class Distillation:
 
     @classmethod
     def of(
-        cls, teacher_name: str, shape: Shape, *, engine: str, compdemo: bool, strategy: str, flex: bool, toy: bool
+        cls,
+        teacher_name: str,
+        shape: Shape,
+        *,
+        engine: str,
+        compdemo: bool,
+        strategy: str,
+        flex: bool,
+        toy: bool,
+        fixed_t: float | None = None,
     ) -> Distillation:
         """A student of its own, and the process's teacher."""
         start(timedelta(minutes=5))
@@ -98,7 +107,7 @@ class Distillation:
             settings.pop("bf16", None)
         wrapped = build_engine(StudentWithLoss(student, [term], cross_entropy_weight), settings, Optim(lr=1e-5), 1)
         build = replace(builder(shape, compdemo), row_multiple=TILE)
-        batch = build(noised(shape))
+        batch = build(noised(shape), fixed_t)
         return cls(
             wrapped, teacher, term, batch, (visible_pairs(batch.student), visible_pairs(batch.teachers[0].input))
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,13 +26,20 @@ def distillation(
     strategy: str = "reverse_calm",
     compdemo: bool = True,
     flex: bool = False,
+    longest: bool = False,
     turns: int = 5,
 ) -> dict[str, Any]:
-    """Medians of the parts of a step, from the GPU's clock; the peak is that of the whole step, models included."""
+    """Medians of the parts of a step, from the GPU's clock; the peak is that of the whole step, models included.
+
+    longest: rows as `plan` counts them, all tokens the answer's and masked, the teacher's 1,024.
+    """
     shape = models.shape(teacher, rows, toy, shared_tokenizer=strategy == "tidal")
+    if longest:
+        shape = shape.but(teacher_length=1024, response=511)
     own = models.Distillation.of(
-        teacher, shape, engine=engine, compdemo=compdemo, strategy=strategy, flex=flex, toy=toy
-    )
+        teacher, shape, engine=engine, compdemo=compdemo, strategy=strategy, flex=flex, toy=toy,
+        fixed_t=1.0 if longest else None,
+    )  # fmt: skip
     free_memory()
     times, loss = models.turns(own, warm=2, count=turns)
     parts, flops = medians(times), own.model_flops()
@@ -50,6 +59,38 @@ def distillation(
         "loss": loss(),
         **peak_gb(),
     }
+    own.close()
+    return result
+
+
+def kernels(teacher: str, rows: int, toy: bool, most: int = 20) -> dict[str, Any]:
+    """Where the GPU's time goes: the kernels of each part that take most, in ms, with their number."""
+    own = models.Distillation.of(
+        teacher, models.shape(teacher, rows, toy), engine="zero1_bf16", compdemo=True, strategy="reverse_calm",
+        flex=True, toy=toy,
+    )  # fmt: skip
+    batch, denominators = own.on_device()
+    for _ in range(2):
+        own.step(batch, denominators, Clock())
+    result, kept = {}, {}
+
+    def profiled(name: str, run: Callable[[], Any]) -> None:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            started = time.perf_counter()
+            kept[name] = run()
+            torch.cuda.synchronize()
+        events = sorted(profile.key_averages(), key=lambda e: -e.self_device_time_total)
+        result[name] = {
+            "wall_ms": 1000 * (time.perf_counter() - started),
+            "gpu_ms": sum(e.self_device_time_total for e in events) / 1000,
+            "launches": sum(e.count for e in events),
+            "top": [[e.key[:90], e.self_device_time_total / 1000, e.count] for e in events[:most]],
+        }
+
+    profiled("teacher", lambda: [own.term.teacher_forward(own.teacher, batch.teachers[0])])
+    profiled("forward", lambda: (own.engine(batch, kept["teacher"], 0.5) / denominators).sum())
+    profiled("backward", lambda: own.engine.backward(kept["forward"]))
+    profiled("optimizer", own.engine.step)
     own.close()
     return result
 
@@ -127,26 +168,25 @@ def main() -> None:
         sys.exit(record.failed())
     record.case(ceilings)
     small = {"teacher": "llada2_ep8", "rows": 16, "toy": toy}
-    record.case(distillation, **small)
-    record.case(distillation, **small, compdemo=False)
     record.case(distillation, **small, flex=True)
-    if not options.short:
-        record.case(distillation, **small | {"rows": 32})
-        record.case(distillation, **small | {"rows": 32}, flex=True)
-        record.case(distillation, **small, flex=True, compdemo=False)
-        record.case(distillation, **small, strategy="tidal")
-        record.case(distillation, **small, engine="zero3_bf16")
-    for elements in (1 << 24, 1 << 26, 1 << 28):
+    record.case(distillation, **small, flex=True, compdemo=False)
+    record.case(distillation, **small)
+    record.case(kernels, **small)
+    for elements in (1 << 24, 1 << 26, 1 << 27, 1 << 28):
         record.case(head, elements=elements, rows=4096, toy=toy)
     record.case(naive, rows=4, toy=toy)
-    record.case(distillation, **small | {"rows": 4})
+    record.case(distillation, **small | {"rows": 4}, flex=True)
+    if not options.short:
+        record.case(distillation, **small | {"rows": 32}, flex=True)
+        record.case(distillation, **small, flex=True, strategy="tidal")
+        record.case(distillation, **small, flex=True, engine="zero3_bf16")
     models.model.cache_clear()
     free_memory()
-    record.case(distillation, **small | {"teacher": "llada2"})
+    record.case(distillation, **small | {"teacher": "llada2"}, flex=True)
     if not options.short:
-        record.case(distillation, **small | {"teacher": "llada2", "rows": 8})
-        record.case(distillation, **small | {"teacher": "llada2"}, compdemo=False)
-        record.case(distillation, **small | {"teacher": "llada2"}, flex=True)
+        whole = small | {"teacher": "llada2"}
+        record.case(distillation, **whole | {"rows": 13}, engine="zero3_bf16", compdemo=False, longest=True, turns=2)
+        record.case(distillation, **whole, flex=True, compdemo=False)
     sys.exit(record.failed())
 
 

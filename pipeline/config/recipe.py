@@ -275,8 +275,9 @@ class Recipe:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluation: Evaluation = field(default_factory=Evaluation)
     logging: Logging = field(default_factory=Logging)
-    attention: Literal["sdpa", "flex"] = "sdpa"
-    """`flex`: FlexAttention in training, for GPUs: skips what the mask hides, and is compiled at the first step."""
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
+    """In training. `flex`: FlexAttention, which skips what the mask hides, and is compiled at the first step (needs a C
+    compiler). `auto`: flex on a GPU, sdpa elsewhere."""
     run_dir: str = ""
     """Run directory; default runs/NAME."""
     extends: str = ""

@@ -80,13 +80,11 @@ class Decoder:
         return cls(reader, target, columns, ends, never, config.least_probability, repeat)
 
     def mask(self, canvas: Canvas, rows: Tensor, new: slice) -> Tensor:
-        """Additive, in the model's dtype: [R, 1, new columns, all columns]. Padding sees everything, lest it be NaN."""
+        """bool [R, 1, new columns, all columns]. Padding sees everything, lest it be NaN."""
         blocks = canvas.blocks[rows]
         keys = blocks.new_full((blocks.shape[0], self.columns), PADDING)
         keys[:, : blocks.shape[1]] = blocks
-        hidden = keys[:, None, None, :] > blocks[:, None, new, None]
-        weight = self.reader.model.get_output_embeddings().weight
-        return torch.zeros(hidden.shape, dtype=weight.dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+        return keys[:, None, None, :] <= blocks[:, None, new, None]
 
     def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, columns: Tensor, state: BlockState, count: Tensor):
         """Reads new columns, of which the block's are the last ones, and decides `count` [R] of its tokens."""

@@ -29,7 +29,7 @@ def use_flex(model: PreTrainedModel) -> None:
     model.packed_inputs = flex_inputs
 
 
-def flex_inputs(packed: Packed, _dtype: torch.dtype) -> dict[str, Any]:
+def flex_inputs(packed: Packed) -> dict[str, Any]:
     """The model's arguments for packed rows [R, C]: one row of R * C tokens and padding up to whole tiles, two at least
     (a single one would be compiled for anew)."""
     tokens = packed.ids.numel()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,19 +16,14 @@ from pipeline.method.chunked_lm_head import chunked_lm_head, token_log_prob
 def hidden_states(model: nn.Module, packed: Packed, places: Tensor) -> Tensor:
     """Final hidden states at the flat `places` of packed rows: [places, H]."""
     as_inputs = getattr(model, "packed_inputs", dense_inputs)  # set by `use_flex`
-    output = model.model(**as_inputs(packed, model.get_output_embeddings().weight.dtype))
+    output = model.model(**as_inputs(packed))
     return output.last_hidden_state.flatten(0, 1)[places]
 
 
-def dense_inputs(packed: Packed, dtype: torch.dtype) -> dict[str, Any]:
-    """The model's arguments for packed rows, with a dense mask.
-
-    The mask is additive and of the model's dtype: SDPA would make one of a boolean mask in every layer, and keep them all
-    for the backward pass.
-    """
+def dense_inputs(packed: Packed) -> dict[str, Any]:
+    """The model's arguments for packed rows, with a dense mask."""
     mask = attention_mask(packed.document, packed.block, packed.noisy)
-    additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask.logical_not_(), -math.inf)
-    return {"input_ids": packed.ids, "position_ids": packed.positions, "attention_mask": additive}
+    return {"input_ids": packed.ids, "position_ids": packed.positions, "attention_mask": mask}
 
 
 def score_tokens(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import MethodType
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.initialization import no_init_weights
 
@@ -179,6 +181,7 @@ def build(config: PreTrainedConfig, *, dtype: torch.dtype, device: torch.device 
     torch.backends.cuda.enable_cudnn_sdp(False)
     with torch.device(device), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    fuse_norms(model)
     model.tie_weights()
     model.config.use_cache = False  # training would copy every key and value into a cache
     model.get_input_embeddings().padding_idx = None  # a padding id may be an end token, which must keep its gradient
@@ -187,8 +190,29 @@ def build(config: PreTrainedConfig, *, dtype: torch.dtype, device: torch.device 
     return model
 
 
-def _require_mask(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-    check_mask(args[1] if len(args) > 1 else kwargs.get("attention_mask"))
+def fuse_norms(model: nn.Module) -> None:
+    """On a GPU, transformers' norms as one kernel instead of seven: a sixth of a training step, half of a decoding one."""
+    for module in model.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.forward = MethodType(_rms_norm, module)
+
+
+def _rms_norm(module: nn.Module, hidden: Tensor) -> Tensor:
+    if hidden.is_cuda:
+        return F.rms_norm(hidden, hidden.shape[-1:], module.weight, module.variance_epsilon)
+    return type(module).forward(module, hidden)
+
+
+def _require_mask(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Checks the mask, and makes a boolean one additive and of the model's dtype: SDPA would do so in every layer, and keep
+    each layer's for the backward pass."""
+    mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+    check_mask(mask)
+    if isinstance(mask, Tensor):
+        mask = torch.zeros(mask.shape, dtype=module.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    if len(args) > 1:
+        return (args[0], mask, *args[2:]), kwargs
+    return args, {**kwargs, "attention_mask": mask}
 
 
 def _prepare(

@@ -42,7 +42,7 @@ def build_trainer(plan: Plan, topology: Topology) -> Trainer:
         seed=recipe.data.seed,
     )
     teachers = [frozen_teacher(plan, teacher, topology) for teacher in recipe.teachers]
-    if recipe.attention == "flex":
+    if recipe.attention == "flex" or (recipe.attention == "auto" and topology.device.type == "cuda"):
         for loaded in (model, *teachers):
             use_flex(loaded)
     rows = aligned_rows(recipe, "train", recipe.teachers)

@@ -79,10 +79,10 @@ class LLaDA2MoeConfig(PreTrainedConfig):
 
 
 def check_mask(mask: Tensor | BlockMask | None) -> None:
-    """Raises ValueError unless the mask is explicit: [B, 1, L, K], bool (True = may attend) or additive, or FlexAttention's."""
+    """Raises ValueError unless the mask is explicit: bool [B, 1, L, K], True = may attend (or one for FlexAttention)."""
     if isinstance(mask, BlockMask):
         return
-    if mask is None or mask.ndim != 4 or not (mask.dtype == torch.bool or mask.is_floating_point()):
+    if mask is None or mask.dtype != torch.bool or mask.ndim != 4:
         given = "none" if mask is None else f"{mask.dtype} with {mask.ndim} dimensions"
         raise ValueError(f"attention_mask must be bool [batch, 1, queries, keys], True = may attend; given: {given}")
 
@@ -176,7 +176,8 @@ class LLaDA2MoeModel(LLaDA2MoePreTrainedModel):
 
         position_ids [B, L] default to those after the cache. Raises ValueError for a missing mask.
         """
-        check_mask(attention_mask)
+        if attention_mask is None:
+            check_mask(attention_mask)  # of other kinds, additive ones are right here: loading makes them
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)[None]
@@ -207,6 +208,7 @@ class LLaDA2MoeModelLM(LLaDA2MoePreTrainedModel):
         logits_to_keep: int | Tensor = 0,
     ) -> CausalLMOutputWithPast:
         """As the inner model; logits [B, L, vocabulary], or of the positions that `logits_to_keep` names (as transformers')."""
+        check_mask(attention_mask)
         output = self.model(input_ids, attention_mask, position_ids, past_key_values, use_cache)
         kept = slice_logits_to_keep(output.last_hidden_state, logits_to_keep)
         return CausalLMOutputWithPast(logits=self.lm_head(kept), past_key_values=output.past_key_values)
