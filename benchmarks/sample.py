@@ -22,9 +22,9 @@ import torch
 
 from benchmarks import measure, workload
 from benchmarks.naive import sampler as naive
+from pipeline.core.checkpoint_files import complete_checkpoints
 from pipeline.core.errors import exit_code
 from pipeline.core.files import read_json_lines
-from pipeline.core.run_directory import complete_checkpoints
 from pipeline.decoding.sampler import GenerateConfig, generate
 from pipeline.models.loading import load_teacher, load_tokenizer
 

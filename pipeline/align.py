@@ -22,7 +22,7 @@ from pipeline.alignment.ranks import Ranks
 from pipeline.alignment.summary import table
 from pipeline.config.cli import parse, parser
 from pipeline.core.errors import BadInput, exit_code
-from pipeline.core.run_directory import record_status
+from pipeline.core.stage_status import record_status
 
 
 def main() -> None:

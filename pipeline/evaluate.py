@@ -24,8 +24,9 @@ from importlib import import_module
 
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Recipe
+from pipeline.core.checkpoint_files import complete_checkpoints, step_name, step_of
 from pipeline.core.errors import BadInput, StoppedEarly, exit_code
-from pipeline.core.run_directory import complete_checkpoints, record_status, step_name, step_of
+from pipeline.core.stage_status import record_status
 
 COMMANDS = {
     "compare": "pipeline.evaluation.compare:main",

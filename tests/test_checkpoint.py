@@ -9,17 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.alignment.manifest import load_manifest, verify_shards
 from pipeline.alignment.shards import Shard, finished
+from pipeline.core.checkpoint_files import complete_checkpoints, damaged_file, step_name
 from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json
-from pipeline.core.run_directory import complete_checkpoints, damaged_file, step_name
-from pipeline.training.checkpoint import _newest_intact as newest_intact
-from pipeline.training.checkpoint import best_step, prune
+from pipeline.distributed.topology import Topology
+from pipeline.training.checkpoint import best_step, newest_intact, prune
 from tests import tiny
 
 pytestmark = pytest.mark.launch
+
+ALONE = Topology(0, 1, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +154,13 @@ def test_a_manifest_that_is_none(tmp_path, text):
 def test_the_newest_intact_one_is_taken_and_damaged_ones_are_set_aside(run, capsys):
     found = complete_checkpoints(run)
     assert [place.name for place in found] == [step_name(n) for n in (2, 4, 6, 8)]
-    assert newest_intact(run) == found[-1]
+    assert newest_intact(run, ALONE) == found[-1]
     for place, name in ((found[-1], "state/rank-00000-of-00001.safetensors"), (found[-2], "export/config.json")):
         (place / name).write_bytes(b"")
     left = [run / "checkpoints" / name for name in (".writing-step-00000010", ".pruned-step-00000001")]
     for folder in left:
         folder.mkdir()
-    assert newest_intact(run) == found[1]
+    assert newest_intact(run, ALONE) == found[1]
     warned = capsys.readouterr().out.splitlines()
     assert [line[9:].split(" is damaged")[0] for line in warned] == [
         f"WARNING {found[-1]}/state/rank-00000-of-00001.safetensors",
@@ -172,10 +175,10 @@ def test_without_an_intact_one_nothing_is_touched(run):
     for place in complete_checkpoints(run):
         (place / "COMPLETE").write_text("{")
     with pytest.raises(BadInput, match=r"no checkpoint is intact .*step-00000008/COMPLETE.*step-00000002/COMPLETE\)"):
-        newest_intact(run)
+        newest_intact(run, ALONE)
     assert len(complete_checkpoints(run)) == 4
     shutil.rmtree(run / "checkpoints")
-    assert newest_intact(run) is None
+    assert newest_intact(run, ALONE) is None
 
 
 # What is kept

@@ -20,8 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from pipeline import evaluate
+from pipeline.core.checkpoint_files import inventory
 from pipeline.core.errors import BadInput, exit_code
-from pipeline.core.run_directory import inventory
 from pipeline.decoding.sampler import GenerateConfig, Response
 from pipeline.evaluation import lm_eval_model, lm_eval_tasks
 from pipeline.evaluation.answer_cache import Answers, Share

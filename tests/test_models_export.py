@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from pipeline.core.run_directory import inventory
+from pipeline.core.checkpoint_files import inventory
 from pipeline.models.card import add_scores
 from pipeline.models.export import export
 from pipeline.models.loading import load_student, load_teacher, load_tokenizer

@@ -22,7 +22,7 @@ from pipeline.config.cli import RECIPES, parse, parser
 from pipeline.config.recipe import Recipe, dump
 from pipeline.core.errors import BadInput
 from pipeline.evaluation.presets import PRESETS
-from pipeline.training.engine import _RECIPE_OWNS, read_engine_config, student_dtype, zero_stage
+from pipeline.training.engine import RECIPE_OWNS, read_engine_config, student_dtype, zero_stage
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -282,7 +282,7 @@ BAD_ENGINES = {
     '{"bf16": {"enabled": true}}': "enables bf16 without ZeRO: set zero_optimization.stage",
     **{
         json.dumps({key: 1}): f"sets {key}: remove it there and set {home} in the recipe"
-        for key, home in _RECIPE_OWNS.items()
+        for key, home in RECIPE_OWNS.items()
     },
 }
 

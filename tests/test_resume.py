@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from torch.testing import assert_close
 
-from pipeline.core.run_directory import complete_checkpoints, read_metrics, saved_step
+from pipeline.core.checkpoint_files import complete_checkpoints, saved_step
+from pipeline.core.run_directory import read_metrics
 from tests import launch, tiny
 from tests.drills.kill_anywhere import drill
 

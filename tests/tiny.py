@@ -13,7 +13,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipeline.core.run_directory import complete_checkpoints, read_metrics
+from pipeline.core.checkpoint_files import complete_checkpoints
+from pipeline.core.run_directory import read_metrics
 from tests import launch
 from tests.alignment_tokenizers import byte_level, metaspace
 

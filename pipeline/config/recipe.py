@@ -165,7 +165,7 @@ class Tidal:
 
 @dataclass
 class Objective:
-    """The loss: cross-entropy plus one distillation term a teacher."""
+    """The loss: cross-entropy plus one distillation term per teacher."""
 
     strategy: Strategy = "tide_cross"
     """TIDE-Cross: Reverse CALM across tokenizers, reverse KL with a shared one. TIDE-Shared: CALM-TIDAL (TIDAL with a
@@ -209,9 +209,9 @@ class Optim:
     selection_bias_rate: float = 0.001
     """When a LLaDA2 MoE is the model that is trained: step of the router's load-balancing bias."""
     global_batch: int = 64
-    """Rows an optimizer step, over all ranks."""
+    """Rows per optimizer step, over all ranks."""
     micro_tokens: int = 4096
-    """Tokens a rank holds at once: student [xt, x0] and every teacher view."""
+    """Tokens per rank and micro-batch: student [xt, x0] and every teacher view."""
 
 
 @dataclass
@@ -255,7 +255,7 @@ class Logging:
     """What is written while training."""
 
     every_steps: int = 10
-    """Steps between lines of metrics.jsonl; metrics are reduced over ranks once a line."""
+    """Steps between lines of metrics.jsonl; metrics are reduced over ranks once per line."""
     validate_every: int = 200
     """Steps between validation losses; the last step is always validated. 0 = only the last."""
 

@@ -26,7 +26,7 @@ class StoppedEarly(BaseException):
 
 
 def exit_code(stage: str, main: Callable[[], None]) -> int:
-    """Runs a stage and turns its outcome into the exit code: 0, 2 (bad input, one line a node) or 75 (stopped early)."""
+    """Runs a stage and turns its outcome into the exit code: 0, 2 (bad input, one line per node) or 75 (stopped early)."""
     try:
         main()
     except BadInput as error:

@@ -55,7 +55,7 @@ def read_json_lines(path: Path) -> list[Any]:
 
 
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Write and rename, as `write_text`; a row a line."""
+    """Write and rename, as `write_text`; one row per line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

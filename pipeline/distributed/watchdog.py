@@ -24,11 +24,23 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import BAD_INPUT, BadInput, StoppedEarly
+from pipeline.distributed import device_reads
 from pipeline.distributed.topology import Topology, remove_shared_memory
 
 BEAT, SILENCE = 5.0, 120.0
 """Seconds between two notes of a rank, and without one before a rank counts as cut off."""
 _OURS = str(Path(__file__).parents[1])
+
+_WAITS = ("/torch/distributed/", "/torch/cuda/", "/deepspeed/", device_reads.__file__)
+
+
+def is_waiting(file: str) -> bool:
+    """Whether a thread whose innermost frame is in this file probably waits for another rank.
+
+    Under gloo it waits in the collective. Under NCCL collectives only enqueue: it waits where it reads from the device, be it
+    in DeepSpeed, in torch.cuda or in our own `device_reads`.
+    """
+    return any(part in file for part in _WAITS)
 
 
 @dataclass
@@ -40,7 +52,7 @@ class Note:
     line: str
     """where its main thread is"""
     waiting: bool
-    """inside a library's collective, so probably for another rank"""
+    """see `is_waiting`"""
     failure: str = ""
     exit_code: int = 1
     ended: bool = False
@@ -121,11 +133,12 @@ class Watchdog:
 
     def _note(self, **facts: Any) -> Note:
         stack = [(f.f_code, line) for f, line in traceback.walk_stack(sys._current_frames()[self._main])]
-        waiting = any(part in stack[0][0].co_filename for part in ("/torch/distributed/", "/deepspeed/"))
-        own = [(code, line) for code, line in stack if code.co_filename.startswith(_OURS)]
-        code, line = (own or stack)[0]
+        callers = [
+            (c, n) for c, n in stack if c.co_filename.startswith(_OURS) and c.co_filename != device_reads.__file__
+        ]
+        code, line = (callers or stack)[0]
         where = f"{os.path.relpath(code.co_filename, Path(_OURS).parent)}:{line} {code.co_name}"
-        return Note(self.topology.rank, socket.gethostname(), where, waiting, **facts)
+        return Note(self.topology.rank, socket.gethostname(), where, is_waiting(stack[0][0].co_filename), **facts)
 
     def _send(self, connection: Connection, note: Note) -> None:
         with suppress(OSError):  # the other side is gone: a thread of it or of ours speaks of that

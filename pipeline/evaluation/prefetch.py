@@ -17,9 +17,9 @@ import yaml
 
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Recipe
+from pipeline.core.checkpoint_files import complete_checkpoints
 from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json, write_text
-from pipeline.core.run_directory import complete_checkpoints
 from pipeline.evaluation import human_eval
 from pipeline.evaluation.benchmarks import SOURCES, TASKS, Source, data_file, read
 from pipeline.evaluation.code.sandbox import Limits, Sandbox

@@ -11,7 +11,7 @@ from rich.console import Console
 from pipeline.config.recipe import Evaluation, Recipe
 from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json, write_json_lines
-from pipeline.core.run_directory import code_version
+from pipeline.core.version import code_version
 from pipeline.decoding.sampler import GenerateConfig
 from pipeline.evaluation.answer_cache import Answers, Record, Share
 from pipeline.evaluation.checkpoint_under_test import Checkpoint

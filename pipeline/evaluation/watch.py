@@ -8,9 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pipeline.core.checkpoint_files import complete_checkpoints, damaged_file, step_of
 from pipeline.core.errors import StoppedEarly
 from pipeline.core.files import read_json, write_json
-from pipeline.core.run_directory import best_file, complete_checkpoints, damaged_file, step_of
+from pipeline.core.run_directory import best_file
 from pipeline.evaluation.answer_cache import Record
 
 

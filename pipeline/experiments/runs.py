@@ -16,9 +16,10 @@ import torch
 
 from pipeline.alignment.manifest import load_manifest
 from pipeline.config.recipe import Recipe
+from pipeline.core.checkpoint_files import complete_checkpoints
 from pipeline.core.errors import BadInput
 from pipeline.core.files import json_sha256, read_json, read_json_lines, write_json
-from pipeline.core.run_directory import complete_checkpoints, read_metrics
+from pipeline.core.run_directory import read_metrics
 from pipeline.distributed.signals import StopSignals
 from pipeline.distributed.topology import start
 from pipeline.evaluate import evaluate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,15 @@ from pipeline.distributed.topology import Topology
 from pipeline.method.tidal import cross_entropy_weight
 from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
 from pipeline.models.flex_attention import TILE, use_flex
-from pipeline.models.loading import load_student, load_teacher, load_tokenizer
+from pipeline.models.loading import (
+    CONFIG_FILES,
+    TOKENIZER_FILES,
+    WEIGHT_FILES,
+    fetch,
+    load_student,
+    load_teacher,
+    load_tokenizer,
+)
 from pipeline.training.engine import build_engine, student_dtype
 from pipeline.training.held_out import FixedNoiseRows
 from pipeline.training.loop import Trainer
@@ -29,6 +38,14 @@ from pipeline.training.step import StudentWithLoss
 from pipeline.training.terms import build_term, tidal_mix
 
 _CROSS_ENTROPY = {"schedule": cross_entropy_weight, "uniform": torch.ones_like}
+
+
+def fetch_models(recipe: Recipe) -> None:
+    """Brings the hub's files to this node; of a node's ranks the first does it, before the others look for them."""
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        for model in (recipe.student, *recipe.teachers):
+            fetch(model.path, CONFIG_FILES + (WEIGHT_FILES if model.weights == "pretrained" else []))
+            fetch(model.tokenizer, CONFIG_FILES + TOKENIZER_FILES)
 
 
 def build_trainer(plan: Plan, topology: Topology) -> Trainer:

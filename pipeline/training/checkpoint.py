@@ -23,19 +23,11 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.core.checkpoint_files import complete_checkpoints, damaged_file, inventory, saved_step, step_name, step_of
 from pipeline.core.errors import BadInput
 from pipeline.core.files import flush, read_json, write_json
 from pipeline.core.log import log
-from pipeline.core.run_directory import (
-    best_file,
-    complete_checkpoints,
-    damaged_file,
-    inventory,
-    read_metrics,
-    saved_step,
-    step_name,
-    step_of,
-)
+from pipeline.core.run_directory import best_file, read_metrics
 from pipeline.distributed.collectives import RanksFailed, all_or_error, first_or_error
 from pipeline.distributed.topology import Topology
 from pipeline.models.export import export

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
@@ -15,9 +15,13 @@ from torch import nn
 
 from pipeline.config.recipe import Optim
 from pipeline.core.errors import BadInput
+from pipeline.distributed.device_reads import read
 from pipeline.training.monitor import PACKAGES, check_packages
 
-_RECIPE_OWNS = {
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+RECIPE_OWNS = {
     "optimizer": "optim",
     "scheduler": "optim",
     "gradient_clipping": "optim.clip",
@@ -41,17 +45,17 @@ def read_engine_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise BadInput(f"{path}: not a JSON object of DeepSpeed settings")
     for key in config:
-        if key in _RECIPE_OWNS:
+        if key in RECIPE_OWNS:
             raise BadInput(
-                f"{path} sets {key}: remove it there and set {_RECIPE_OWNS[key]} in the recipe, its only home"
+                f"{path} sets {key}: remove it there and set {RECIPE_OWNS[key]} in the recipe, its only home"
             )
     _check_settings(path, config)
     check_packages(config)
     return config
 
 
-class _Noted(dict):
-    """A dict that notes, for itself and its shallow copies, which keys were asked for."""
+class _RecordedReads(dict):
+    """A dict that records, for itself and its shallow copies, which keys were asked for."""
 
     def __init__(self, values: dict[str, Any]):
         super().__init__(values)
@@ -78,15 +82,15 @@ def _check_settings(path: Path, config: dict[str, Any]) -> None:
         raise BadInput(f'{path}: zero_optimization must be an object, as {{"stage": 3}}')
     if '"auto"' in json.dumps(config):
         raise BadInput(f'{path} sets "auto", which nothing here fills in: give a value or remove it')
-    noted = _Noted(_whole(config, Optim(), accumulation=1))
+    settings = _RecordedReads(_whole(config, Optim(), accumulation=1))
     try:
-        DeepSpeedConfig(noted)
+        DeepSpeedConfig(settings)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise BadInput(f"{path}: {error.title}: {'; '.join(faults)}") from None
     except Exception as error:  # of any class: DeepSpeed asserts, and trips over wrong types
         raise BadInput(f"{path}: DeepSpeed refuses it: {' '.join(str(error).split())}") from None
-    if unknown := sorted(noted.keys() - noted.asked):
+    if unknown := sorted(settings.keys() - settings.asked):
         raise BadInput(f"{path}: DeepSpeed knows no {', '.join(unknown)}: correct the name or remove it")
     if config.get("fp16", {}).get("enabled"):
         raise BadInput(f"{path} enables fp16: the student is float32 or, with bf16 instead of it, bfloat16")
@@ -117,7 +121,7 @@ class AdamWWithoutZeRO(torch.optim.AdamW):
     def step(self, closure: None = None) -> None:
         parameters = [p for group in self.param_groups for p in group["params"]]
         self._global_grad_norm = nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
-        self.overflow = not bool(self._global_grad_norm.isfinite())
+        self.overflow = not math.isfinite(*read(self._global_grad_norm.view(1)))
         if not self.overflow:
             super().step()
 
@@ -129,7 +133,7 @@ def parameter_groups(parameters: Sequence[nn.Parameter], weight_decay: float) ->
     return [group for group in groups if group["params"]]
 
 
-def build_engine(module: nn.Module, config: dict[str, Any], optim: Optim, accumulation: int):
+def build_engine(module: nn.Module, config: dict[str, Any], optim: Optim, accumulation: int) -> DeepSpeedEngine:
     """Wraps the student in an engine with AdamW; from here on ZeRO-3 has partitioned its parameters."""
     import deepspeed
 

@@ -15,6 +15,7 @@ from pipeline.config.recipe import Objective, Teacher
 from pipeline.data.aligned_dataset import AlignedRows
 from pipeline.data.batch import Batch, BatchBuilder, Sample
 from pipeline.data.order import accumulation_steps, balance
+from pipeline.distributed.device_reads import read
 from pipeline.distributed.topology import Topology
 from pipeline.training.terms import Term, build_term
 
@@ -64,7 +65,8 @@ def validation_loss(engine: DeepSpeedEngine, rows: FixedNoiseRows) -> ByTime:
         for batch in rows.batches(t):
             total += torch.stack([engine(batch, (), 0.0)[0] / weight, batch.t.new_tensor(batch.targets.shape[0])])
         dist.all_reduce(total)
-        losses[str(t)] = float(total[0] / total[1].clamp(min=1))
+        nats, tokens = read(total)
+        losses[str(t)] = nats / max(1, tokens)
     engine.train()
     return losses
 
@@ -109,6 +111,6 @@ def teacher_kl(
             counts += counts.new_tensor([term.count(own) for term, own in zip(terms, batch.teachers, strict=True)])
         both = torch.stack([sums, counts])
         dist.all_reduce(both)
-        for name, value in zip(kl, (both[0] / both[1].clamp(min=1)).tolist(), strict=True):
+        for name, value in zip(kl, read(both[0] / both[1].clamp(min=1)), strict=True):
             kl[name][str(t)] = value
     return kl

@@ -16,14 +16,16 @@ from pipeline.config.recipe import Recipe
 from pipeline.core.errors import StoppedEarly
 from pipeline.core.log import log
 from pipeline.data.aligned_dataset import AlignedRows
-from pipeline.data.batch import Batch, BatchBuilder, Sample
+from pipeline.data.batch import BatchBuilder, Sample
 from pipeline.data.order import GlobalBatches, SampleRef, balance
+from pipeline.distributed.device_reads import read
 from pipeline.distributed.signals import StopSignals
 from pipeline.distributed.topology import Topology
 from pipeline.training.checkpoint import NotSaved
 from pipeline.training.metrics import Metrics
 from pipeline.training.step import counts, learning_rate
 from pipeline.training.terms import Term
+from pipeline.training.transfer import StagedBatch, Transfer
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -55,6 +57,9 @@ class Trainer:
     accumulation: int
     after_step: Callable[[], None]
     """Balances a trained MoE's router; nothing for other students."""
+
+    def __post_init__(self) -> None:
+        self.transfer = Transfer(self.topology.device)
 
     def run(
         self,
@@ -94,8 +99,8 @@ class Trainer:
             if agreed.stop and not last:
                 raise StoppedEarly(f"stopped by a signal at step {done}/{self.steps}: run the same command to go on")
 
-    def _prefetched(self, first: int) -> Iterator[tuple[int, list[Batch]]]:
-        """Steps and their micro-batches, the next step's being made while this one runs."""
+    def _prefetched(self, first: int) -> Iterator[tuple[int, list[StagedBatch]]]:
+        """Steps and their micro-batches, the next step's being made and copied while this one runs."""
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(self.micro_batches, first) if first < self.steps else None
             for step in range(first, self.steps):
@@ -104,14 +109,15 @@ class Trainer:
                     coming = pool.submit(self.micro_batches, step + 1)
                 yield step, ready
 
-    def micro_batches(self, step: int) -> list[Batch]:
+    def micro_batches(self, step: int) -> list[StagedBatch]:
         """This rank's part of a global batch: `accumulation` micro-batches, some maybe empty."""
         return [self.micro_batch(samples) for samples in self.rank_slice(step)]
 
-    def micro_batch(self, samples: Sequence[SampleRef]) -> Batch:
+    def micro_batch(self, samples: Sequence[SampleRef]) -> StagedBatch:
         """These rows with their noise; none is fine."""
         seed = self.recipe.data.seed
-        return self.builder([Sample(self.rows[s.row], (seed, s.epoch, s.row)) for s in samples])
+        batch = self.builder([Sample(self.rows[s.row], (seed, s.epoch, s.row)) for s in samples])
+        return self.transfer.stage(batch)
 
     def rank_slice(self, step: int) -> list[list[SampleRef]]:
         """This rank's rows of a global batch, by micro-batch."""
@@ -122,28 +128,31 @@ class Trainer:
         mine = groups[self.topology.rank * self.accumulation : (self.topology.rank + 1) * self.accumulation]
         return [[samples[i] for i in group] for group in mine]
 
-    def train_step(self, step: int, micro_batches: list[Batch], metrics: Metrics, requests: Requests) -> Requests:
+    def train_step(self, step: int, micro_batches: list[StagedBatch], metrics: Metrics, requests: Requests) -> Requests:
         """One optimizer step. Returns what any rank requests: it travels with the counts, in one all-reduce.
 
         Raises FloatingPointError, on every rank and with nothing changed, where loss or gradient is not finite.
         """
         terms = [term for term, _ in self.teachers]
-        own = torch.stack([counts(batch, terms) for batch in micro_batches])
+        own = torch.stack([counts(batch.host, terms) for batch in micro_batches])
         shared = torch.cat([own.sum(0), torch.tensor([requests.stop, requests.save], dtype=torch.float64)])
         dist.all_reduce(shared, group=self.topology.control)  # on the CPU: no device is waited for
         totals, agreed = shared[: own.shape[1]], shared[own.shape[1] :]
         parts = self.topology.world_size * self.accumulation
+        denominators = totals.expand_as(own) if self.recipe.objective.reduction == "global" else own * parts
+        denominators, weights = self.transfer.copy(
+            torch.stack([denominators.clamp(min=1), self.weights.double().expand_as(own)])
+        )
         progress = step / self.steps
         self._set_learning_rate(step)
-        for batch, count in zip(micro_batches, own, strict=True):
-            denominators = totals if self.recipe.objective.reduction == "global" else count.to(totals) * parts
-            means = self.forward(batch, progress) / denominators.clamp(min=1).to(self.topology.device)
+        for k, batch in enumerate(micro_batches):
+            means = self.forward(batch, progress) / denominators[k]
             # DeepSpeed averages over ranks and micro-batches; our denominators already hold all of them
-            loss = (means * self.weights.to(means)).sum() * parts
+            loss = (means * weights[k]).sum() * parts
             # so that a loss that is not finite has such a gradient, whose norm DeepSpeed looks at before it steps
             self.engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan))
             self.engine.step()
-            metrics.add(means.detach(), batch.tokens)
+            metrics.add(means.detach(), batch.host.tokens)
         if not self.engine.was_step_applied():
             raise FloatingPointError(self._find_nonfinite_rows(step))
         self.after_step()
@@ -151,9 +160,9 @@ class Trainer:
         stopping, saving = (agreed > 0).tolist()
         return Requests(stopping, saving)
 
-    def forward(self, batch: Batch, progress: float) -> Tensor:
+    def forward(self, staged: StagedBatch, progress: float) -> Tensor:
         """Sums of the cross-entropy and of each teacher's term: [1 + teachers]."""
-        batch = batch.to(self.topology.device)
+        batch = staged.on_device()
         pairs = zip(self.teachers, batch.teachers, strict=True)
         teacher_outputs = [term.teacher_forward(model, own) for (term, model), own in pairs]
         return self.engine(batch, teacher_outputs, progress)
@@ -190,7 +199,7 @@ class Trainer:
     def _log(self, metrics: Metrics, done: int) -> None:
         mixes = [term.mix for term, _ in self.teachers if term.mix]
         facts = {
-            "grad_norm": float(self.engine.get_global_grad_norm()),
+            "grad_norm": read(torch.as_tensor(self.engine.get_global_grad_norm()).view(1))[0],
             "lr": self.engine.optimizer.param_groups[0]["lr"],
             "lambda": float(mixes[0]((done - 1) / self.steps, torch.zeros(()))) if mixes else None,
         }

@@ -16,6 +16,7 @@ from pipeline.core.errors import BadInput
 from pipeline.core.files import write_text
 from pipeline.core.log import log
 from pipeline.core.run_directory import read_metrics
+from pipeline.distributed.device_reads import read
 
 
 class Metrics:
@@ -78,7 +79,7 @@ class Metrics:
         """Averages since the last line, over all ranks: appends them to metrics.jsonl and prints them (rank 0)."""
         reduced = torch.cat([self._sums, torch.tensor([self._tokens], dtype=torch.float64, device=self.device)])
         dist.all_reduce(reduced)
-        *terms, tokens = reduced.tolist()
+        *terms, tokens = read(reduced)
         means = [x / max(1, self._count) for x in terms]
         seconds = time.perf_counter() - self._since
         line = {

@@ -18,7 +18,7 @@ from pipeline.alignment.manifest import check_manifest, load_manifest, verify_sh
 from pipeline.config.recipe import Recipe, Student, Teacher, compdemo_ratio, without_idle_teachers
 from pipeline.core.errors import BadInput
 from pipeline.core.log import rank
-from pipeline.core.run_directory import code_version
+from pipeline.core.version import code_version
 from pipeline.data.aligned_dataset import AlignedRows
 from pipeline.data.batch import row_tokens
 from pipeline.data.blocks import EosTail, build_blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -11,15 +12,18 @@ from pathlib import Path
 
 from pipeline.config.checks import advice
 from pipeline.config.recipe import Recipe, dump
+from pipeline.core.checkpoint_files import saved_step, step_of
 from pipeline.core.files import read_json, write_json, write_text
 from pipeline.core.log import log, rank
-from pipeline.core.run_directory import record_status, saved_step, status_file, step_of, write_status
+from pipeline.core.stage_status import record_status, status_file, write_status
+from pipeline.distributed import flight_recorder
+from pipeline.distributed.collectives import all_or_error
 from pipeline.distributed.signals import StopSignals
-from pipeline.distributed.topology import Topology, start
+from pipeline.distributed.topology import Topology, check_expert_parallel_groups, start
 from pipeline.distributed.watchdog import Watchdog
 from pipeline.models.loading import load_tokenizer
 from pipeline.training import zero_state
-from pipeline.training.build import build_trainer, fixed_noise_rows
+from pipeline.training.build import build_trainer, fetch_models, fixed_noise_rows
 from pipeline.training.checkpoint import Checkpoints, newest_intact
 from pipeline.training.held_out import TIMESTEPS, kl_terms, teacher_kl, validation_loss
 from pipeline.training.loop import Trainer
@@ -58,14 +62,15 @@ def train(plan: Plan, stop: StopSignals, timeout_minutes: float) -> None:
     """Trains to the last step. Raises StoppedEarly after a signal; ends the process where no rank can go on."""
     run_dir, limit = Path(plan.recipe.run_dir), timedelta(minutes=timeout_minutes)
     topology = start(limit + timedelta(minutes=1))  # the watchdog, which can say who hangs, is to speak first
-    with Watchdog(topology, limit.total_seconds(), partial(_fail, run_dir)) as watchdog:
+    with Watchdog(topology, limit.total_seconds(), partial(_fail, run_dir, topology.rank)) as watchdog:
         _train(plan, topology, stop, watchdog.heartbeat)
 
 
-def _fail(run_dir: Path, message: str, exit_code: int) -> None:
-    """Of the ranks that are left, the first to know writes the status file."""
+def _fail(run_dir: Path, rank: int, message: str, exit_code: int) -> None:
+    """Every rank leaves its last collectives; of those that are left, the first to know writes the status file."""
     if not status_file(run_dir, "distill").exists():
         write_status(run_dir, "distill", "failed", exit_code, step=saved_step(run_dir), message=message)
+    flight_recorder.dump(run_dir / "flight_recorder", rank)
 
 
 def _train(plan: Plan, topology: Topology, stop: StopSignals, heartbeat: Callable[[str], None]) -> None:
@@ -73,6 +78,11 @@ def _train(plan: Plan, topology: Topology, stop: StopSignals, heartbeat: Callabl
     heartbeat("reading the checkpoints")
     checkpoint = newest_intact(run_dir, topology)
     first = step_of(checkpoint) if checkpoint else 0
+    heartbeat("fetching the models")
+    check_expert_parallel_groups(
+        topology.gather_objects(socket.gethostname()), plan.expert_parallel_size, topology.local_world_size
+    )
+    all_or_error(partial(fetch_models, recipe), topology.gather_objects)
     heartbeat("loading the models")
     trainer = build_trainer(plan, topology)
     metrics = Metrics(

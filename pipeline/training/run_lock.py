@@ -10,10 +10,11 @@ from typing import Any, TextIO
 import yaml
 
 from pipeline.config.recipe import Recipe, dump, without_idle_teachers
+from pipeline.core.checkpoint_files import complete_checkpoints
 from pipeline.core.errors import BadInput
 from pipeline.core.files import read_json
 from pipeline.core.log import rank
-from pipeline.core.run_directory import complete_checkpoints, status_file
+from pipeline.core.stage_status import status_file
 
 
 def finished(recipe: Recipe) -> bool:

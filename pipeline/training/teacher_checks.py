@@ -14,6 +14,7 @@ from pipeline.config.recipe import Teacher
 from pipeline.core.errors import BadInput
 from pipeline.core.log import log
 from pipeline.data.batch import TeacherBatch
+from pipeline.distributed.device_reads import read
 from pipeline.models.forward import log_prob_and_hit, score_tokens
 from pipeline.training.held_out import TIMESTEPS, FixedNoiseRows
 
@@ -74,7 +75,8 @@ def likelihood(model: nn.Module, k: int, rows: FixedNoiseRows) -> tuple[float, f
         counts += torch.bincount(teacher.targets, minlength=vocabulary)
     dist.all_reduce(nats)
     dist.all_reduce(counts)
-    return float(nats / counts.sum()), float(torch.special.entr(counts / counts.sum()).sum())
+    mean, entropy = read(torch.stack([nats / counts.sum(), torch.special.entr(counts / counts.sum()).sum()]))
+    return mean, entropy
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def probe_teacher(name: str, model: nn.Module, k: int, views: Mapping[str, Fixed
             for batch in rows.batches(t):
                 sums[i] += _known(model, batch.teachers[k])
         dist.all_reduce(sums)
-        probe.log_prob[view], probe.accuracy[view] = (sums[:, :2] / sums[:, 2:].clamp(min=1)).T.tolist()
+        means = sums[:, :2] / sums[:, 2:].clamp(min=1)
+        probe.log_prob[view], probe.accuracy[view] = read(means[:, 0]), read(means[:, 1])
         pairs = zip(TIMESTEPS, probe.log_prob[view], probe.accuracy[view], strict=True)
         log.info(f"  {view:9}  " + "  ".join(f"t={t}: {nats:.2f} ({right:.0%})" for t, nats, right in pairs))
     if max(probe.log_prob["one_view"]) < probe.uniform:

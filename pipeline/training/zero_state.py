@@ -1,6 +1,6 @@
 """The student's training state by parameter name: the same files whatever the ranks and the ZeRO stage.
 
-A checkpoint's state/ holds safetensors, one file a rank. Of each parameter: `weight.NAME` (float32 master copy),
+A checkpoint's state/ holds safetensors, one file per rank. Of each parameter: `weight.NAME` (float32 master copy),
 `exp_avg.NAME`, `exp_avg_sq.NAME`; besides, `buffer.NAME` and `metrics.RANK`.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -29,35 +30,34 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's; its step count is the checkpoint's step."""
 
 
-def collect(engine) -> dict[str, Tensor]:
+def collect(engine: DeepSpeedEngine) -> dict[str, Tensor]:
     """This rank's share of the state, on the CPU: whole tensors, shares of similar size. Collective."""
     parameters = dict(engine.module.model.named_parameters())
     sizes = [getattr(p, "ds_shape", p.shape).numel() for p in parameters.values()]  # under ZeRO-3 a parameter is empty
-    shares = balance(sizes, dist.get_world_size())
-    mine = set(shares[dist.get_rank()])
-    found = {}
+    kept = set(balance(sizes, dist.get_world_size())[dist.get_rank()])
+    state = {}
     for number, (name, parameter) in enumerate(parameters.items()):
         for kind in ("weight", *MOMENTS):
             whole = _get(engine, parameter, kind)
-            if number in mine:
-                found[f"{kind}.{name}"] = whole.detach().cpu().clone()
+            if number in kept:
+                state[f"{kind}.{name}"] = whole.detach().cpu().clone()
     if dist.get_rank() == 0:
-        found |= {f"buffer.{n}": b.detach().cpu().clone() for n, b in _buffers(engine.module.model).items()}
-    return found
+        state |= {f"buffer.{n}": b.detach().cpu().clone() for n, b in _buffers(engine.module.model).items()}
+    return state
 
 
-def restore(engine, folder: Path, step: int) -> list[Tensor]:
+def restore(engine: DeepSpeedEngine, folder: Path, step: int) -> list[Tensor]:
     """Puts a saved state into an engine whose optimizer has stepped once. Returns every saving rank's metrics. Collective.
 
     Raises BadInput for a folder that does not hold this student's state.
     """
     files = [safe_open(path, "pt") for path in sorted(folder.glob("*.safetensors"))]
-    where = {name: file for file in files for name in file.keys()}
+    file_of = {name: file for file in files for name in file.keys()}
 
     def saved(name: str) -> Tensor:
-        if name not in where:
+        if name not in file_of:
             raise BadInput(f"{folder} lacks {name}: it is another model's or another version's; start another run")
-        return where[name].get_tensor(name)
+        return file_of[name].get_tensor(name)
 
     for name, parameter in engine.module.model.named_parameters():
         weight = saved(f"weight.{name}")
@@ -78,7 +78,7 @@ def _buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in model.named_buffers() if name in persistent}
 
 
-def _get(engine, parameter: nn.Parameter, kind: str) -> Tensor:
+def _get(engine: DeepSpeedEngine, parameter: nn.Parameter, kind: str) -> Tensor:
     """A parameter's whole master weight or moment. Collective."""
     if engine.zero_optimization_stage() == 0:
         return parameter if kind == "weight" else engine.optimizer.state[parameter][kind]
@@ -87,7 +87,7 @@ def _get(engine, parameter: nn.Parameter, kind: str) -> Tensor:
     return safe_get_full_optimizer_state(parameter, kind)
 
 
-def _set(engine, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
+def _set(engine: DeepSpeedEngine, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
     """Sets a parameter's master weight or moment from the whole tensor; every rank keeps what is its own."""
     stage = engine.zero_optimization_stage()
     if stage == 0:
@@ -99,6 +99,6 @@ def _set(engine, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         weight, moment = safe_set_local_fp32_param, safe_set_local_optimizer_state
         size = parameter.ds_tensor.numel()
         start = size * dist.get_rank()
-        own = value.flatten()[start : start + size]
-        value = torch.cat([own, own.new_zeros(size - own.numel())])
+        partition = value.flatten()[start : start + size]
+        value = torch.cat([partition, partition.new_zeros(size - partition.numel())])
     weight(parameter, value) if kind == "weight" else moment(parameter, value, kind)

@@ -49,6 +49,7 @@ def main() -> None:
         student.train()
         found = {f"kl.{teacher}": torch.tensor(list(by_t.values())) for teacher, by_t in kl.items()}
         found |= plain_gradients(trainer) if topology.world_size == 1 else {}
+        found["accumulation"] = torch.tensor(trainer.accumulation)
         found |= run(trainer, Path(folder) / f"{name}.jsonl")
         if topology.rank == 0:
             save_file(found, Path(folder) / f"{name}.safetensors")
@@ -83,7 +84,8 @@ def plain_gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
         return {}
     module, whole = trainer.engine.module, trainer.accumulation
     trainer.accumulation = 1
-    (batch,) = trainer.micro_batches(0)
+    (staged,) = trainer.micro_batches(0)
+    batch = staged.host
     trainer.accumulation = whole
     counts = [batch.maskable, *(t.count(b) for (t, _), b in zip(trainer.teachers, batch.teachers, strict=True))]
     outputs = [t.teacher_forward(m, b) for (t, m), b in zip(trainer.teachers, batch.teachers, strict=True)]

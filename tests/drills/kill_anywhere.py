@@ -25,7 +25,8 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from pipeline.core.run_directory import read_metrics, saved_step
+from pipeline.core.checkpoint_files import saved_step
+from pipeline.core.run_directory import read_metrics
 from tests import launch, tiny
 
 RANKS, STEPS_A_KILL, GRACE = 2, 12, 120.0

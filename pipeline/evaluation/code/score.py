@@ -19,7 +19,7 @@ from rich.progress import track
 from pipeline.config.cli import parse, parser
 from pipeline.core.errors import BadInput
 from pipeline.core.files import read_json, read_json_lines, write_json, write_json_lines
-from pipeline.core.run_directory import record_status
+from pipeline.core.stage_status import record_status
 from pipeline.evaluation import scoring
 from pipeline.evaluation.answer_cache import Answers, Record, request_key
 from pipeline.evaluation.code.sandbox import Limits, Sandbox, Tests

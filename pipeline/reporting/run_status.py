@@ -1,0 +1,200 @@
+"""Where a run stands: what `status` shows on one screen."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pipeline.core.checkpoint_files import complete_checkpoints
+from pipeline.core.files import read_json
+from pipeline.core.run_directory import best_file
+from pipeline.core.stage_status import status_file
+from pipeline.evaluation.results import Score
+from pipeline.reporting.run_record import Run, Validation
+
+RECENT = 20
+"""Logging lines that the rate is taken from."""
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """How a stage ended, as in status/STAGE.json."""
+
+    state: str
+    exit_code: int
+    message: str
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A complete checkpoint; times in seconds."""
+
+    folder: str
+    age: float
+    seconds: float | None
+    """That saving it took."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What is not known yet is None. Times are in seconds."""
+
+    run: str
+    strategy: str
+    state: str
+    """Of the distillation: `running`, how it ended, `killed` or `not started`."""
+    stages: Mapping[str, StageStatus]
+    step: int
+    steps: int | None
+    ranks: int | None
+    last_line_age: float | None
+    seconds_per_step: float | None
+    tokens_per_second: float | None
+    loss: float | None
+    terms: Mapping[str, float]
+    grad_norm: float | None
+    lr: float | None
+    validation: Validation | None
+    checkpoint: SavedCheckpoint | None
+    """The newest."""
+    checkpoints: int
+    """Complete ones."""
+    evaluated: str
+    """The newest evaluated step's name; "" without one."""
+    scores: Mapping[str, Score]
+    """Of that step, by task."""
+    best: Mapping[str, Any] | None
+    """evaluation/best.json."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the last step, at the present rate."""
+        return self.seconds_per_step * (self.steps - self.step) if self.seconds_per_step and self.steps else None
+
+    def to_json(self) -> dict[str, Any]:
+        """As `status --json` prints it."""
+        values = asdict(self) | {"seconds_left": self.seconds_left}
+        values["validation"] = self.validation and {"step": self.validation.step, "loss": self.validation.loss}
+        scores = {task: score.to_json() for task, score in self.scores.items()}
+        values["evaluation"] = {"folder": values.pop("evaluated"), "scores": scores} if values.pop("scores") else None
+        return values
+
+    def table(self) -> Table:
+        """One screen; a line that has nothing to say is left out."""
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold")
+        for name, text in self._lines():
+            table.add_row(name, text)
+        return table
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        yield "run", f"{self.run}  {self.strategy}"
+        ranks = f" on {self.ranks} ranks" if self.ranks else ""
+        last = f", last line {_span(self.last_line_age)} ago" if self.last_line_age is not None else ""
+        yield "state", f"{self.state}{ranks}{last}"
+        share = f" ({self.step / self.steps:.0%})" if self.steps else ""
+        yield "step", f"{self.step} of {self.steps or '?'}{share}"
+        if self.seconds_per_step:
+            left = f", {_span(self.seconds_left)} left" if self.seconds_left else ""
+            yield "rate", f"{self.seconds_per_step:.3g} s/step, {self.tokens_per_second:,.0f} tokens/s{left}"
+        if self.loss is not None:
+            terms = " + ".join(f"{name} {value:.4f}" for name, value in self.terms.items())
+            yield (
+                "loss",
+                f"{self.loss:.4f} ({terms}); gradient norm {self.grad_norm:.3g}, learning rate {self.lr:.3g}",
+            )
+        if self.validation:
+            yield "validation", f"{self.validation.loss:.4f} at step {self.validation.step}"
+        if newest := self.checkpoint:
+            took = f", saved in {newest.seconds:.3g} s" if newest.seconds else ""
+            yield "checkpoint", f"{newest.folder}{took}, {_span(newest.age)} ago; {self.checkpoints} complete"
+        else:
+            yield "checkpoint", "none yet"
+        if self.scores:
+            scores = [f"{task} {_value(score)} ({score.bounds or score.n})" for task, score in self.scores.items()]
+            yield "evaluation", f"{self.evaluated}: {', '.join(scores)}"
+        if self.best:
+            yield "best", f"step {self.best['step']}: {self.best['task']} {self.best['value']:.3f}"
+        for stage, ended in self.stages.items():
+            yield stage, f"{ended.state}, exit code {ended.exit_code}. {ended.message}".rstrip(". ")
+
+
+def run_status(run: Run, now: float) -> RunStatus:
+    """Reads what the run's record does not hold: the lock, checkpoints, the stages' status files, ages."""
+    files = sorted((run.folder / "status").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    stages = {path.stem: read_json(path) for path in files}
+    last = (run.training or [{}])[-1]
+    seconds, rate = _rate(run.training)
+    checkpoints = complete_checkpoints(run.folder)
+    return RunStatus(
+        run=str(run.folder),
+        strategy=run.strategy,
+        state=_state(run.folder),
+        stages={name: StageStatus(*map(s.get, ("state", "exit_code", "message"))) for name, s in stages.items()},
+        step=int(last.get("step", 0)),
+        steps=run.steps,
+        ranks=run.world_size,
+        last_line_age=_age(run.folder / "metrics.jsonl", now),
+        seconds_per_step=seconds,
+        tokens_per_second=rate,
+        loss=last.get("loss"),
+        terms={name: last[name] for name in ("cross_entropy", *run.teachers) if name in last},
+        grad_norm=last.get("grad_norm"),
+        lr=last.get("lr"),
+        validation=run.validation[-1] if run.validation else None,
+        checkpoint=_saved(checkpoints[-1], now) if checkpoints else None,
+        checkpoints=len(checkpoints),
+        evaluated=run.last_step,
+        scores=run.evaluations.get(run.last_step, {}),
+        best=read_json(best_file(run.folder)),
+    )
+
+
+def _saved(folder: Path, now: float) -> SavedCheckpoint:
+    complete = folder / "COMPLETE"
+    return SavedCheckpoint(folder.name, now - complete.stat().st_mtime, (read_json(complete) or {}).get("seconds"))
+
+
+def _rate(lines: Sequence[Mapping[str, float]]) -> tuple[float | None, float | None]:
+    """Seconds per step and tokens per second of the last lines, validation and checkpoints between them included."""
+    recent = lines[-RECENT - 1 :]
+    if len(recent) < 2:
+        return None, recent[0]["tokens_per_second"] if recent else None
+    seconds = sum(line["seconds"] for line in recent[1:])
+    return seconds / (recent[-1]["step"] - recent[0]["step"]), sum(line["tokens"] for line in recent[1:]) / seconds
+
+
+def _state(folder: Path) -> str:
+    if _is_locked(folder / ".lock"):
+        return "running"
+    unsaid = "killed" if (folder / "metrics.jsonl").is_file() else "not started"
+    return (read_json(status_file(folder, "distill")) or {}).get("state", unsaid)
+
+
+def _is_locked(lock: Path) -> bool:
+    try:
+        with lock.open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _age(path: Path, now: float) -> float | None:
+    return max(0.0, now - path.stat().st_mtime) if path.exists() else None
+
+
+def _span(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _value(score: Score) -> str:
+    return "-" if score.value is None else f"{score.value:.3f}"  # programs that were not run yet

@@ -1,0 +1,96 @@
+"""Every engine file on the CPU: no wait in the step, float32 where gradients meet, bf16 runs that resume and name bad rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.core.checkpoint_files import complete_checkpoints
+from tests import launch, tiny
+
+pytestmark = pytest.mark.launch
+
+ENGINES = sorted((launch.ROOT / "ds_configs").glob("*.json"))
+BF16 = ("--teachers.dtype", "bfloat16", "--deepspeed", "ds_configs/zero3_bf16.json")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    return tiny.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def engines(recipe, tmp_path_factory):
+    """What one step of each engine file does, of those that need no compiler."""
+    out = tmp_path_factory.mktemp("reads") / "reads.json"
+    launch.deepspeed(1, "tests/distributed/host_reads.py", out, "--recipe", recipe, "--", *ENGINES)
+    return json.loads(out.read_text())
+
+
+def test_a_step_waits_for_the_device_only_where_deepspeed_looks_at_the_gradient(engines):
+    assert engines.keys() == {path.stem for path in ENGINES}
+    for name, engine in engines.items():
+        assert engine["synchronize"] == 0, name
+        # without ZeRO we look at the gradient's norm ourselves
+        reads = [file.rpartition("/")[2] for file in engine["reads"]]
+        assert reads == (["device_reads.py"] if name == "zero0" else []), name
+
+
+def test_gradients_meet_in_float32_whatever_the_weights_are(engines):
+    for name, engine in engines.items():
+        assert (engine["communication"], engine["accumulation"]) == ("torch.float32", "torch.float32"), name
+        bf16 = json.loads((launch.ROOT / f"ds_configs/{name}.json").read_text()).get("bf16", {}).get("enabled", False)
+        assert engine["weights"] == ("torch.bfloat16" if bf16 else "torch.float32"), name
+
+
+@pytest.mark.parametrize("stage", ["zero3_bf16", "zero1_bf16"])
+def test_two_ranks_sum_the_same_bf16_gradients_as_two_micro_batches(recipe, tmp_path, stage):
+    """Each micro-batch's gradient is rounded to bf16; sums of them are not, over ranks or over time."""
+    words = [
+        "--recipe", str(recipe), "--optim.global_batch", "2", "--optim.micro_tokens", "400",
+        "--teachers.dtype", "bfloat16", "--deepspeed", f"ds_configs/{stage}.json",
+    ]  # fmt: skip
+    results = []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        launch.deepspeed(ranks, "tests/distributed/gradients.py", folder, json.dumps({"bf16": words}))
+        results.append(load_file(folder / "bf16.safetensors"))
+    one, two = results
+    assert (one["accumulation"], two["accumulation"]) == (2, 1)
+    names = [name for name in one if name.startswith("gradient.0.")]
+    assert names
+    for name in names:
+        difference = (one[name] - two[name]).norm() / one[name].norm().clamp(min=1e-12)
+        assert difference < 1e-5, (name, float(difference))
+
+
+@pytest.mark.slow
+def test_a_bf16_run_that_is_resumed_ends_to_the_bit_where_it_would_have(recipe, tmp_path):
+    tiny.train(recipe, tmp_path / "whole", 2, *BF16)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    for path in complete_checkpoints(tmp_path / "resumed"):
+        if path.name > "step-00000004":
+            shutil.rmtree(path)
+    shutil.rmtree(tmp_path / "resumed/status")
+    assert "going on from" in tiny.train(recipe, tmp_path / "resumed", 2, *BF16)
+    tiny.assert_same(tmp_path / "whole", tmp_path / "resumed")
+    weights = [t for name, t in tiny.tensors(tmp_path / "whole").items() if name.startswith("weight.")]
+    assert all(t.dtype == torch.float32 for t in weights)  # the master copies
+    assert any((t != t.bfloat16().float()).any() for t in weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["zero3_bf16", "zero1_bf16"])
+def test_a_bf16_step_that_is_not_finite_is_not_taken(recipe, tmp_path, stage):
+    words = ["--recipe", recipe, "--optim.global_batch", "41", "--teachers.dtype", "bfloat16"]
+    script = "tests/distributed/not_finite.py"
+    launch.deepspeed(2, script, tmp_path / "found", *words, "--deepspeed", f"ds_configs/{stage}.json")
+    for rank in range(2):
+        found = json.loads((tmp_path / f"found.rank{rank}").read_text())
+        assert found["message"].startswith("the loss of sums row 40 is not finite at step 1: no step was taken")
+        assert found["unchanged"] and found["again"] == found["message"]
