@@ -8,6 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # DeepSpeed compiles one op on first use; a cache of our own is not rebuilt by other projects' compilers
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 RANKS ?= 2
+WORKERS ?= 2
 DISTILL := deepspeed --num_gpus $(RANKS) pipeline/distill.py --deepspeed ds_configs/zero3.json
 
 .PHONY: help install demo demo-teacher demo-student test test-all code code-data bench study lint types lock clean
@@ -70,9 +71,9 @@ demo-student: $(VENV)/.installed
 	$(DISTILL) --recipe demo_student
 	cp runs/demo-student/checkpoints/step-00001000/export/model.safetensors demo/student/
 
-# Every test below a minute; two workers, a file of tests on one of them, those that start several processes all on one.
+# Every test below a minute; on two workers (WORKERS=0: in one process), a file of tests on one of them, those that start several processes all on one.
 test: $(VENV)/.installed-tests
-	OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n $(WORKERS) --dist loadgroup
 
 # The long tests too: the whole demo, jobs under a real Slurm, every launcher.
 test-all: test

@@ -13,6 +13,7 @@ if not __package__:  # run as a script: the root, not pipeline/, belongs on the 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from collections import Counter
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
@@ -53,5 +54,8 @@ def bad_rows(rows: ChatRows, limit: int, on_bad_row: str) -> Counter[str]:
     return Counter(conversation.reason for conversation in conversations if isinstance(conversation, BadRow))
 
 
+command = partial(exit_code, "prepare", main)
+"""The console command `tide-prepare`; returns the exit code."""
+
 if __name__ == "__main__":
-    sys.exit(exit_code("prepare", main))
+    sys.exit(command())

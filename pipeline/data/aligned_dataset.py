@@ -58,7 +58,7 @@ class AlignedRows:
             tables = [datasets.Dataset.from_file(f) for f in files]
         except (pa.ArrowInvalid, OSError) as error:
             raise BadInput(f"{folder}: a shard is damaged or missing ({error}): run align again") from None
-        self._rows = datasets.concatenate_datasets(tables).with_format("numpy") if tables else []
+        self._rows: Any = datasets.concatenate_datasets(tables).with_format("numpy") if tables else []
         self._teachers = list(teachers)
         self.student_lengths = self._lengths("input_ids")
         self.teacher_lengths = [self._lengths(f"{name}_input_ids") for name in teachers]

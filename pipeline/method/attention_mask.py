@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def may_attend(q_document, q_block, q_noisy, k_document, k_block, k_noisy):
+def may_attend(
+    q_document: Tensor, q_block: Tensor, q_noisy: Tensor, k_document: Tensor, k_block: Tensor, k_noisy: Tensor
+) -> Tensor:
     """The block-diffusion predicate, elementwise on broadcastable tensors (or FlexAttention's scalars).
 
     A noisy query sees its own noisy block and all earlier clean blocks; a clean query sees its own and earlier clean

@@ -94,9 +94,9 @@ class Metrics:
         }
         self.append(line)
         left = (time.perf_counter() - self._started) / (step - self.first) * (self.steps - step)
-        terms = "  ".join(f"{name} {line[name]:.4f}" for name in self.names)
+        losses = "  ".join(f"{name} {line[name]:.4f}" for name in self.names)
         pace = f"{seconds / max(1, self._count):.3f} s/step  {left:.0f} s left"
-        log.info(f"step {step}/{self.steps}  loss {line['loss']:.4f}  {terms}  {pace}")
+        log.info(f"step {step}/{self.steps}  loss {line['loss']:.4f}  {losses}  {pace}")
         self._clear()
         self._since = time.perf_counter()
         return line
