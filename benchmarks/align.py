@@ -62,7 +62,7 @@ def ours(file: Path, names: tuple[str, str], folder: Path) -> Callable[[int], in
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.redirect_stdout(io.StringIO()):
             manifest, _ = align(recipe, Ranks(), processes=1, shard_rows=4096)
-        return manifest["statistics"]["teacher"]["chunks"]
+        return manifest.statistics["teacher"].chunks
 
     return run
 

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.alignment import shards
 from pipeline.alignment.manifest import (
+    RowCounts,
     check_manifest,
     load_manifest,
     verify_shards,
@@ -52,16 +53,16 @@ def test_the_dataset_follows_its_contract(run_align, align_recipe, tmp_path, ali
         answer = [student[i] for i, m in zip(row["input_ids"], row["maskable"], strict=True) if m]
         assert b"".join(answer).decode() == source["messages"][1]["content"] + "<|im_end|>"
     manifest = load_manifest(tmp_path / "aligned")
-    assert manifest["rows"]["train"] == {"read": 40, "kept": 40, "dropped": {}}
-    assert manifest["tokens"]["student"] == sum(map(len, rows["input_ids"]))
-    assert manifest["sources"][0]["licence"] == "CC0"
-    statistics = manifest["statistics"]["llada2"]
-    assert statistics["chunks"] == sum(max(ids) + 1 for ids in rows["llada2_chunk_ids"])
+    assert manifest.rows["train"] == RowCounts(40, 40, {})
+    assert manifest.tokens["student"] == sum(map(len, rows["input_ids"]))
+    assert manifest.inputs.sources[0].source.licence == "CC0"
+    statistics = manifest.statistics["llada2"]
+    assert statistics.chunks == sum(max(ids) + 1 for ids in rows["llada2_chunk_ids"])
     outside = sum(
         m and c < 0 for row in rows for m, c in zip(row["maskable"], row["llada2_student_chunk_ids"], strict=True)
     )
-    assert statistics["maskable_outside_chunks_share"] == outside / manifest["tokens"]["maskable"]
-    assert [shard["rows"] for shard in manifest["shards"]] == [16, 16, 8, 5]
+    assert statistics.maskable_outside_chunks_share == outside / manifest.tokens["maskable"]
+    assert [shard.rows for shard in manifest.shards] == [16, 16, 8, 5]
     assert read_json(tmp_path / "run/status/align.json")["state"] == "done"
     verify_shards(tmp_path / "aligned", manifest)
 
@@ -74,8 +75,8 @@ def test_weighted_sources_are_mixed(run_align, align_recipe, tmp_path):
     rows = table(tmp_path / "aligned")
     assert rows["row"] == [*range(0, 40, 2), 0, 0, 1, 1, 2, 2]
     assert rows["source"] == ["half"] * 20 + ["twice"] * 6
-    assert load_manifest(tmp_path / "aligned")["rows"]["train"]["kept"] == 26
-    assert load_manifest(tmp_path / "aligned")["tokens"]["student"] == sum(map(len, rows["input_ids"]))
+    assert load_manifest(tmp_path / "aligned").rows["train"].kept == 26
+    assert load_manifest(tmp_path / "aligned").tokens["student"] == sum(map(len, rows["input_ids"]))
 
 
 def test_batches_do_not_change_the_rows(run_align, tmp_path, monkeypatch):
@@ -100,9 +101,9 @@ def test_no_teacher_and_several(run_align, align_recipe, tmp_path, align_tokeniz
     rows, manifest = table(tmp_path / "aligned"), load_manifest(tmp_path / "aligned")
     assert rows["wedlm_input_ids"] == rows["input_ids"]
     assert rows["wedlm_chunk_ids"] == rows["wedlm_student_chunk_ids"]
-    assert manifest["teachers"]["wedlm"]["shared_vocab"] == len(byte_level())
-    assert manifest["teachers"]["llada2"]["shared_vocab"] == 0
-    assert manifest["statistics"]["wedlm"]["one_to_one_share"] == 1.0
+    assert manifest.inputs.teachers["wedlm"].shared_vocab == len(byte_level())
+    assert manifest.inputs.teachers["llada2"].shared_vocab == 0
+    assert manifest.statistics["wedlm"].one_to_one_share == 1.0
     check_manifest(manifest, recipe_of(align_recipe, "--teachers", json.dumps(teachers[1:])))  # a subset will do
     assert "reused 4 shards, built 0" in run_align("--teachers", json.dumps(teachers[1:]))[1]
 
@@ -127,7 +128,7 @@ def test_finished_shards_are_kept(run_align, tmp_path):
 
 def test_other_settings_replace_the_dataset(run_align, tmp_path):
     run_align()
-    first = load_manifest(tmp_path / "aligned")["key"]
+    first = load_manifest(tmp_path / "aligned").key
     code, out, _ = run_align("--data.student_length", "24", "--student.block_size", "8", "--shard-rows", "40")
     assert code == 0 and f"holds another dataset, with key {first[:12]}" in out
     assert "reused 0 shards, built 2, removed 2 of another dataset" in out
@@ -156,8 +157,8 @@ def test_bad_rows_are_dropped_and_counted_if_asked_for(run_align, tmp_path):
     assert run_align()[0] == 2
     code, out, _ = run_align("--data.on_bad_row", "drop")
     assert code == 0 and "1 no_messages, 1 tools" in out
-    counts = {"read": 42, "kept": 40, "dropped": {"no_messages": 1, "tools": 1}}
-    assert load_manifest(tmp_path / "aligned")["rows"]["train"] == counts
+    counts = RowCounts(42, 40, {"no_messages": 1, "tools": 1})
+    assert load_manifest(tmp_path / "aligned").rows["train"] == counts
     assert table(tmp_path / "aligned")["row"] == [*range(20), *range(22, 42)]
 
 
@@ -167,7 +168,7 @@ def test_only_last_answers_if_asked_for(run_align, tmp_path):
     maskable = {}
     for setting in ("all", "last"):
         assert run_align("--data.maskable", setting)[0] == 0
-        maskable[setting] = load_manifest(tmp_path / "aligned")["tokens"]["maskable"]
+        maskable[setting] = load_manifest(tmp_path / "aligned").tokens["maskable"]
     assert maskable["all"] == 2 * maskable["last"]
 
 
@@ -176,7 +177,7 @@ def test_the_format_of_every_source_is_shown_and_kept(run_align, tmp_path):
     sources = [{"path": str(tmp_path / f"{name}.jsonl"), "name": name} for name in ("rows", "pairs")]
     code, out, _ = run_align("--data.sources", json.dumps(sources))
     assert code == 0 and "40 rows, messages" in out and "3 rows, prompt_completion" in out
-    formats = [source["content"]["format"] for source in load_manifest(tmp_path / "aligned")["sources"]]
+    formats = [data.content.format for data in load_manifest(tmp_path / "aligned").inputs.sources]
     assert formats == ["messages", "prompt_completion"]
 
 
@@ -188,11 +189,7 @@ def test_the_loss_of_many_rows_is_said_aloud(run_align, tmp_path):
 def test_rows_are_dropped_with_a_reason(run_align, tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", [*ROWS, {"messages": [{"role": "user", "content": "Anybody?"}]}])
     assert "1 no_assistant_content" in run_align()[1]
-    assert load_manifest(tmp_path / "aligned")["rows"]["train"] == {
-        "read": 41,
-        "kept": 40,
-        "dropped": {"no_assistant_content": 1},
-    }
+    assert load_manifest(tmp_path / "aligned").rows["train"] == RowCounts(41, 40, {"no_assistant_content": 1})
 
 
 @pytest.mark.parametrize(

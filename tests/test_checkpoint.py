@@ -109,7 +109,7 @@ def test_every_file_of_an_aligned_dataset(place, how):
     folder = place / "aligned"
     manifest = load_manifest(folder)
     found = files(folder)
-    assert len(found) == 1 + 2 * len(manifest["shards"]) and len(manifest["shards"]) == 4
+    assert len(found) == 1 + 2 * len(manifest.shards) and len(manifest.shards) == 4
     for path in found:
         key = json.loads(path.with_suffix(".json").read_text())["key"]
         with damaged(path, DAMAGE[how]):

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.alignment.fingerprint import FORMAT, tokenizer_fingerprint
 from pipeline.alignment.manifest import (
-    FORMAT,
+    add_checksum,
     align_command,
     check_manifest,
     load_manifest,
-    seal,
-    tokenizer_fingerprint,
     verify_shards,
 )
 from pipeline.core.errors import BadInput
@@ -51,9 +50,7 @@ def test_a_recipe_that_does_not_fit_is_refused(run_align, align_recipe, tmp_path
 
 def test_an_edited_template_changes_the_key(run_align, align_recipe, tmp_path, align_tokenizers):
     copy = shutil.copytree(align_tokenizers / "student", tmp_path / "copy")
-    assert (
-        tokenizer_fingerprint(str(copy))["sha256"] == tokenizer_fingerprint(str(align_tokenizers / "student"))["sha256"]
-    )
+    assert tokenizer_fingerprint(str(copy)).sha256 == tokenizer_fingerprint(str(align_tokenizers / "student")).sha256
     run_align()
     manifest = load_manifest(tmp_path / "aligned")
     check_manifest(manifest, recipe_of(align_recipe, "--student.tokenizer", str(copy)))  # the same files elsewhere
@@ -68,7 +65,7 @@ def test_a_dataset_of_an_older_format_is_refused(run_align, tmp_path):
     file = tmp_path / "aligned/manifest.json"
     fields = json.loads(file.read_text())
     del fields["digest"]
-    file.write_text(json.dumps(seal(fields | {"format": FORMAT - 1})))
+    file.write_text(json.dumps(add_checksum(fields | {"format": FORMAT - 1})))
     with pytest.raises(BadInput, match=rf"has format {FORMAT - 1}, not {FORMAT}: run `python pipeline/align\.py"):
         load_manifest(tmp_path / "aligned")
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import pytest
 
 from pipeline import align, prepare
-from pipeline.alignment.manifest import load_manifest
+from pipeline.alignment.manifest import RowCounts, load_manifest
 from pipeline.config.cli import parse, parser
 from pipeline.core.errors import exit_code
 from pipeline.core.files import read_json
@@ -54,10 +54,10 @@ def test_the_data_of_the_paper_s_recipes(run_stage, tmp_path, align_tokenizers, 
     words = ["--data.aligned", str(tmp_path / "aligned"), "--processes", "1", "--teachers", "[]"]
     assert run_stage(align, name, *data, *words, "--student.tokenizer", str(align_tokenizers / "student"))[0] == 0
     manifest = load_manifest(tmp_path / "aligned")
-    first, second = (source["content"]["rows"] for source in manifest["sources"][2:])
+    first, second = (data.content.rows for data in manifest.inputs.sources[2:])
     assert 0 < first <= 100 and 0 < second <= 60  # half of the answers name Python, and 5% are held out
-    assert manifest["rows"]["train"] == {"read": 80 + first + second, "kept": 80 + first + second, "dropped": {}}
-    assert manifest["rows"]["validation"]["kept"] == 5
+    assert manifest.rows["train"] == RowCounts(80 + first + second, 80 + first + second, {})
+    assert manifest.rows["validation"].kept == 5
 
 
 def test_bad_rows_are_named_or_counted(run_stage, tmp_path):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,7 +160,7 @@ def test_a_killed_study_does_what_is_missing(checkout):
 
 
 def test_a_result_of_other_settings_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "load_manifest", lambda folder: {"key": "data"})
+    monkeypatch.setattr(runs, "load_manifest", lambda folder: SimpleNamespace(key="data"))
     monkeypatch.setattr(Study, "folder", tmp_path)
     planned = study()
     assert not runs.is_done(planned, "calm", 0)

@@ -78,9 +78,9 @@ def test_both_teach(folder):
     ],
 )
 def test_a_strategy_is_resolved_for_each_teacher(folder, strategy, across, shared):
-    known = load_manifest(folder / "aligned")["teachers"]
+    known = load_manifest(folder / "aligned").inputs.teachers
     read = parse(parser(""), [*teachers(folder, 1, 1)])[0]
-    found = [teacher_strategy(Objective(strategy), t, known[t.name]["shared_vocab"]) for t in read.teachers]
+    found = [teacher_strategy(Objective(strategy), t, known[t.name].shared_vocab) for t in read.teachers]
     assert found == [across, shared]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,21 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.alignment import shards as sharding
 from pipeline.alignment.dataset_lock import dataset_lock
-from pipeline.alignment.manifest import FORMAT, covered, damaged_shards, describe, identity, is_sealed, place, seal
+from pipeline.alignment.fingerprint import FORMAT, Content, Inputs, fingerprint_inputs, source_key
+from pipeline.alignment.manifest import (
+    Manifest,
+    RowCounts,
+    ShardEntry,
+    checksum_fits,
+    damaged_shards,
+    load_manifest,
+    restrict_to,
+)
 from pipeline.alignment.ranks import Ranks
-from pipeline.alignment.shards import Aligner, Shard
+from pipeline.alignment.shards import Aligner, Shard, ShardRecord
 from pipeline.alignment.sides import Side
 from pipeline.alignment.sources import ChatRows, open_source
-from pipeline.alignment.summary import summarise
+from pipeline.alignment.summary import chunk_statistics, count_by_split, row_counts, token_counts
 from pipeline.alignment.vocabulary import shared_vocab
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput
@@ -29,30 +38,34 @@ from pipeline.core.log import log
 from pipeline.models.loading import load_tokenizer
 
 
-@dataclass
+@dataclass(frozen=True)
 class Job:
     """What every process needs to build shards."""
 
     folder: Path
-    manifest: dict[str, Any]
-    """as `manifest.describe` gives it"""
+    inputs: Inputs
     rows: dict[str, ChatRows]
+    """by source_key"""
     shards: list[Shard]
 
-    def build(self, shard: Shard) -> tuple[dict[str, Any], bool]:
-        """The shard's record, and whether an earlier run had built it."""
-        wanted = identity(self.manifest)
-        settings = {name: wanted[name] for name in ("format", "student", "teachers", "maskable", "on_bad_row")}
-        rows = self.rows[shard.place]
-        key = shard.key(settings, rows.table.sha256)
+    def build(self, shard: Shard) -> BuiltShard:
+        """The shard, built now or by an earlier run."""
+        rows = self.rows[shard.source_key]
+        key = shard.key(self.inputs.settings, rows.table.sha256)
         if record := sharding.finished(self.folder, shard, key):
-            return record, True
-        student, teachers = _sides(self.manifest)
-        aligner = Aligner(student, teachers, wanted["maskable"], wanted["on_bad_row"])
-        return sharding.build(self.folder, shard, key, rows, aligner), False
+            return BuiltShard(record, reused=True)
+        return BuiltShard(sharding.build(self.folder, shard, key, rows, _aligner(self.inputs)), reused=False)
 
 
-def align(recipe: Recipe, ranks: Ranks, processes: int, shard_rows: int) -> tuple[dict[str, Any], str]:
+@dataclass(frozen=True)
+class BuiltShard:
+    """A shard's record, and whether an earlier run had built it."""
+
+    record: ShardRecord
+    reused: bool
+
+
+def align(recipe: Recipe, ranks: Ranks, processes: int, shard_rows: int) -> tuple[Manifest, str]:
     """Builds what is missing of the recipe's aligned dataset; returns its manifest and what was done, in words.
 
     Raises BadInput for data, tokenizers or settings that cannot be used; then there is no manifest.
@@ -62,8 +75,8 @@ def align(recipe: Recipe, ranks: Ranks, processes: int, shard_rows: int) -> tupl
         if job.shards and ranks.share(lambda: stack.enter_context(dataset_lock(job.folder))):
             job = ranks.share(lambda: prepare(recipe, shard_rows))  # another process has built it
         if not job.shards:
-            manifest = read_json(job.folder / "manifest.json")
-            return manifest, f"reused {len(manifest['shards'])} shards, built 0"
+            manifest = load_manifest(job.folder)
+            return manifest, f"reused {len(manifest.shards)} shards, built 0"
         if ranks.rank == 0:
             (job.folder / "manifest.json").unlink(missing_ok=True)  # what it marks as complete is about to change
         try:
@@ -73,7 +86,7 @@ def align(recipe: Recipe, ranks: Ranks, processes: int, shard_rows: int) -> tupl
             with suppress(OSError):  # finished shards stay for the next run
                 job.folder.rmdir()
             raise
-        return ranks.share(lambda: finish(job, [outcome for part in built for outcome in part]))
+        return ranks.share(lambda: finish(job, [shard for part in built for shard in part]))
 
 
 def prepare(recipe: Recipe, shard_rows: int) -> Job:
@@ -85,65 +98,77 @@ def prepare(recipe: Recipe, shard_rows: int) -> Job:
         raise BadInput("data.sources: every weight must be above 0")
     tokenizers = {teacher.name: _tokenizer(teacher.tokenizer) for teacher in recipe.teachers}
     student = _tokenizer(recipe.student.tokenizer)
-    rows = {place(asdict(source)): open_source(source) for source in data}
-    contents = {place(asdict(source)): _content(source.path, rows[place(asdict(source))]) for source in data}
-    manifest = describe(recipe, contents)
-    for name, tokenizer in tokenizers.items():
-        manifest["teachers"][name]["shared_vocab"] = shared_vocab(student, tokenizer)
-    job = Job(Path(recipe.data.aligned), manifest, rows, sharding.plan(manifest, shard_rows))
-    held = read_json(job.folder / "manifest.json")
-    if held:
-        problem = _misfit(held, job)
-        if problem is None:
-            job.shards = []
-        else:
-            log.info(f"{job.folder} {problem}: building it again")
-    return job
+    rows = {source_key(source): open_source(source) for source in data}
+    contents = {source_key(source): _content(source.path, rows[source_key(source)]) for source in data}
+    shared = {name: shared_vocab(student, tokenizer) for name, tokenizer in tokenizers.items()}
+    inputs, folder = fingerprint_inputs(recipe, contents, shared), Path(recipe.data.aligned)
+    there = read_json(folder / "manifest.json")
+    problem = mismatch(there, inputs, folder) if there else "is empty"
+    if there and problem:
+        log.info(f"{folder} {problem}: building it again")
+    return Job(folder, inputs, rows, sharding.plan(inputs, shard_rows) if problem else [])
 
 
-def build_all(job: Job, shards: Sequence[Shard], processes: int, show: bool) -> list[tuple[dict[str, Any], bool]]:
+def build_all(job: Job, shards: Sequence[Shard], processes: int, show: bool) -> list[BuiltShard]:
     """Builds the shards in this many processes; the first error ends the work, finished shards stay."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    outcomes = _build(job, shards, min(processes, len(shards)))
-    return list(track(outcomes, "aligning", total=len(shards), disable=not show))
+    built = _build(job, shards, min(processes, len(shards)))
+    return list(track(built, "aligning", total=len(shards), disable=not show))
 
 
-def finish(job: Job, built: Sequence[tuple[dict[str, Any], bool]]) -> tuple[dict[str, Any], str]:
+def finish(job: Job, built: Sequence[BuiltShard]) -> tuple[Manifest, str]:
     """Removes what an earlier dataset left and writes the manifest, the mark of completion."""
     order = {shard.file: number for number, shard in enumerate(job.shards)}
-    records = sorted((record for record, _ in built), key=lambda record: order[record["file"]])
-    summary = summarise(records, job.manifest["teachers"])
-    for split, rows in summary["rows"].items():
-        reasons = ", ".join(f"{n} {reason}" for reason, n in rows["dropped"].items())
-        if not rows["kept"]:
-            reasons = reasons or "the weights of data.sources take none"
-            raise BadInput(f"no {split} row is left of {rows['read']}: {reasons}")
-        if 2 * rows["kept"] < rows["read"]:
-            log.warning(f"more than half of the {split} rows are dropped ({reasons})")
-    stale = sharding.remove_stale(job.folder, job.shards)
-    listed = ("file", "split", "rows", "sha256")
-    shards = [{name: record[name] for name in listed} for record in records]
-    manifest = seal({**job.manifest, "key": json_sha256(identity(job.manifest)), **summary, "shards": shards})
-    write_json(job.folder / "manifest.json", manifest)
-    reused = sum(was_there for _, was_there in built)
+    records = sorted((shard.record for shard in built), key=lambda record: order[record.file])
+    counts = count_by_split(records)
+    rows = {split: row_counts(count) for split, count in counts.items()}
+    for split, count in rows.items():
+        _check_rows(split, count)
+    removed = sharding.remove_stale(job.folder, job.shards)
+    teachers = job.inputs.teachers
+    manifest = Manifest(
+        inputs=job.inputs,
+        key=json_sha256(job.inputs.identity),
+        rows=rows,
+        tokens=token_counts(counts["train"], teachers),
+        statistics={name: chunk_statistics(counts["train"], name) for name in teachers},
+        shards=tuple(ShardEntry(record.file, record.split, record.rows, record.sha256) for record in records),
+    )
+    write_json(job.folder / "manifest.json", manifest.to_json())
+    reused = sum(shard.reused for shard in built)
     message = f"reused {reused} shards, built {len(built) - reused}"
-    return manifest, message + (f", removed {stale} of another dataset" if stale else "")
+    return manifest, message + (f", removed {removed} of another dataset" if removed else "")
 
 
-def _misfit(held: dict[str, Any], job: Job) -> str | None:
-    """Why the complete dataset in the folder neither is nor contains the one that is asked for."""
-    if not is_sealed(held):
+def _check_rows(split: str, rows: RowCounts) -> None:
+    reasons = ", ".join(f"{n} {reason}" for reason, n in rows.dropped.items())
+    if not rows.kept:
+        reasons = reasons or "the weights of data.sources take none"
+        raise BadInput(f"no {split} row is left of {rows.read}: {reasons}")
+    if 2 * rows.kept < rows.read:
+        log.warning(f"more than half of the {split} rows are dropped ({reasons})")
+
+
+def mismatch(there: Any, inputs: Inputs, folder: Path) -> str | None:
+    """Why the dataset whose manifest this is neither is nor contains the one that is asked for."""
+    if not checksum_fits(there):
         return "has a damaged manifest"
-    wanted = identity(job.manifest)
-    if held["format"] != FORMAT or covered(identity(held), wanted) != wanted:
-        return f"holds another dataset, with key {held['key'][:12]}"
-    damaged = damaged_shards(job.folder, held["shards"])
+    if there["format"] != FORMAT:
+        return f"holds a dataset of format {there['format']}"
+    try:
+        manifest = Manifest.from_json(there)
+    except (KeyError, TypeError):
+        return "has a manifest of another version of this program"
+    wanted = inputs.identity
+    if restrict_to(manifest.inputs.identity, wanted) != wanted:
+        return f"holds another dataset, with key {manifest.key[:12]}"
+    damaged = damaged_shards(folder, manifest.shards)
     return f"has missing or damaged shards ({', '.join(damaged)})" if damaged else None
 
 
-def _content(path: str, rows: ChatRows) -> dict[str, Any]:
+def _content(path: str, rows: ChatRows) -> Content:
     size = Path(path).stat().st_size if Path(path).is_file() else None
-    return {"rows": rows.table.count, "sha256": rows.table.sha256, "bytes": size, "format": rows.format}
+    return Content(rows.table.count, rows.table.sha256, size, rows.format)
 
 
 @lru_cache
@@ -156,14 +181,14 @@ def _side(path: str, length: int) -> Side:
     return Side(_tokenizer(path), length)
 
 
-def _sides(manifest: dict[str, Any]) -> tuple[Side, dict[str, Side]]:
-    student, teachers = manifest["student"], manifest["teachers"]
-    made = {name: _side(side["tokenizer"]["path"], side["length"]) for name, side in teachers.items()}
-    return _side(student["tokenizer"]["path"], student["length"]), made
+def _aligner(inputs: Inputs) -> Aligner:
+    teachers = {name: _side(side.tokenizer.path, side.length) for name, side in inputs.teachers.items()}
+    student = _side(inputs.student.tokenizer.path, inputs.student.length)
+    return Aligner(student, teachers, inputs.maskable, inputs.on_bad_row)
 
 
-def _build(job: Job, shards: Sequence[Shard], processes: int) -> Iterator[tuple[dict[str, Any], bool]]:
-    _sides(job.manifest)
+def _build(job: Job, shards: Sequence[Shard], processes: int) -> Iterator[BuiltShard]:
+    _aligner(job.inputs)
     if processes <= 1:
         yield from map(job.build, shards)
         return
@@ -184,5 +209,6 @@ def _start_worker(job: Job) -> None:
     _job = job
 
 
-def _build_in_worker(shard: Shard) -> tuple[dict[str, Any], bool]:
+def _build_in_worker(shard: Shard) -> BuiltShard:
+    assert _job is not None
     return _job.build(shard)

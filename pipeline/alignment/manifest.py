@@ -1,7 +1,6 @@
 """The manifest of an aligned dataset: what it was made from, what it holds, and whether it fits a recipe.
 
-`identity` is everything that determines the rows; `key` is its hash. The manifest is written last: without it there is
-no dataset. Settings of training (block size, batch, objective) are no part of it.
+It is written last: without it there is no dataset.
 """
 
 from __future__ import annotations
@@ -12,135 +11,147 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from pipeline.alignment.fingerprint import FORMAT, Inputs, SourceInputs, fingerprint_inputs, source_key
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256, json_sha256, read_json
 
-FORMAT = 2
-"""Version of the columns and of what is in them; a new one makes every older dataset stale."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Rows of a split, repeats included; `dropped` by reason."""
+
+    read: int
+    kept: int
+    dropped: dict[str, int]
 
 
-def seal(record: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ChunkStatistics:
+    """The quality of a teacher's alignment, over the training rows."""
+
+    chunks: int
+    chunks_per_row: float
+    student_tokens_per_chunk: float
+    teacher_tokens_per_chunk: float
+    one_to_one_share: float
+    maskable_outside_chunks_share: float
+    student_straddling_tokens: int
+    teacher_straddling_tokens: int
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A shard's file in the dataset's folder."""
+
+    file: str
+    split: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a complete dataset says of itself; `tokens` of the training rows by side, and `maskable` ones."""
+
+    inputs: Inputs
+    key: str
+    """Hash of the inputs' identity."""
+    rows: dict[str, RowCounts]
+    """by split"""
+    tokens: dict[str, int]
+    statistics: dict[str, ChunkStatistics]
+    """by teacher"""
+    shards: tuple[ShardEntry, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of manifest.json."""
+        results = {
+            "key": self.key,
+            "rows": {split: asdict(counts) for split, counts in self.rows.items()},
+            "tokens": self.tokens,
+            "statistics": {name: asdict(statistics) for name, statistics in self.statistics.items()},
+            "shards": [asdict(shard) for shard in self.shards],
+        }
+        return add_checksum(self.inputs.to_json() | results)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
+        return cls(
+            inputs=Inputs.from_json(value),
+            key=value["key"],
+            rows={split: RowCounts(**counts) for split, counts in value["rows"].items()},
+            tokens=value["tokens"],
+            statistics={name: ChunkStatistics(**one) for name, one in value["statistics"].items()},
+            shards=tuple(ShardEntry(**shard) for shard in value["shards"]),
+        )
+
+
+def add_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record with a digest of its content, by which a reader sees damage."""
     written = json.loads(json.dumps(record))
     return {**written, "digest": json_sha256(written)}
 
 
-def is_sealed(record: Any) -> bool:
-    """Whether a record is as `seal` made it."""
-    return isinstance(record, dict) and record == seal({k: v for k, v in record.items() if k != "digest"})
+def checksum_fits(record: Any) -> bool:
+    """Whether a record is as `add_checksum` made it."""
+    return isinstance(record, dict) and record == add_checksum({k: v for k, v in record.items() if k != "digest"})
 
 
-def tokenizer_fingerprint(path: str) -> dict[str, Any]:
-    """Path, digest of every tokenizer and template file, and one digest over all. Raises BadInput without any."""
-    folder = Path(path)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(path, allow_patterns=list(TOKENIZER_FILES)))
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise BadInput(f"{path}: no such folder, and the hub gives no tokenizer of that name ({reason})") from None
-    files = {name: file_sha256(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
-    if not files:
-        raise BadInput(f"{path}: no tokenizer files; expected {TOKENIZER_FILES[0]}")
-    return {"path": path, "sha256": json_sha256(files), "files": files}
-
-
-def describe(recipe: Recipe, contents: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a manifest that a recipe sets. `contents`: what is known of the data at each `place`."""
-    validation = recipe.data.validation
-    sources = [{**asdict(source), "content": contents.get(place(asdict(source)))} for source in recipe.data.sources]
-    return {
-        "format": FORMAT,
-        "student": _side(recipe.student.tokenizer, recipe.data.student_length),
-        "teachers": {teacher.name: _side(teacher.tokenizer, teacher.length) for teacher in recipe.teachers},
-        "maskable": recipe.data.maskable,
-        "on_bad_row": recipe.data.on_bad_row,
-        "sources": sources,
-        "validation": validation and {**asdict(validation), "content": contents.get(place(asdict(validation)))},
-    }
-
-
-def identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that determines the rows, of a manifest or its `describe` part."""
-    return {
-        "format": manifest["format"],
-        "student": _side_identity(manifest["student"]),
-        "teachers": {name: _side_identity(side) for name, side in manifest["teachers"].items()},
-        "maskable": manifest["maskable"],
-        "on_bad_row": manifest["on_bad_row"],
-        "sources": {str(n): {**source, "licence": None} for n, source in enumerate(manifest["sources"])},
-        "validation": manifest["validation"],
-    }
-
-
-def place(source: Mapping[str, Any]) -> str:
-    """Names the data behind a source or the validation rows."""
-    parts = ("path", "config", "split", "format", "holdout", "contains")
-    return ":".join(str(source.get(part, "")) for part in parts)
-
-
-def _side(tokenizer: str, length: int) -> dict[str, Any]:
-    return {"tokenizer": tokenizer_fingerprint(tokenizer), "length": length}
-
-
-def _side_identity(side: Mapping[str, Any]) -> dict[str, Any]:
-    return {"tokenizer": side["tokenizer"]["sha256"], "length": side["length"]}
-
-
-def load_manifest(folder: Path | str) -> dict[str, Any]:
+def load_manifest(folder: Path | str) -> Manifest:
     """The manifest of a complete aligned dataset. Raises BadInput naming the align command if there is none."""
-    manifest = read_json(Path(folder) / "manifest.json")
-    if manifest is None:
+    record = read_json(Path(folder) / "manifest.json")
+    if record is None:
         raise BadInput(f"no aligned dataset in {folder}: run `{align_command()}` first")
-    if not is_sealed(manifest):
-        raise BadInput(f"{folder}/manifest.json is damaged or older than this program: run `{align_command()}`")
-    if manifest["format"] != FORMAT:
-        raise BadInput(f"{folder} has format {manifest['format']}, not {FORMAT}: run `{align_command()}`")
-    return manifest
+    damaged = f"{folder}/manifest.json is damaged or older than this program: run `{align_command()}`"
+    if not checksum_fits(record):
+        raise BadInput(damaged)
+    if record["format"] != FORMAT:
+        raise BadInput(f"{folder} has format {record['format']}, not {FORMAT}: run `{align_command()}`")
+    try:
+        return Manifest.from_json(record)
+    except (KeyError, TypeError):
+        raise BadInput(damaged) from None
 
 
-def check_manifest(manifest: Mapping[str, Any], recipe: Recipe) -> None:
+def check_manifest(manifest: Manifest, recipe: Recipe) -> None:
     """Raises BadInput, naming what differs and both keys, unless the dataset fits the recipe.
 
     It fits with the same tokenizers, lengths and data; it may hold more teachers, or validation rows that the recipe
     does not ask for. The data themselves are not read again; a local file must have kept its size.
     """
-    data = [*manifest["sources"], *filter(None, [manifest["validation"]])]
-    wanted = identity(describe(recipe, {place(source): source["content"] for source in data}))
-    held = covered(identity(manifest), wanted)
-    changes = [f"{name} (aligned: {there}, recipe: {here})" for name, there, here in _differences(held, wanted)]
-    changes += [f"the size of {source['path']}" for source in data if _was_resized(source)]
+    contents = {source_key(data.source): data.content for data in manifest.inputs.data}
+    wanted = fingerprint_inputs(recipe, contents).identity
+    aligned = restrict_to(manifest.inputs.identity, wanted)
+    changes = [f"{name} (aligned: {there}, recipe: {here})" for name, there, here in _differences(aligned, wanted)]
+    changes += [f"the size of {data.source.path}" for data in manifest.inputs.data if _was_resized(data)]
     if changes:
         raise BadInput(
-            f"the aligned dataset in {recipe.data.aligned} has key {json_sha256(held)[:12]}, the recipe "
+            f"the aligned dataset in {recipe.data.aligned} has key {json_sha256(aligned)[:12]}, the recipe "
             f"{json_sha256(wanted)[:12]}; they differ in {'; '.join(changes)}: run `{align_command()}`"
         )
 
 
-def covered(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+def restrict_to(identity: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """A dataset's identity without the teachers and validation rows that are not wanted."""
-    teachers = {name: side for name, side in held["teachers"].items() if name in wanted["teachers"]}
-    return {**held, "teachers": teachers, "validation": held["validation"] if wanted["validation"] else None}
+    teachers = {name: side for name, side in identity["teachers"].items() if name in wanted["teachers"]}
+    return {**identity, "teachers": teachers, "validation": identity["validation"] if wanted["validation"] else None}
 
 
-def _was_resized(source: Mapping[str, Any]) -> bool:
-    path = Path(source["path"])
-    return path.is_file() and path.stat().st_size != source["content"]["bytes"]
+def _was_resized(data: SourceInputs) -> bool:
+    path = Path(data.source.path)
+    return data.content is not None and path.is_file() and path.stat().st_size != data.content.bytes
 
 
-def _differences(held: Any, wanted: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(held, Mapping) and isinstance(wanted, Mapping):
-        keys = sorted({*held, *wanted})
-        return [d for key in keys for d in _differences(held.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))]
-    return [] if held == wanted else [(name, _short(held), _short(wanted))]
+def _differences(aligned: Any, wanted: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(aligned, Mapping) and isinstance(wanted, Mapping):
+        keys = sorted({*aligned, *wanted})
+        return [d for key in keys for d in _differences(aligned.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))]
+    return [] if aligned == wanted else [(name, _short(aligned), _short(wanted))]
 
 
 def _short(value: Any) -> str:
@@ -149,24 +160,34 @@ def _short(value: Any) -> str:
     return str(value)[:12] if len(str(value)) == 64 else str(value)  # a digest
 
 
-def verify_shards(folder: Path | str, manifest: Mapping[str, Any], rank: int = 0, world_size: int = 1) -> None:
+def verify_shards(folder: Path | str, manifest: Manifest, rank: int = 0, world_size: int = 1) -> None:
     """Compares this rank's share of the shards with their digests. Raises BadInput for missing or damaged ones."""
-    damaged = damaged_shards(Path(folder), manifest["shards"][rank::world_size])
+    damaged = damaged_shards(Path(folder), manifest.shards[rank::world_size])
     if damaged:
         raise BadInput(f"{folder}: missing or damaged {', '.join(damaged)}: run `{align_command()}`")
 
 
-def damaged_shards(folder: Path, shards: Sequence[Mapping[str, Any]]) -> list[str]:
+class ShardFile(Protocol):
+    """A file of the dataset and its digest."""
+
+    @property
+    def file(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+
+def damaged_shards(folder: Path, shards: Sequence[ShardFile]) -> list[str]:
     """Files that are not there or do not have their digest. Hashing in threads, at the speed of the disk."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         intact = pool.map(lambda shard: is_intact(folder, shard), shards)
-        return [shard["file"] for shard, good in zip(shards, intact, strict=True) if not good]
+        return [shard.file for shard, good in zip(shards, intact, strict=True) if not good]
 
 
-def is_intact(folder: Path, shard: Mapping[str, Any]) -> bool:
+def is_intact(folder: Path, shard: ShardFile) -> bool:
     """Whether a shard's file is there and has its digest."""
-    path = folder / shard["file"]
-    return path.is_file() and file_sha256(path) == shard["sha256"]
+    path = folder / shard.file
+    return path.is_file() and file_sha256(path) == shard.sha256
 
 
 def align_command(argv: Sequence[str] | None = None) -> str:

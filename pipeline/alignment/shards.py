@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.alignment.chat import Messages
+from pipeline.alignment.fingerprint import Inputs, source_key
 from pipeline.alignment.formats import BadRow
-from pipeline.alignment.manifest import is_intact, is_sealed, place, seal
+from pipeline.alignment.manifest import add_checksum, checksum_fits, is_intact
 from pipeline.alignment.rows import AlignedBatch, align_rows
 from pipeline.alignment.sides import Maskable, Side
 from pipeline.alignment.sources import ChatRows, OnBadRow, repeats
@@ -31,31 +32,45 @@ BATCH_ROWS, BATCH_CHARACTERS = 256, 1_000_000
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows start..stop of the data behind `place`, each taken as often as the weight says."""
+    """Rows start..stop of the data behind `source_key`, each taken as often as the weight says."""
 
     file: str
     split: str
     source: str
-    place: str
+    source_key: str
     start: int
     stop: int
     weight: float
 
-    def key(self, sides: Mapping[str, Any], content: str) -> str:
-        """Hash of all that determines the shard: an identity without its data, and the source's digest."""
-        return json_sha256([sides, content, self.source, self.start, self.stop, self.weight])
+    def key(self, settings: Mapping[str, Any], content: str) -> str:
+        """Hash of all that determines the shard: the inputs' settings, and the digest of the source's content."""
+        return json_sha256([settings, content, self.source, self.start, self.stop, self.weight])
 
 
-def plan(manifest: Mapping[str, Any], shard_rows: int) -> list[Shard]:
-    """All shards of a dataset that `manifest.describe` describes, training sources in order, then validation."""
-    shards = []
-    for source in manifest["sources"]:
-        stops = _stretches(source["content"]["rows"], shard_rows)
-        shards += [_shard("shard", len(shards) + n, "train", source, *stop) for n, stop in enumerate(stops)]
-    if validation := manifest["validation"]:
-        source = {**validation, "name": "validation", "weight": 1.0}
-        stops = _stretches(min(validation["rows"], validation["content"]["rows"]), shard_rows)
-        shards += [_shard("validation", n, "validation", source, *stop) for n, stop in enumerate(stops)]
+@dataclass(frozen=True)
+class ShardRecord:
+    """What a shard's record file says: its data file, the key it was built for, and what its rows count."""
+
+    file: str
+    split: str
+    rows: int
+    sha256: str
+    key: str
+    counts: dict[str, int]
+
+
+def plan(inputs: Inputs, shard_rows: int) -> list[Shard]:
+    """All shards of a dataset, training sources in order, then validation. The sources' contents are known."""
+    shards: list[Shard] = []
+    for data in inputs.sources:
+        for start, stop in _stretches(data.content.rows, shard_rows):
+            file = f"shard-{len(shards):05d}.arrow"
+            source = data.source
+            shards.append(Shard(file, "train", source.name, source_key(source), start, stop, source.weight))
+    if held_out := inputs.validation:
+        rows, key = min(held_out.source.rows, held_out.content.rows), source_key(held_out.source)
+        for number, (start, stop) in enumerate(_stretches(rows, shard_rows)):
+            shards.append(Shard(f"validation-{number:05d}.arrow", "validation", "validation", key, start, stop, 1.0))
     return shards
 
 
@@ -63,18 +78,16 @@ def _stretches(rows: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def _shard(prefix: str, number: int, split: str, source: Mapping[str, Any], start: int, stop: int) -> Shard:
-    file = f"{prefix}-{number:05d}.arrow"
-    return Shard(file, split, source["name"], place(source), start, stop, source["weight"])
-
-
-def finished(folder: Path, shard: Shard, key: str) -> dict[str, Any] | None:
+def finished(folder: Path, shard: Shard, key: str) -> ShardRecord | None:
     """The record of a shard that an earlier run built with the same key, if its data are intact."""
     try:
-        record = read_json(_record(folder, shard))
+        found = read_json(_record_file(folder, shard))
     except BadInput:
         return None
-    return record if is_sealed(record) and record["key"] == key and is_intact(folder, record) else None
+    if not checksum_fits(found) or found["key"] != key:
+        return None
+    record = ShardRecord(**{name: value for name, value in found.items() if name != "digest"})
+    return record if is_intact(folder, record) else None
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,7 @@ class Aligner:
     on_bad_row: OnBadRow
 
 
-def build(folder: Path, shard: Shard, key: str, rows: ChatRows, aligner: Aligner) -> dict[str, Any]:
+def build(folder: Path, shard: Shard, key: str, rows: ChatRows, aligner: Aligner) -> ShardRecord:
     """Aligns a shard's rows and writes data and record; returns the record."""
     counts: Counter[str] = Counter()
     path = folder / shard.file
@@ -99,15 +112,14 @@ def build(folder: Path, shard: Shard, key: str, rows: ChatRows, aligner: Aligner
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    facts = {"file": shard.file, "split": shard.split, "rows": counts["kept"], "sha256": file_sha256(path)}
-    record = seal({**facts, "key": key, "counts": dict(counts)})
-    write_json(_record(folder, shard), record)
+    record = ShardRecord(shard.file, shard.split, counts["kept"], file_sha256(path), key, dict(counts))
+    write_json(_record_file(folder, shard), add_checksum(asdict(record)))
     return record
 
 
 def remove_stale(folder: Path, shards: Iterable[Shard]) -> int:
     """Deletes shards and records that are none of these, and what killed runs left; returns the number of shards."""
-    keep = {name for shard in shards for name in (shard.file, _record(folder, shard).name)}
+    keep = {name for shard in shards for name in (shard.file, _record_file(folder, shard).name)}
     kinds = ("shard", "validation", ".shard", ".validation")  # with a dot: temporary
     stale = [path for kind in kinds for path in folder.glob(f"{kind}-*.*") if path.name not in keep]
     for path in stale:
@@ -123,7 +135,7 @@ def schema(teachers: Iterable[str]) -> pa.Schema:
     return pa.schema([*fields, *((f"{name}_{column}", ids) for name in teachers for column in columns)])
 
 
-def _record(folder: Path, shard: Shard) -> Path:
+def _record_file(folder: Path, shard: Shard) -> Path:
     return (folder / shard.file).with_suffix(".json")
 
 

@@ -3,61 +3,66 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import asdict
 
 from rich.table import Table
 
+from pipeline.alignment.manifest import ChunkStatistics, Manifest, RowCounts
+from pipeline.alignment.shards import ShardRecord
 
-def summarise(records: Iterable[Mapping[str, Any]], teachers: Iterable[str]) -> dict[str, Any]:
-    """The manifest's `rows` by split, and the `tokens` and `statistics` of the training rows."""
+
+def count_by_split(records: Iterable[ShardRecord]) -> dict[str, Counter[str]]:
+    """What the rows of each split count together."""
     counts: dict[str, Counter[str]] = {}
     for record in records:
-        counts.setdefault(record["split"], Counter()).update(record["counts"])
-    train = counts["train"]
-    tokens = {"student": train["student_tokens"], "maskable": train["maskable_tokens"]}
-    return {
-        "rows": {split: _rows(count) for split, count in counts.items()},
-        "tokens": tokens | {name: train[f"{name}.tokens"] for name in teachers},
-        "statistics": {name: _statistics(train, name) for name in teachers},
-    }
+        counts.setdefault(record.split, Counter()).update(record.counts)
+    return counts
 
 
-def _rows(counts: Counter[str]) -> dict[str, Any]:
+def row_counts(counts: Counter[str]) -> RowCounts:
+    """Rows read, kept and dropped of what a split counts."""
     dropped = {name.removeprefix("dropped."): n for name, n in sorted(counts.items()) if name.startswith("dropped.")}
-    return {"read": counts["kept"] + sum(dropped.values()), "kept": counts["kept"], "dropped": dropped}
+    return RowCounts(counts["kept"] + sum(dropped.values()), counts["kept"], dropped)
 
 
-def _statistics(counts: Counter[str], teacher: str) -> dict[str, float]:
-    own = {name.removeprefix(f"{teacher}."): n for name, n in counts.items() if name.startswith(f"{teacher}.")}
-    chunks, rows = max(own.get("chunks", 0), 1), max(counts["kept"], 1)
-    return {
-        "chunks": own.get("chunks", 0),
-        "chunks_per_row": own.get("chunks", 0) / rows,
-        "student_tokens_per_chunk": own.get("student_tokens_in_chunks", 0) / chunks,
-        "teacher_tokens_per_chunk": own.get("teacher_tokens_in_chunks", 0) / chunks,
-        "one_to_one_share": own.get("one_to_one", 0) / chunks,
-        "maskable_outside_chunks_share": own.get("maskable_outside_chunks", 0) / max(counts["maskable_tokens"], 1),
-        "student_straddling_tokens": own.get("student_straddling", 0),
-        "teacher_straddling_tokens": own.get("teacher_straddling", 0),
-    }
+def token_counts(counts: Counter[str], teachers: Iterable[str]) -> dict[str, int]:
+    """Tokens of every side, and those of the student that are maskable."""
+    tokens = {"student": counts["student_tokens"], "maskable": counts["maskable_tokens"]}
+    return tokens | {name: counts[f"{name}.tokens"] for name in teachers}
 
 
-def table(manifest: Mapping[str, Any]) -> Table:
+def chunk_statistics(counts: Counter[str], teacher: str) -> ChunkStatistics:
+    """The quality of one teacher's alignment."""
+    chunks = counts[f"{teacher}.chunks"]
+    divisor = max(chunks, 1)
+    return ChunkStatistics(
+        chunks=chunks,
+        chunks_per_row=chunks / max(counts["kept"], 1),
+        student_tokens_per_chunk=counts[f"{teacher}.student_tokens_in_chunks"] / divisor,
+        teacher_tokens_per_chunk=counts[f"{teacher}.teacher_tokens_in_chunks"] / divisor,
+        one_to_one_share=counts[f"{teacher}.one_to_one"] / divisor,
+        maskable_outside_chunks_share=counts[f"{teacher}.maskable_outside_chunks"] / max(counts["maskable_tokens"], 1),
+        student_straddling_tokens=counts[f"{teacher}.student_straddling"],
+        teacher_straddling_tokens=counts[f"{teacher}.teacher_straddling"],
+    )
+
+
+def table(manifest: Manifest) -> Table:
     """The same for a terminal."""
-    result = Table(title=f"aligned dataset {manifest['key'][:12]}", show_header=False)
-    for source in manifest["sources"]:
-        result.add_row(f"source {source['name']}", f"{source['content']['rows']:,} rows, {source['content']['format']}")
-    for split, rows in manifest["rows"].items():
-        dropped = "".join(f", {n:,} {reason}" for reason, n in rows["dropped"].items())
-        result.add_row(f"{split} rows kept", f"{rows['kept']:,} of {rows['read']:,}{dropped}")
-    for name, tokens in manifest["tokens"].items():
+    result = Table(title=f"aligned dataset {manifest.key[:12]}", show_header=False)
+    for data in manifest.inputs.sources:
+        result.add_row(f"source {data.source.name}", f"{data.content.rows:,} rows, {data.content.format}")
+    for split, rows in manifest.rows.items():
+        dropped = "".join(f", {n:,} {reason}" for reason, n in rows.dropped.items())
+        result.add_row(f"{split} rows kept", f"{rows.kept:,} of {rows.read:,}{dropped}")
+    for name, tokens in manifest.tokens.items():
         result.add_row(f"{name} tokens", f"{tokens:,}")
-    for name, statistics in manifest["statistics"].items():
+    for name, statistics in manifest.statistics.items():
         result.add_section()
-        if vocabulary := manifest["teachers"][name]["shared_vocab"]:
+        if vocabulary := manifest.inputs.teachers[name].shared_vocab:
             result.add_row(f"{name}: shared vocabulary", f"{vocabulary:,} ids")
-        for key, value in statistics.items():
+        for key, value in asdict(statistics).items():
             label = f"{name}: {key.replace('_', ' ')}"
             result.add_row(label, f"{value:,}" if isinstance(value, int) else f"{value:.3f}")
     return result

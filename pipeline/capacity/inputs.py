@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from pipeline.alignment.manifest import Manifest, load_manifest
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput
-from pipeline.core.files import read_json
 from pipeline.data.aligned_dataset import AlignedRow, AlignedRows, AlignedTeacher
 from pipeline.data.batch import Sample
 from pipeline.models.loading import read_config
@@ -92,9 +92,10 @@ def read_data(recipe: Recipe, rows: int | None, mean_tokens: int | None) -> Data
     given.
     """
     folder, names = Path(recipe.data.aligned), [teacher.name for teacher in recipe.teachers]
-    manifest = read_json(folder / "manifest.json")
-    if manifest and set(names) <= manifest["teachers"].keys():
-        return _aligned(recipe, folder, manifest, names)
+    if (folder / "manifest.json").is_file():
+        manifest = load_manifest(folder)
+        if set(names) <= manifest.inputs.teachers.keys():
+            return _aligned(recipe, folder, manifest, names)
     longest = Lengths(recipe.data.student_length, tuple(t.length for t in recipe.teachers))
     mean = mean_tokens or longest.student
     costs = row_costs(recipe, np.array([longest.student]), [np.array([n]) for n in longest.teachers])
@@ -109,18 +110,18 @@ def read_data(recipe: Recipe, rows: int | None, mean_tokens: int | None) -> Data
     )
 
 
-def _aligned(recipe: Recipe, folder: Path, manifest: dict, names: list[str]) -> DataStats:
+def _aligned(recipe: Recipe, folder: Path, manifest: Manifest, names: list[str]) -> DataStats:
     rows = AlignedRows(folder, manifest, "train", names)
     costs = row_costs(recipe, rows.student_lengths, rows.teacher_lengths)
     heaviest = int(costs.argmax())
-    tokens = manifest["tokens"]
+    tokens = manifest.tokens
     return DataStats(
         Lengths(int(rows.student_lengths[heaviest]), tuple(int(n[heaviest]) for n in rows.teacher_lengths)),
         mean=Lengths(round(rows.student_lengths.mean()), tuple(round(n.mean()) for n in rows.teacher_lengths)),
         maskable=tokens["maskable"] / tokens["student"],
         rows=len(rows),
         costs=costs,
-        shared_vocab=tuple(manifest["teachers"][name]["shared_vocab"] for name in names),
+        shared_vocab=tuple(manifest.inputs.teachers[name].shared_vocab or 0 for name in names),
         origin=f"{folder}, {len(rows):,} rows",
     )
 

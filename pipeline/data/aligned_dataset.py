@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from pipeline.alignment.manifest import Manifest
 from pipeline.core.errors import BadInput
 
 
@@ -50,10 +51,10 @@ class AlignedRows:
     Raises BadInput for a shard that cannot be read.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], split: str, teachers: Sequence[str]):
+    def __init__(self, folder: Path, manifest: Manifest, split: str, teachers: Sequence[str]):
         import datasets  # a second to import, and only needed from here on
 
-        files = [str(folder / s["file"]) for s in manifest["shards"] if s["split"] == split]
+        files = [str(folder / shard.file) for shard in manifest.shards if shard.split == split]
         try:
             tables = [datasets.Dataset.from_file(f) for f in files]
         except (pa.ArrowInvalid, OSError) as error:

@@ -46,7 +46,7 @@ def is_done(study: Study, variant: str, seed: int) -> bool:
 
 def digest(recipe: Recipe) -> str:
     """Of everything that a run is made from."""
-    return json_sha256({"recipe": asdict(recipe), "data": load_manifest(recipe.data.aligned)["key"]})
+    return json_sha256({"recipe": asdict(recipe), "data": load_manifest(recipe.data.aligned).key})
 
 
 def run_one(study: Study, variant: str, seed: int, stop: StopSignals) -> None:

@@ -125,9 +125,9 @@ def _check_dataset(recipe: Recipe) -> DatasetNumbers:
     if not len(rows):
         raise BadInput(f"{folder} holds no training rows: see the reasons in its manifest.json")
     return DatasetNumbers(
-        shared_vocab=tuple(manifest["teachers"][t.name]["shared_vocab"] for t in recipe.teachers),
+        shared_vocab=tuple(manifest.inputs.teachers[t.name].shared_vocab or 0 for t in recipe.teachers),
         costs=row_costs(recipe, rows.student_lengths, rows.teacher_lengths),
-        key=manifest["key"],
+        key=manifest.key,
     )
 
 
