@@ -24,10 +24,10 @@ from functools import partial
 from benchmarks import measure, workload
 from benchmarks.naive import align as naive_align
 from pipeline.alignment.build import align
-from pipeline.alignment.ranks import Ranks
 from pipeline.config.recipe import Data, Optim, Recipe, Source, Student, Teacher
 from pipeline.core.errors import exit_code
 from pipeline.core.files import read_json_lines
+from pipeline.distributed.mpi_ranks import Ranks
 from pipeline.models.loading import load_tokenizer
 
 BATCH = 256

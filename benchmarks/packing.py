@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from benchmarks import align as align_benchmark
 from benchmarks import measure, workload
 from pipeline.alignment.build import align
-from pipeline.alignment.ranks import Ranks
 from pipeline.core.errors import exit_code
 from pipeline.data.aligned_dataset import AlignedRows
 from pipeline.data.batch import Batch, BatchBuilder, InputLayout, Sample, TeacherLayout
 from pipeline.data.blocks import OneBlock, SequenceBlocks
 from pipeline.data.order import GlobalBatches, accumulation_steps, balance
+from pipeline.distributed.mpi_ranks import Ranks
 
 RANKS, GLOBAL_BATCH = 8, 64
 BUDGETS = (4096, 8192, 16384)

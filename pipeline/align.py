@@ -18,11 +18,11 @@ from functools import partial
 from rich.console import Console
 
 from pipeline.alignment.build import align
-from pipeline.alignment.ranks import Ranks
 from pipeline.alignment.summary import table
 from pipeline.config.cli import parse, parser
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.stage_status import record_status
+from pipeline.distributed.mpi_ranks import Ranks
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ def run(study: Study, recipes: dict[str, Recipe], seeds: list[int], workers: int
     if not seeds:  # a job array of more tasks than seeds
         return []
     from pipeline.alignment.build import align
-    from pipeline.alignment.ranks import Ranks
+    from pipeline.distributed.mpi_ranks import Ranks
     from pipeline.experiments.runs import score_teachers
     from pipeline.experiments.workers import run_seeds
     from pipeline.training.preflight import prepare

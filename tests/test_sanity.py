@@ -14,13 +14,13 @@ from torch import Tensor
 
 from pipeline.alignment.build import align
 from pipeline.alignment.manifest import load_manifest
-from pipeline.alignment.ranks import Ranks
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput
 from pipeline.data.aligned_dataset import AlignedRow, AlignedRows, AlignedTeacher
 from pipeline.data.batch import BatchBuilder, InputLayout, TeacherLayout
 from pipeline.data.blocks import SequenceBlocks, build_blocks
+from pipeline.distributed.mpi_ranks import Ranks
 from pipeline.distributed.topology import Topology
 from pipeline.models.loading import load_teacher
 from pipeline.training.held_out import FixedNoiseRows

@@ -25,7 +25,6 @@ from pipeline.alignment.manifest import (
     load_manifest,
     restrict_to,
 )
-from pipeline.alignment.ranks import Ranks
 from pipeline.alignment.shards import Aligner, Shard, ShardRecord
 from pipeline.alignment.sides import Side
 from pipeline.alignment.sources import ChatRows, open_source
@@ -35,6 +34,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput
 from pipeline.core.files import json_sha256, read_json, write_json
 from pipeline.core.log import log
+from pipeline.distributed.mpi_ranks import Ranks
 from pipeline.models.loading import load_tokenizer
 
 
