@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from pipeline.config.recipe import CompDemo, Objective, Recipe, Student, Teacher, Tidal
+from pipeline.config.recipe import Strategy as StrategyName
 from pipeline.core.errors import BadInput
 from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
 from pipeline.data.batch import BatchBuilder, InputLayout, Sample, TeacherLayout, build
@@ -19,6 +21,7 @@ from pipeline.data.blocks import Blocks, OneBlock, SequenceBlocks
 from pipeline.data.noise import Noise
 from pipeline.distributed.topology import Topology
 from pipeline.method.masking import TIME_EPSILON, complete_chunks, touched_chunks
+from pipeline.method.strategies import STRATEGIES
 from pipeline.method.tidal import cross_entropy_weight
 from pipeline.training.build import batch_builder
 from pipeline.training.engine import parameter_groups
@@ -28,7 +31,7 @@ from pipeline.training.step import StudentWithLoss, counts, learning_rate
 from pipeline.training.terms import ChunkTerm, TokenTerm, build_term, tidal_mix
 from tests import golden
 
-STRATEGIES = {
+PUBLISHED_NAMES = {
     "alm": "calm", "reverse_alm": "reverse_calm", "alm_taid": "calm_tidal", "reverse_alm_taid": "reverse_calm_tidal",
     "kl_aligned": "kl", "reverse_kl_aligned": "reverse_kl", "taid_aligned": "tidal",
 }  # fmt: skip
@@ -74,7 +77,7 @@ def run(case, rows, draws, student_logits, teacher_views, *, teacher_blocks: Blo
     compdemo = case["use_complementary_demo"]
     # the vectors pair tokens up to the whole vocabulary (25) and compare their distributions below `shared`
     objective = Objective(
-        strategy=STRATEGIES[case["distill_mode"]], temperature=case.get("alm_temperature", case.get("kl_temperature")),
+        strategy=PUBLISHED_NAMES[case["distill_mode"]], temperature=case.get("alm_temperature", case.get("kl_temperature")),
         compdemo=CompDemo(enabled=compdemo), tidal=Tidal(axes=case["taid_axis_mode"], midrange=case["taid_timestep_weight"] == "midrange"),
     )  # fmt: skip
     assert case["demo_ratio"] == 0.5
@@ -147,7 +150,7 @@ def test_cross_tokenizer_step_equals_the_published_one(case):
 
 
 ALIGNED, ALIGNED_TENSORS = golden.load("aligned_step")
-ALIGNED = [c for c in ALIGNED if c["distill_mode"] in STRATEGIES]  # the order of the two halves only permutes them
+ALIGNED = [c for c in ALIGNED if c["distill_mode"] in PUBLISHED_NAMES]  # the order of the two halves only permutes them
 
 
 @pytest.mark.parametrize("case", ALIGNED, ids=lambda c: c["key"])
@@ -250,6 +253,11 @@ def test_tidal_on_the_cross_entropy_scales_each_token_by_its_lambda():
     progress = 0.2 + (0.8 - 0.2) / 2 * (1 - math.cos(math.pi * 0.25))
     assert_close(mixed[0], plain[0] * progress * (1 - 0.6), rtol=1e-5, atol=0)
     assert torch.equal(mixed[1], plain[1])
+
+
+def test_recipes_name_every_strategy_and_its_compdemo():
+    assert set(get_args(StrategyName)) == STRATEGIES.keys()
+    assert all(Objective(name).compdemo.enabled == strategy.compdemo for name, strategy in STRATEGIES.items())
 
 
 def test_strategies_follow_the_tokenizers():
