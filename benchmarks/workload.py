@@ -17,7 +17,7 @@ from pipeline.core.files import read_json_lines, write_json_lines
 from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
 from pipeline.models.families.llada2_moe import LLaDA2MoeConfig
 from pipeline.models.loading import build
-from pipeline.models.weights import checkpoint_views, draw
+from pipeline.models.weights import checkpoint_views, init_weights
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def model(config: PreTrainedConfig, *, dtype: torch.dtype = torch.float32, devic
     """The model with random weights, as a loader of the pipeline leaves it."""
     made = build(config, dtype=dtype, device=device)
     if device == "cpu":
-        draw(checkpoint_views(made), seed=seed, std=config.initializer_range)
+        init_weights(checkpoint_views(made), seed=seed, std=config.initializer_range)
         return made
     for parameter in made.parameters():  # large ones are drawn where they live
         nn.init.ones_(parameter) if parameter.ndim == 1 else nn.init.normal_(parameter, std=config.initializer_range)

@@ -16,6 +16,7 @@ import argparse
 from functools import partial
 
 from pipeline.core.errors import exit_code
+from pipeline.core.log import log
 
 
 def main() -> None:
@@ -28,11 +29,11 @@ def main() -> None:
 
     from pipeline.models.conversion import convert
 
-    facts = convert(options.source, options.output, gguf=options.gguf)
-    made = "added" if facts["mask_token_added"] else "was there"
-    before, after = facts["vocab_size"]
-    print(f"{options.output}: mask token {facts['mask_token']} ({made}), {before} -> {after} embeddings")
-    print(f"train it with `student: {{path: {options.output}}}` in a recipe")
+    conversion = convert(options.source, options.output, gguf=options.gguf)
+    made = "added" if conversion.mask_token_added else "was there"
+    before, after = conversion.vocab_size
+    log.info(f"{options.output}: mask token {conversion.mask_token} ({made}), {before} -> {after} embeddings")
+    log.info(f"train it with `student: {{path: {options.output}}}` in a recipe")
 
 
 command = partial(exit_code, "convert", main)

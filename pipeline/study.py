@@ -21,26 +21,22 @@ from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveInt
 
 from pipeline.config.cli import add_verbosity, apply_verbosity
-from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput, exit_code
-from pipeline.evaluation.answer_cache import Share
+from pipeline.evaluation.answer_cache import Shard
 from pipeline.experiments.grid import Study, grid, read_variants
+from pipeline.experiments.workers import run_study
 
 
 def main() -> None:
     """Reads the study, checks every variant, runs what is missing and prints the table."""
     study, flags = parse_study(sys.argv[1:])
-    share = Share.parse(flags.shard, dict(os.environ))
-    seeds = study.seed_numbers()[share.index :: share.of]
-    recipes = {variant: study.run(variant, 0) for variant in study.planned()}
-    failed = [] if flags.table else run(study, recipes, seeds, flags.workers)
-    from pipeline.experiments.results import collect, show
+    failed = [] if flags.table else run_study(study, Shard.parse(flags.shard, dict(os.environ)), flags.workers)
+    from pipeline.experiments.results import collect, print_table  # imports torch: workers set its threads before that
 
-    show(study, collect(study))
+    print_table(study, collect(study))
     if failed:
-        raise SystemExit(
-            f"study: {len(failed)} runs failed ({', '.join(failed)}): see log.txt in {study.folder}/VARIANT/SEED"
-        )
+        where = f"see log.txt in {study.folder}/VARIANT/SEED"
+        raise SystemExit(f"study: {len(failed)} runs failed ({', '.join(failed)}): {where}")
 
 
 def parse_study(argv: list[str]):
@@ -48,15 +44,11 @@ def parse_study(argv: list[str]):
     p = ArgumentParser(exit_on_error=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--study", action="config", help="study file: the fields below")
     p.add_class_arguments(Study)
+    p.add_argument("--vary", nargs="*", default=[], help="FIELD=VALUE,VALUE: variants; of several: their product")
     p.add_argument(
-        "--vary", nargs="*", default=[], help="FIELD=VALUE,VALUE: variants; of several fields: their product"
+        "--workers", type=PositiveInt, default=2, help="seeds at the same time, each on its part of the cores"
     )
-    p.add_argument(
-        "--workers", type=PositiveInt, default=2, help="seeds that run at the same time, each on its share of the cores"
-    )
-    p.add_argument(
-        "--shard", default="", help="i/n: every n-th seed from the i-th on (default: a Slurm array's task, or all)"
-    )
+    p.add_argument("--shard", default="", help="i/n: every n-th seed from i on (default: a Slurm array's task, or all)")
     add_verbosity(p)
     p.add_argument("--table", action="store_true", help="run nothing: print the table of what is done")
     try:
@@ -69,33 +61,6 @@ def parse_study(argv: list[str]):
         known = read_variants(fields["variants"]) or {fields["baseline"]: {"teachers": []}}
         fields["variants"] = {**known, **varied}
     return Study(**fields), flags
-
-
-def run(study: Study, recipes: dict[str, Recipe], seeds: list[int], workers: int) -> list[str]:
-    """Aligns the data if it must be, scores the teachers, and does the runs; returns those that failed.
-
-    `recipes`: one of each variant, of any seed.
-    """
-    if not seeds:  # a job array of more tasks than seeds
-        return []
-    from pipeline.alignment.build import align
-    from pipeline.distributed.mpi_ranks import Ranks
-    from pipeline.experiments.runs import score_teachers
-    from pipeline.experiments.workers import run_seeds
-    from pipeline.training.preflight import prepare
-
-    data = {recipe.data.aligned: recipe for recipe in reversed([study.base(), *recipes.values()])}
-    for folder, recipe in data.items():
-        print(f"data: {folder}", flush=True)
-        align(recipe, Ranks(), 1, 4096)
-    for variant, recipe in recipes.items():  # one whose data, lengths or tokenizers are others' is refused here
-        try:
-            prepare(recipe, Path(study.engine))
-        except BadInput as error:
-            raise BadInput(f"variant {variant}: {error}") from None
-    if study.seed_numbers()[:1] == seeds[:1]:  # of a job array's parts, one
-        score_teachers(study)
-    return run_seeds(study, seeds, min(workers, max(1, len(seeds))))
 
 
 command = partial(exit_code, "study", main)

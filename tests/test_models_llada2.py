@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from pipeline.models.experts import MoE
 from pipeline.models.families.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModelLM
+from pipeline.models.families.llada2_moe_layers import MoE
 from pipeline.models.loading import load_student, load_teacher
 
 DATA = Path(__file__).parent / "data" / "models"

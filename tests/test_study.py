@@ -14,14 +14,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from demo.study.evidence import DOCUMENT, FIGURES, compared, read_studies, render
+from demo.study.evidence import DOCUMENT, FIGURES, read_studies, render
 from pipeline.core.errors import BadInput, StoppedEarly
 from pipeline.core.files import write_json
 from pipeline.distributed.signals import StopSignals
 from pipeline.evaluation.statistics import sign_flip
 from pipeline.experiments import runs
 from pipeline.experiments.grid import Study, grid
-from pipeline.experiments.table import lines, t_interval
+from pipeline.experiments.results import RunResult, lines, t_interval
 from pipeline.study import parse_study
 from tests import launch
 
@@ -96,14 +96,19 @@ def test_interval_is_student_s():
 
 def test_differences_are_paired_by_seed():
     def result(variant, seed, score):
-        return {
-            "variant": variant,
-            "seed": seed,
-            "score": score,
-            "kl": {"moe": [score, 0.0]},
-            "seconds": 1,
-            "tokens": 2,
-        }
+        return RunResult(
+            variant=variant,
+            seed=seed,
+            score=score,
+            kl={"moe": [score, 0.0]},
+            seconds=1,
+            tokens=2,
+            tasks={},
+            digest="",
+            steps=1,
+            loss=0.0,
+            wall_seconds=1,
+        )
 
     base = [result("undistilled", seed, score) for seed, score in enumerate((0.1, 0.5, 0.9))]
     made = lines([*base, result("calm", 2, 0.95), result("calm", 0, 0.2)], "undistilled")
@@ -117,8 +122,8 @@ def test_document_holds_what_its_raw_results_say():
     assert render(document, studies) == document, "run `python -m demo.study.evidence`"
     for name, results in studies.items():
         assert f"<!-- {name} -->" in document
-        assert len(results["study"]["variants"]) == len(compared(results)), f"{name} lacks variants"
-        seeds = {tuple(line.scores) for line in compared(results)}
+        assert len(results.study["variants"]) == len(results.compared()), f"{name} lacks variants"
+        seeds = {tuple(line.scores) for line in results.compared()}
         assert len(seeds) == 1 and len(seeds.pop()) >= 8, f"{name}: every variant has all of the same seeds"
     for figure in re.findall(r"\]\(evidence/([\w-]+\.svg)\)", document):
         assert (FIGURES / figure).is_file(), figure

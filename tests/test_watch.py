@@ -16,9 +16,9 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from pipeline.core.checkpoint_files import inventory
 from pipeline.core.files import write_json
-from pipeline.evaluation.watch import mark_best, watch
+from pipeline.core.checkpoint_files import inventory
+from pipeline.evaluation.watch import mark_best, score_checkpoints
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,7 +32,10 @@ def add_checkpoint(run_dir: Path, step: int, content: str = "weights") -> Path:
 
 
 def score(run_dir: Path, step: str, value: float | None, task: str = "sums", **facts) -> None:
-    write_json(run_dir / "evaluation" / step / f"{task}.json", {"metric": "exact_match", "value": value, **facts})
+    write_json(
+        run_dir / "evaluation" / step / f"{task}.json",
+        {"task": task, "metric": "exact_match", "value": value, "n": 4, **facts},
+    )
 
 
 def training_ends(run_dir: Path) -> None:
@@ -54,11 +57,11 @@ def test_every_checkpoint_once_newest_first_until_the_run_is_done(tmp_path) -> N
             add_checkpoint(tmp_path, 20)
             training_ends(tmp_path)
 
-    watch(tmp_path, ["sums"], evaluate, every=0.01)
+    score_checkpoints(tmp_path, ["sums"], evaluate, every=0.01)
     assert calls == [10, 15, 5, 20]
     best = json.loads((tmp_path / "evaluation" / "best.json").read_text())
     assert best == {"step": 10, "task": "sums", "metric": "exact_match", "value": 0.7}
-    watch(tmp_path, ["sums"], evaluate, every=0.01)
+    score_checkpoints(tmp_path, ["sums"], evaluate, every=0.01)
     assert len(calls) == 4, "a second start has nothing to do"
 
 
@@ -69,7 +72,7 @@ def test_waits_for_a_run_that_has_not_begun(tmp_path) -> None:
         calls.append(step)
         score(tmp_path, step, 1.0)
 
-    thread = threading.Thread(target=watch, args=(tmp_path, ["sums"], evaluate, 0.01), daemon=True)
+    thread = threading.Thread(target=score_checkpoints, args=(tmp_path, ["sums"], evaluate, 0.01), daemon=True)
     thread.start()
     time.sleep(0.1)
     assert thread.is_alive() and not calls
@@ -91,7 +94,7 @@ def test_pruned_and_damaged_checkpoints_are_skipped(tmp_path, capsys) -> None:
             Path(folder, "model").read_text()
         score(tmp_path, step, 0.5)
 
-    watch(tmp_path, ["sums"], evaluate, every=0.01)
+    score_checkpoints(tmp_path, ["sums"], evaluate, every=0.01)
     out = " ".join(capsys.readouterr().out.split())
     assert "step-00000003: pruned while it was read" in out
     assert "step-00000002: export/model is damaged" in out
@@ -106,7 +109,7 @@ def test_other_failures_are_raised(tmp_path) -> None:
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        watch(tmp_path, ["sums"], evaluate, every=0.01)
+        score_checkpoints(tmp_path, ["sums"], evaluate, every=0.01)
 
 
 def test_the_best_is_the_lowest_where_less_is_better_and_unscored_tasks_wait(tmp_path) -> None:
@@ -116,7 +119,7 @@ def test_the_best_is_the_lowest_where_less_is_better_and_unscored_tasks_wait(tmp
     for step, value in ((2, 9.0), (3, 4.0), (4, 5.0)):
         score(tmp_path, f"step-{step:08d}", value, higher_is_better=False)
     score(tmp_path, "teacher", 0.0, higher_is_better=False)
-    assert mark_best(tmp_path, "sums")["step"] == 3
+    assert mark_best(tmp_path, "sums").step == 3
 
 
 @pytest.fixture

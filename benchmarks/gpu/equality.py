@@ -18,7 +18,7 @@ from benchmarks.workload import Shape
 from pipeline.config.recipe import Objective, Teacher
 from pipeline.decoding.sampler import GenerateConfig, generate
 from pipeline.method.tidal import cross_entropy_weight
-from pipeline.models.experts import grouped_linear
+from pipeline.models.families.llada2_moe_layers import grouped_linear
 from pipeline.models.flex_attention import use_flex
 from pipeline.models.forward import hidden_states
 from pipeline.training.step import StudentWithLoss, counts

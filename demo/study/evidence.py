@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import numpy as np
 
@@ -22,9 +21,7 @@ from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.files import read_json, write_text
 from pipeline.evaluation.statistics import holm, sign_flip
 from pipeline.experiments.grid import START
-from pipeline.experiments.results import by_t, cells, markdown
-from pipeline.experiments.table import Line, lines, t_interval
-from pipeline.reporting.run_record import TeacherProbe
+from pipeline.experiments.results import Results, by_t, cells, markdown, t_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 BASELINES = {"A-calm": ("A-tide_cross", "A-tide_shared"), "B-kl": ("B-tide_shared", "B-tide_cross")}
@@ -42,33 +39,33 @@ def main() -> None:
     write_text(DOCUMENT, render(document, studies))
     FIGURES.mkdir(exist_ok=True)
     first = next(iter(studies.values()))
-    probe = {name: TeacherProbe.from_json(known["t"], known) for name, known in first["probe"].items()}
-    figures.probe(probe, FIGURES / "probe.svg")
+    figures.probe(first.probe, FIGURES / "probe.svg")
     figures.gradients(FIGURES / "gradients.svg")
     figures.tidal(FIGURES / "lambda.svg")
     for path in map(FIGURES.joinpath, re.findall(r"\(evidence/([a-z]+-\w+\.svg)\)", document)):
         kind, _, name = path.stem.partition("-")
-        draw = {"scores": figures.scores, "starts": figures.starts, "kl": figures.distances}[kind]
-        draw(start(studies[name]), compared(studies[name]), path)
+        plot = {"scores": figures.scores, "starts": figures.starts, "kl": figures.teacher_kl}[kind]
+        plot(studies[name].start(), studies[name].compared(), path)
 
 
-def read_studies() -> dict[str, Any]:
+def read_studies() -> dict[str, Results]:
     """The committed results, by name of the study."""
-    found = {path.stem: read_json(path) for path in sorted(RESULTS.glob("*.json"))}
-    if not found:
+    studies = {path.stem: Results.from_json(read_json(path)) for path in sorted(RESULTS.glob("*.json"))}
+    if not studies:
         raise BadInput(f"no results in {RESULTS}: run the study first (make study)")
-    return found
+    return studies
 
 
-def render(document: str, studies: Mapping[str, Any]) -> str:
+def render(document: str, studies: Mapping[str, Results]) -> str:
     """The document with every marked block made anew. Raises BadInput for a mark that no results belong to."""
     blocks = {name: table(study) for name, study in studies.items()}
     blocks |= {f"{name} order": apart(study, BASELINES) for name, study in studies.items()}
     blocks |= {f"{name} parts": apart(study, WHOLES) for name, study in studies.items()}
     blocks |= {
-        f"{name} gain": apart(study, {START: [x.variant for x in compared(study)]}) for name, study in studies.items()
+        f"{name} gain": apart(study, {START: [line.variant for line in study.compared()]})
+        for name, study in studies.items()
     }
-    blocks |= {f"{name} kl": markdown(*by_t([start(study), *compared(study)])) for name, study in studies.items()}
+    blocks |= {f"{name} kl": markdown(*by_t([study.start(), *study.compared()])) for name, study in studies.items()}
     blocks |= {f"{name} problems": problems(study) for name, study in studies.items()}
     blocks |= {f"{name} runs": provenance(study) for name, study in studies.items()}
 
@@ -80,29 +77,19 @@ def render(document: str, studies: Mapping[str, Any]) -> str:
     return re.sub(r"<!-- ([\w -]+) -->\n.*?<!-- end -->", fill, document, flags=re.DOTALL)
 
 
-def compared(study: Mapping[str, Any]) -> list[Line]:
-    """The study's variants, without its start."""
-    return lines([run for run in study["runs"] if run["variant"] != START], study["study"]["baseline"])
-
-
-def start(study: Mapping[str, Any]) -> Line:
-    """The students that all variants start from."""
-    return lines([run for run in study["runs"] if run["variant"] == START], START)[0]
-
-
-def table(study: Mapping[str, Any]) -> str:
+def table(study: Results) -> str:
     """The study's table in Markdown, the start above the variants."""
-    header, rows = cells([start(study), *compared(study)], study["study"]["baseline"])
+    header, rows = cells([study.start(), *study.compared()], study.study["baseline"])
     return markdown(header, rows)
 
 
-def apart(study: Mapping[str, Any], references: Mapping[str, Sequence[str]]) -> str:
+def apart(study: Results, references: Mapping[str, Sequence[str]]) -> str:
     """Variants minus another variant, paired by seed, also apart for seeds with a strong start and a weak one.
 
     Holm's correction over the rows of the table.
     """
-    began = start(study).scores
-    scores = {line.variant: line.scores for line in compared(study)} | {START: began}
+    began = study.start().scores
+    scores = {line.variant: line.scores for line in study.compared()} | {START: began}
     pairs = [
         (ours, other) for other, variants in references.items() for ours in variants if {ours, other} <= scores.keys()
     ]
@@ -126,13 +113,13 @@ def apart(study: Mapping[str, Any], references: Mapping[str, Sequence[str]]) -> 
     return markdown(header, rows)
 
 
-def problems(study: Mapping[str, Any]) -> str:
+def problems(study: Results) -> str:
     """Share of right answers among the test problems in which the carry could be lost, and among the others."""
     can = np.array([carries(row) for row in rows_of(**FILES["test"])])
     by_variant: dict[str, list[np.ndarray]] = {}
-    for run in study["runs"]:
-        right = np.array([x == "1" for x in run["tasks"]["study_arithmetic"]["correct"]])
-        by_variant.setdefault(run["variant"], []).append(right)
+    for run in study.runs:
+        right = np.array([x == "1" for x in run.tasks["study_arithmetic"].correct])
+        by_variant.setdefault(run.variant, []).append(right)
     rows = [
         [variant, f"{np.mean([r[can] for r in runs]):.3f}", f"{np.mean([r[~can] for r in runs]):.3f}"]
         for variant, runs in by_variant.items()
@@ -140,17 +127,17 @@ def problems(study: Mapping[str, Any]) -> str:
     return markdown(["variant", f"carry can be lost (n = {can.sum()})", f"others (n = {(~can).sum()})"], rows)
 
 
-def provenance(study: Mapping[str, Any]) -> str:
+def provenance(study: Results) -> str:
     """Where the numbers come from: runs, seeds, commit, versions, machine."""
-    runs, seeds = study["runs"], study["study"]["seeds"]
-    spent = sum(run["wall_seconds"] for run in runs) / 3600
+    runs, seeds = study.runs, study.study["seeds"]
+    spent = sum(run.wall_seconds for run in runs) / 3600
     where = [
         f"commit {e['commit'][:12]}, torch {e['versions']['torch']}, DeepSpeed {e['versions']['deepspeed']}, "
         f"transformers {e['versions']['transformers']}, Python {e['versions']['python']}, {e['device']}"
-        for e in study["environments"]
+        for e in study.environments
     ]
-    scores = ", ".join(f"{name} {s['score']:.3f}" for name, s in study["teachers"].items())
-    n = next(iter(runs[0]["tasks"].values()))["n"]
+    scores = ", ".join(f"{name} {s.score:.3f}" for name, s in study.teachers.items())
+    n = next(iter(runs[0].tasks.values())).n
     return (
         f"{len(runs)} runs, seeds {seeds}, {spent:.1f} hours in all, one process each; {n} test problems; the teachers score "
         f"{scores}.\n{'; '.join(where)}."

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from pipeline.experiments.table import Line
+from pipeline.experiments.results import Line
 from pipeline.method.tidal import tidal_lambda
 from pipeline.reporting.figures import PLAIN, VIEWS, plot_gradients
-from pipeline.reporting.run_record import TeacherProbe
 from pipeline.reporting.summary import GREEN, ORANGE, VIOLET
 from pipeline.training.held_out import TIMESTEPS
+from pipeline.training.teacher_probe import TeacherProbe
 
 STYLE = PLAIN | {"svg.hashsalt": "evidence"}
 
@@ -96,7 +96,7 @@ def starts(start: Line, compared: Sequence[Line], path: Path) -> None:
         _save(figure, path)
 
 
-def distances(start: Line, compared: Sequence[Line], path: Path) -> None:
+def teacher_kl(start: Line, compared: Sequence[Line], path: Path) -> None:
     """KL(teacher || student) on held-out rows by t: of the student that all start from, and of each variant after it."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.8), layout="constrained")

@@ -20,7 +20,7 @@ from pipeline.capacity.planned_run import PlannedRun
 from pipeline.capacity.zero3 import Shards, ZeroSettings, shards
 from pipeline.data.batch import Batch
 from pipeline.method.chunked_lm_head import chunks_as_on
-from pipeline.models.experts import MoE
+from pipeline.models.families.llada2_moe_layers import MoE
 from pipeline.models.loading import build
 from pipeline.training.build import student_with_loss
 from pipeline.training.engine import student_dtype

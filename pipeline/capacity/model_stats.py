@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from pipeline.models.experts import MoE
+from pipeline.models.families.llada2_moe_layers import MoE
 
 
 @dataclass(frozen=True)

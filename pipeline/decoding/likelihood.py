@@ -139,22 +139,22 @@ class Continuation:
 def log_likelihoods(model: nn.Module, continuations: Sequence[Continuation], batch_size: int) -> list[Estimate]:
     """The bound of each continuation; `batch_size` inputs share a forward."""
     masks = [list(c.masked()) for c in continuations]
-    jobs = [(c, mask) for c, own in zip(continuations, masks, strict=True) for mask in own]
-    found: list[Tensor] = []
-    for start in range(0, len(jobs), batch_size):
-        group = jobs[start : start + batch_size]
-        documents = [lay_out(c.ids, mask, c.block, model.config.mask_token_id) for c, mask in group]
-        found += _known(model, documents, [c.ids[mask] for c, mask in group])
-    known = iter(found)
+    inputs = [(c, mask) for c, draws in zip(continuations, masks, strict=True) for mask in draws]
+    scores: list[Tensor] = []
+    for start in range(0, len(inputs), batch_size):
+        batch = inputs[start : start + batch_size]
+        documents = [lay_out(c.ids, mask, c.block, model.config.mask_token_id) for c, mask in batch]
+        scores += _scores(model, documents, [c.ids[mask] for c, mask in batch])
+    by_input = iter(scores)
     estimates = []
-    for c, own in zip(continuations, masks, strict=True):
-        rows = [next(known) for _ in own]
-        estimates.append(c.estimate(own, [r[:, 0] for r in rows], [r[:, 1] for r in rows]))
+    for c, draws in zip(continuations, masks, strict=True):
+        rows = [next(by_input) for _ in draws]
+        estimates.append(c.estimate(draws, [r[:, 0] for r in rows], [r[:, 1] for r in rows]))
     return estimates
 
 
-def _known(model: nn.Module, documents: list[Document], targets: list[Tensor]) -> list[Tensor]:
-    """Log-probability of each masked token's truth, and whether it is the likeliest: a document's [M, 2], on the CPU."""
+def _scores(model: nn.Module, documents: list[Document], targets: list[Tensor]) -> list[Tensor]:
+    """Log-probability of each masked token's truth, and whether it is the likeliest: [M, 2] per document, on the CPU."""
     device = next(model.parameters()).device
     packed, indices = pack(documents)
     packed = replace(packed, **{name: x.to(device) for name, x in vars(packed).items()})

@@ -1,6 +1,6 @@
 """Answers of a model, kept one by one as they come: what a killed evaluation goes on from, and what shards are merged by.
 
-FOLDER/TASK.answers.jsonl (TASK.answers-2-of-8.jsonl for a shard) has a line an answer, with the hash of its request and of
+FOLDER/TASK.answers.jsonl (TASK.answers-2-of-8.jsonl for a shard) has a line per answer, with the hash of its request and of
 everything that the answer depends on. Whoever looks for an answer reads all of a task's files.
 """
 
@@ -17,11 +17,12 @@ from typing import IO, Any
 from pipeline.core.errors import BadInput
 from pipeline.core.files import json_sha256
 
-Record = dict[str, Any]
+Json = dict[str, Any]
+"""A JSON object."""
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """Every `of`-th request from `index` on. Raises BadInput for an index outside 0..of-1."""
 
     index: int = 0
@@ -32,8 +33,8 @@ class Share:
             raise BadInput(f"shard {self.index}/{self.of}: the first number counts from 0 and stays below the second")
 
     @classmethod
-    def parse(cls, text: str, environment: dict[str, str]) -> Share:
-        """`2/8`; without a text, the place of a Slurm array's task, or everything."""
+    def parse(cls, text: str, environment: dict[str, str]) -> Shard:
+        """`2/8`; without a text, the index of a Slurm array's task, or everything."""
         if text:
             if not (match := re.fullmatch(r"(\d+)/(\d+)", text)):
                 raise BadInput(f"--shard {text}: write it as 2/8, counting from 0")
@@ -48,11 +49,14 @@ class Share:
 
     @property
     def suffix(self) -> str:
-        """What tells a share's files from those of others."""
+        """What tells a shard's files from those of others."""
         return "" if self.of == 1 else f"-{self.index}-of-{self.of}"
 
     def __str__(self) -> str:
         return f"{self.index}/{self.of}"
+
+
+EVERYTHING = Shard()
 
 
 def request_key(*parts: Any) -> str:
@@ -60,36 +64,36 @@ def request_key(*parts: Any) -> str:
     return json_sha256(parts)[:24]
 
 
-class Answers:
+class AnswerCache:
     """A task's answers in a folder; without a folder, in memory. Close it (or use `with`) to let others write.
 
-    `kind` names the files, and what is kept so. Raises BadInput when another process writes the same share.
+    `kind` names the files, and what is kept so. Raises BadInput when another process writes the same shard.
     """
 
     def __init__(
-        self, folder: Path | None = None, task: str = "", share: Share | None = None, kind: str = "answers"
+        self, folder: Path | None = None, task: str = "", shard: Shard = EVERYTHING, kind: str = "answers"
     ) -> None:
-        self.share = share or Share()
-        self._known: dict[str, Record] = {}
+        self.shard = shard
+        self._known: dict[str, Json] = {}
         self._file: IO[bytes] | None = None
         self._folder: Path | None = None
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        own = folder / f"{task}.{kind}{self.share.suffix}.jsonl"
-        self._file = own.open("ab+")
+        path = folder / f"{task}.{kind}{self.shard.suffix}.jsonl"
+        self._file = path.open("ab+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
             raise BadInput(
-                f"{own} is being written by another process: wait for it, or give it another --shard"
+                f"{path} is being written by another process: wait for it, or give it another --shard"
             ) from None
         _drop_torn_line(self._file)
         self._folder, self._names = folder, f"{task}.{kind}*.jsonl"
         self.refresh()
 
-    def __enter__(self) -> Answers:
+    def __enter__(self) -> AnswerCache:
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -104,10 +108,10 @@ class Answers:
     def __contains__(self, key: str) -> bool:
         return key in self._known
 
-    def __getitem__(self, key: str) -> Record:
+    def __getitem__(self, key: str) -> Json:
         return self._known[key]
 
-    def add(self, key: str, record: Record) -> None:
+    def add(self, key: str, record: Json) -> None:
         """Keeps an answer; it is on its way to the disk when this returns."""
         self._known[key] = record
         if self._file:
@@ -122,7 +126,7 @@ def _drop_torn_line(file: IO[bytes]) -> None:
     file.truncate(text.rfind(b"\n") + 1)
 
 
-def _read(path: Path) -> Iterator[Record]:
+def _read(path: Path) -> Iterator[Json]:
     """The whole lines of a file that another process may be writing."""
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:

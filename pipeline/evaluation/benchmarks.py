@@ -91,3 +91,9 @@ def read(name: str) -> list[dict[str, Any]]:
     if missing:
         raise BadInput(f"{path}: {len(rows)} rows without {', '.join(missing)}; {SOURCES[name].path} has it")
     return rows
+
+
+def own_task_file(name: str) -> Path | None:
+    """The YAML of a task of this project, named like the task."""
+    file = TASKS / f"{name}.yaml"
+    return file if file.is_file() else None

@@ -30,7 +30,7 @@ CUTS = {"sequence": "training", "response": "reference"}  # student.blocks -> Ge
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointUnderTest:
     """A folder (or hub name) with config, weights and tokenizer. Merging shards loads no weights."""
 
     path: str
@@ -38,7 +38,7 @@ class Checkpoint:
     device: str
 
     @classmethod
-    def of(cls, path: str, dtype: str = "auto", index: int = 0) -> Checkpoint:
+    def of(cls, path: str, dtype: str = "auto", index: int = 0) -> CheckpointUnderTest:
         """On the `index`-th GPU (modulo their number), or the CPU; `auto` is bfloat16 on a GPU, else float32."""
         gpus = torch.cuda.device_count()
         device = f"cuda:{index % gpus}" if gpus else "cpu"

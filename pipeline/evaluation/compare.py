@@ -20,7 +20,7 @@ from rich.table import Table
 
 from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json
-from pipeline.evaluation.results import SAMPLES, Sample, Score, read_samples, read_scores
+from pipeline.evaluation.results import SAMPLES, Sample, Score, read_samples, read_score
 from pipeline.evaluation.statistics import bootstrap, holm, mcnemar, sign_flip
 
 REAL = 0.05
@@ -130,13 +130,13 @@ def _pair(task: str, a: str, of_a: Scored, b: str, of_b: Scored) -> Comparison:
 def read(name: str) -> dict[str, Scored]:
     """The scored tasks of one model. Raises BadInput where there are none."""
     folders = [_folder(Path(part)) for part in name.split(",")]
-    scores = [read_scores(folder) for folder in folders]
     tasks = [path.name.removesuffix(SAMPLES) for path in sorted(folders[0].glob(f"*{SAMPLES}"))]
     scored = {}
     for task in tasks:
-        if any(task not in of_seed for of_seed in scores):
+        scores = [score for folder in folders if (score := read_score(folder, task))]
+        if len(scores) < len(folders):
             raise BadInput(f"{name}: not all of these have {task}.json")
-        results = [(of[task], read_samples(folder, of[task])) for folder, of in zip(folders, scores, strict=True)]
+        results = [(score, read_samples(folder, score)) for folder, score in zip(folders, scores, strict=True)]
         if all(comparable(samples) for _, samples in results):
             scored[task] = Scored.of(results)
     if not scored:

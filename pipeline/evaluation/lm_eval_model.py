@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -17,13 +17,16 @@ from rich.progress import track
 
 from pipeline.decoding.likelihood import Continuation, log_likelihoods
 from pipeline.decoding.sampler import GenerateConfig, decode
-from pipeline.evaluation.answer_cache import Answers, Record, request_key
-from pipeline.evaluation.checkpoint_under_test import Checkpoint
+from pipeline.evaluation.answer_cache import AnswerCache, request_key
+from pipeline.evaluation.answers import Answer, GeneratedAnswer, LikelihoodAnswer
+from pipeline.evaluation.checkpoint_under_test import CheckpointUnderTest
 from pipeline.evaluation.presets import preset
+
+AnswerT = TypeVar("AnswerT", GeneratedAnswer, LikelihoodAnswer)
 
 
 class Unanswered(Exception):
-    """This share is done, and other shares are not: `missing` requests have no answer yet."""
+    """This shard is done, and other shards are not: `missing` requests have no answer yet."""
 
     def __init__(self, missing: int) -> None:
         super().__init__(f"{missing} answers are missing")
@@ -36,61 +39,64 @@ class BlockDiffusionLM(LM):
 
     `generate_until` decodes block by block, `loglikelihood` estimates the block-diffusion bound (see likelihood.py). An
     answer depends on its request and the settings, never on its batch, its shard or what was answered before. Every
-    answer goes through `answers`; `records` holds those of the requests, by (document, request of the document).
+    answer goes through the cache; `answers` holds those of the requests, by (document, request of the document).
     """
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: CheckpointUnderTest,
         config: GenerateConfig,
         *,
         batch_size: int = 16,
         likelihood_samples: int = 32,
-        answers: Answers | None = None,
+        cache: AnswerCache | None = None,
     ) -> None:
         super().__init__()
         self.checkpoint, self.config, self.batch_size = checkpoint, config, batch_size
-        self.likelihood_samples, self.answers = likelihood_samples, answers or Answers()
-        self.records: dict[tuple[int, int], list[Record]] = {}
+        self.likelihood_samples, self.cache = likelihood_samples, cache or AnswerCache()
+        self.answers: dict[tuple[int, int], list[Answer]] = {}
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None):
         """What `lm_eval --model block_diffusion` calls; --model_args: pretrained (folder or hub name), preset (default
         paper), dtype, likelihood_samples, and any field of GenerateConfig."""
         given = arg_dict | {k: v for k, v in (additional_config or {}).items() if k == "batch_size" and v is not None}
-        checkpoint = Checkpoint.of(given.pop("pretrained"), given.pop("dtype", "auto"))
-        own = {k: int(given.pop(k)) for k in ("batch_size", "likelihood_samples") if k in given}
+        checkpoint = CheckpointUnderTest.of(given.pop("pretrained"), given.pop("dtype", "auto"))
+        options = {k: int(given.pop(k)) for k in ("batch_size", "likelihood_samples") if k in given}
         size, blocks = checkpoint.blocks()
         config = preset(given.pop("preset", "paper"), size, blocks=blocks)
-        return cls(checkpoint, replace(config, **given), **own)
+        return cls(checkpoint, replace(config, **given), **options)
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None):
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        return [record["response"] for record in self._answer(requests, self._generate, self._decoding())]
+        return [a.response for a in self._answer(GeneratedAnswer, requests, self._generate, asdict(self.config))]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        found = self._answer(requests, self._likelihoods, self._estimator())
-        return [(record["log_likelihood"], record["greedy"]) for record in found]
+        answers = self._answer(LikelihoodAnswer, requests, self._likelihoods, self._estimator())
+        return [(answer.log_likelihood, answer.greedy) for answer in answers]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        return [record["log_likelihood"] for record in self._answer(requests, self._rolling, self._estimator())]
+        answers = self._answer(LikelihoodAnswer, requests, self._rolling, self._estimator())
+        return [answer.log_likelihood for answer in answers]
 
-    def _decoding(self) -> Record:
-        return asdict(self.config)
-
-    def _estimator(self) -> Record:
+    def _estimator(self) -> dict[str, Any]:
+        """What an estimate depends on beside its request and the model."""
         names = ("block_size", "blocks", "seed")
         return {name: getattr(self.config, name) for name in names} | {"samples": self.likelihood_samples}
 
     def _answer(
-        self, requests: list[Instance], work: Callable[[list[Instance], int], Iterator[Record]], settings: Record
-    ) -> list[Record]:
-        """The answers to all requests, in order; those that are missing are worked out, batches of like length.
+        self,
+        kind: type[AnswerT],
+        requests: list[Instance],
+        compute: Callable[[list[Instance], int], Iterator[AnswerT]],
+        settings: dict[str, Any],
+    ) -> list[AnswerT]:
+        """The answers to all requests, in order; those that are missing are computed, batches of like length.
 
-        Raises Unanswered when some belong to another share and are not there.
+        Raises Unanswered when some belong to another shard and are not there.
         """
         model = [self.checkpoint.checksum, str(self.checkpoint.dtype)]
         seen: Counter[tuple[int, int]] = Counter()
@@ -99,65 +105,66 @@ class BlockDiffusionLM(LM):
             repeats.append(seen[request.doc_id, request.idx] if self.config.temperature > 0 else 0)
             seen[request.doc_id, request.idx] += 1
             keys.append(request_key(request.request_type, request.args, repeats[-1], settings, model))
-        share = self.answers.share
-        mine = {key: i for i, key in enumerate(keys) if i % share.of == share.index and key not in self.answers}
+        shard = self.cache.shard
+        mine = {key: i for i, key in enumerate(keys) if i % shard.of == shard.index and key not in self.cache}
         # the longest first: too little memory shows at once
         order = sorted(mine.values(), key=lambda i: (repeats[i], -sum(map(len, texts(requests[i])))))
         groups = [list(group) for _, group in groupby(order, key=repeats.__getitem__)]
         size, device = self.batch_size, self.checkpoint.hardware()["device"]
         batches = [group[i : i + size] for group in groups for i in range(0, len(group), size)]
         for batch in track(batches, description="answering", disable=not batches):
-            for i, record in zip(batch, work([requests[i] for i in batch], repeats[batch[0]]), strict=True):
-                self.answers.add(keys[i], record | {"device": device})
-        if share.of > 1:
-            self.answers.refresh()
-        if missing := sum(key not in self.answers for key in keys):
+            for i, answer in zip(batch, compute([requests[i] for i in batch], repeats[batch[0]]), strict=True):
+                self.cache.add(keys[i], asdict(replace(answer, device=device)))
+        if shard.of > 1:
+            self.cache.refresh()
+        if missing := sum(key not in self.cache for key in keys):
             raise Unanswered(missing)
-        records = [self.answers[key] for key in keys]
-        for request, record in zip(requests, records, strict=True):
-            self.records.setdefault((request.doc_id, request.idx), []).append(record)
-        return records
+        answers = [kind(**self.cache[key]) for key in keys]
+        for request, answer in zip(requests, answers, strict=True):
+            self.answers.setdefault((request.doc_id, request.idx), []).append(answer)
+        return answers
 
-    def _generate(self, requests: list[Instance], repeat: int) -> Iterator[Record]:
-        for request, record in zip(requests, self.respond([r.args[0] for r in requests], repeat), strict=True):
-            response = until(record["response"], request.args[1].get("until") or [])
-            yield record | {"response": response, "ended": record["ended"] or response != record["response"]}
+    def _generate(self, requests: list[Instance], repeat: int) -> Iterator[GeneratedAnswer]:
+        for request, answer in zip(requests, self.respond([r.args[0] for r in requests], repeat), strict=True):
+            response = until(answer.response, request.args[1].get("until") or [])
+            yield replace(answer, response=response, ended=answer.ended or response != answer.response)
 
-    def respond(self, prompts: list[str], repeat: int = 0) -> list[Record]:
-        """Decodes one batch; a repetition draws other tokens. `ended`: by a token, not by the length limit."""
+    def respond(self, prompts: list[str], repeat: int = 0) -> list[GeneratedAnswer]:
+        """Decodes one batch; a repetition draws other tokens."""
         special, model, seed = self.checkpoint.special, self.checkpoint.model, self.config.seed + repeat
         started = time.perf_counter()
         responses = decode(model, [self.encode(prompt) for prompt in prompts], replace(self.config, seed=seed))
         seconds = time.perf_counter() - started
-        records = []
+        answers = []
         for response in responses:
             ended = response.tokens[-1] in special.ends
             body = response.tokens[:-1] if ended else response.tokens
-            records.append(
-                {
-                    "response": self.checkpoint.tokenizer.decode(body, skip_special_tokens=True),
-                    "pieces": self.pieces(body),
-                    "filled": response.filled[: len(body)],
-                    "tokens": len(body),  # before the end token
-                    "forwards": response.forwards,
-                    "ended": ended,
-                    "masks": body.count(special.mask),  # the sampler promises none
-                    "seconds": seconds / len(prompts),  # its share of the batch
-                    "latency": seconds,  # until the batch was done
-                }
+            answers.append(
+                GeneratedAnswer(
+                    response=self.checkpoint.tokenizer.decode(body, skip_special_tokens=True),
+                    pieces=self.pieces(body),
+                    filled=response.filled[: len(body)],
+                    tokens=len(body),
+                    forwards=response.forwards,
+                    ended=ended,
+                    masks=body.count(special.mask),
+                    seconds=seconds / len(prompts),
+                    latency=seconds,
+                )
             )
-        return records
+        return answers
 
-    def _likelihoods(self, requests: list[Instance], _repeat: int) -> Iterator[Record]:
+    def _likelihoods(self, requests: list[Instance], _repeat: int) -> Iterator[LikelihoodAnswer]:
         continuations = [self._continuation(*self.encode_pair(*request.args)) for request in requests]
         yield from self._estimates(continuations)
 
-    def _rolling(self, requests: list[Instance], _repeat: int) -> Iterator[Record]:
+    def _rolling(self, requests: list[Instance], _repeat: int) -> Iterator[LikelihoodAnswer]:
         """Windows as long as the model reads; each after the first scores its second half, given the first half."""
         for request in requests:
             windows = rolling_windows(self.encode(request.args[0]), self.checkpoint.config.max_position_embeddings)
             parts = list(self._estimates([self._continuation(*window) for window in windows]))
-            yield {name: sum(p[name] for p in parts) for name in ("log_likelihood", "variance", "seconds")}
+            totals = {name: sum(getattr(p, name) for p in parts) for name in ("log_likelihood", "variance", "seconds")}
+            yield LikelihoodAnswer(greedy=False, **totals)
 
     def _continuation(self, context: Sequence[int], tokens: Sequence[int]) -> Continuation:
         c = self.config
@@ -165,21 +172,21 @@ class BlockDiffusionLM(LM):
             context, tokens, size=c.block_size, blocks=c.blocks, samples=self.likelihood_samples, seed=c.seed
         )
 
-    def _estimates(self, continuations: list[Continuation]) -> Iterator[Record]:
+    def _estimates(self, continuations: list[Continuation]) -> Iterator[LikelihoodAnswer]:
         started = time.perf_counter()
-        found = log_likelihoods(self.checkpoint.model, continuations, self.batch_size)
+        estimates = log_likelihoods(self.checkpoint.model, continuations, self.batch_size)
         seconds = (time.perf_counter() - started) / max(1, len(continuations))
-        for e in found:
-            yield {"log_likelihood": e.value, "variance": e.variance, "greedy": e.greedy, "seconds": seconds}
+        for e in estimates:
+            yield LikelihoodAnswer(e.value, e.variance, e.greedy, seconds)
 
     def encode(self, text: str) -> list[int]:
         return self.checkpoint.tokenizer.encode(text, add_special_tokens=False)
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens of both as one text, split where they stop being the context's own; at least one is the continuation's."""
-        own, whole = self.encode(context), self.encode(context + continuation)
-        same = next((i for i, (a, b) in enumerate(zip(own, whole, strict=False)) if a != b), min(len(own), len(whole)))
-        length = min(same, len(whole) - 1)
+        alone, whole = self.encode(context), self.encode(context + continuation)
+        differ = [i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b]
+        length = min([*differ[:1], len(alone), len(whole) - 1])
         return whole[:length], whole[length:]
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:

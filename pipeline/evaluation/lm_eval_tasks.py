@@ -1,8 +1,9 @@
-"""Loads lm-evaluation-harness tasks and runs them: one score, one set of samples a task."""
+"""Loads lm-evaluation-harness tasks and runs them: one score, one set of samples per task."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from lm_eval.api.task import ConfigurableTask
@@ -11,9 +12,9 @@ from lm_eval.tasks import TaskManager
 
 from pipeline.core.errors import BadInput
 from pipeline.evaluation import scoring
-from pipeline.evaluation.answer_cache import Record
 from pipeline.evaluation.benchmarks import TASKS
 from pipeline.evaluation.lm_eval_model import BlockDiffusionLM
+from pipeline.evaluation.results import Sample, Score
 
 
 def load_tasks(names: list[str]) -> dict[str, ConfigurableTask]:
@@ -54,7 +55,7 @@ def run_task(
     limit: int | None = None,
     fewshot: int | None = None,
     chat: bool = True,
-) -> tuple[Record, list[Record]]:
+) -> tuple[Score, list[Sample]]:
     """Score and samples of a task. The score's headline is the task's first metric (and first filter).
 
     `model` must not have run another task: its answers are taken to be this one's. `fewshot` overrides the task's own
@@ -63,7 +64,7 @@ def run_task(
     if fewshot is not None:
         task.set_config(key="num_fewshot", value=fewshot)
     task.set_fewshot_seed(seed=model.config.seed)
-    found = evaluate(
+    evaluated = evaluate(
         model,
         {"tasks": {name: task}},
         limit=limit,
@@ -71,27 +72,30 @@ def run_task(
         apply_chat_template=chat,
         fewshot_as_multiturn=False,  # examples and question are one turn of the user, as in the published runs
     )
-    samples = found["samples"][name]
-    table = scoring.metrics(found["results"][name], samples)
+    samples = evaluated["samples"][name]
+    table = scoring.metrics(evaluated["results"][name], samples)
     headline, filtered_by = next(iter(table)).split(",") if table else (None, samples[0]["filter"])
     first = [sample for sample in samples if sample["filter"] == filtered_by]
-    answers = [answer for repeats in model.records.values() for answer in repeats]
+    answers = [answer for repeats in model.answers.values() for answer in repeats]
+    score = Score(
+        name,
+        headline,
+        None,
+        len(first),
+        higher_is_better=task.higher_is_better().get(headline, True),
+        metrics=table,
+        seconds=round(sum(answer.seconds for answer in answers), 3),
+        fewshot=task.config.num_fewshot or 0,
+        prompts_hash=scoring.prompts_hash(first),
+        devices=sorted({answer.device for answer in answers}),
+    )
+    if mean := table.get(f"{headline},{filtered_by}"):
+        score = replace(score, value=mean.value, n=mean.n, low=mean.low, high=mean.high)
     if task.OUTPUT_TYPE == "generate_until":
-        rows = [scoring.generated_row(s, headline, model.records[s["doc_id"], 0][0]) for s in first]
-        facts = scoring.generation_facts(answers)
+        rows = [scoring.generated_sample(s, headline, model.answers[s["doc_id"], 0][0]) for s in first]
+        score = replace(score, generation=scoring.generation(answers))
     else:
-        choices = [[model.records[s["doc_id"], i][0] for i in range(len(s["arguments"]))] for s in first]
-        rows = [scoring.likelihood_row(s, headline, c) for s, c in zip(first, choices, strict=True)]
-        facts = scoring.likelihood_facts(answers, rows)
-    score = {
-        "task": name,
-        "metric": headline,
-        **table.get(f"{headline},{filtered_by}", {"value": None, "n": len(rows), "low": None, "high": None}),
-        "higher_is_better": task.higher_is_better().get(headline, True),
-        "metrics": table,
-        **facts,
-        "fewshot": task.config.num_fewshot or 0,
-        "prompts_hash": scoring.prompts_hash(first),
-        "devices": sorted({answer["device"] for answer in answers}),
-    }
+        choices = [[model.answers[s["doc_id"], i][0] for i in range(len(s["arguments"]))] for s in first]
+        rows = [scoring.likelihood_sample(s, headline, c) for s, c in zip(first, choices, strict=True)]
+        score = replace(score, likelihood=scoring.likelihood(answers, rows))
     return scoring.with_alarms(score, rows), rows

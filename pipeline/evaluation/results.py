@@ -22,8 +22,8 @@ class Part:
 
     @classmethod
     def if_there(cls, entries: Mapping[str, Any]) -> Self | None:
-        """None where the object has not even the first field."""
-        return cls.from_json(entries) if fields(cls)[0].name in entries else None  # type: ignore[arg-type]
+        """None where the object has none of the fields."""
+        return cls.from_json(entries) if any(f.name in entries for f in fields(cls)) else None  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -77,22 +77,22 @@ class Likelihood(Part):
 class Programs(Part):
     """How generated programs ended, and within which limits."""
 
-    reasons: Mapping[str, int]
-    limits: Mapping[str, float]
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Provenance(Part):
     """What a score was made with."""
 
-    model: str
-    checksum: str
-    label: str
-    preset: str
-    preset_hash: str
-    settings: Mapping[str, Any]
-    hardware: Mapping[str, Any]
-    versions: Mapping[str, str]
+    model: str = ""
+    checksum: str = ""
+    label: str = ""
+    preset: str = ""
+    preset_hash: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ class Score(Part):
     """One model on one task. The headline is the task's first metric; its value is None before programs are run."""
 
     task: str
-    metric: str | None
-    value: float | None
-    n: int
+    metric: str | None = None
+    value: float | None = None
+    n: int = 0
     low: float | None = None
     high: float | None = None
     higher_is_better: bool = True
@@ -154,14 +154,14 @@ class Score(Part):
 class Filling(Part):
     """How a response came about."""
 
-    tokens: int
+    tokens: int = 0
     """Before the end token."""
-    forwards: int
-    ended: bool
+    forwards: int = 0
+    ended: bool = True
     """By a token or a stop string, not by the length limit."""
-    pieces: Sequence[str]
+    pieces: Sequence[str] = ()
     """Each token as text."""
-    filled: Sequence[int]
+    filled: Sequence[int] = ()
     """The forward that decided each token, counted from 1."""
 
 
@@ -181,9 +181,9 @@ class Sample(Part):
     prompt: str
     response: str
     """Of a task over log-likelihoods, the likeliest continuation."""
-    target: Any
+    target: Any = None
     """As the task has it: text, a number, or a test program's parts."""
-    correct: bool | None
+    correct: bool | None = None
     """None for a graded metric, and before programs are run."""
     id: int | None = None
     answer: Any = None
@@ -224,9 +224,16 @@ class Sample(Part):
         return super().from_json({**entries, **parts})
 
 
+def read_score(folder: Path, task: str) -> Score | None:
+    """None without a file. Raises BadInput for a file that is not JSON."""
+    entries = read_json(folder / f"{task}.json")
+    return None if entries is None else Score.from_json(entries)
+
+
 def read_scores(folder: Path) -> dict[str, Score]:
-    """{task: its score} of one folder of an evaluation. Raises BadInput for a file that is not JSON."""
-    return {path.stem: Score.from_json(read_json(path)) for path in sorted(folder.glob("*.json"))}
+    """{task: its score} of one folder of an evaluation. Raises as `read_score`."""
+    scores = {path.stem: read_score(folder, path.stem) for path in sorted(folder.glob("*.json"))}
+    return {task: score for task, score in scores.items() if score}
 
 
 def read_samples(folder: Path, score: Score) -> list[Sample]:

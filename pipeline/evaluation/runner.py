@@ -11,18 +11,20 @@ from rich.console import Console
 from pipeline.config.recipe import Evaluation, Recipe
 from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json, write_json_lines
+from pipeline.core.log import log
 from pipeline.core.version import code_version
 from pipeline.decoding.sampler import GenerateConfig
-from pipeline.evaluation.answer_cache import Answers, Record, Share
-from pipeline.evaluation.checkpoint_under_test import Checkpoint
+from pipeline.evaluation.answer_cache import EVERYTHING, AnswerCache, Shard
+from pipeline.evaluation.checkpoint_under_test import CheckpointUnderTest
 from pipeline.evaluation.lm_eval_model import BlockDiffusionLM, Unanswered
 from pipeline.evaluation.lm_eval_tasks import load_tasks, run_task
 from pipeline.evaluation.presets import preset, preset_hash, shots
+from pipeline.evaluation.results import SAMPLES, Provenance, Score
 from pipeline.evaluation.scoring import update_card
-from pipeline.evaluation.tables import show_response, show_samples, show_scores
+from pipeline.evaluation.tables import print_response, print_samples, print_scores
 
 
-def check(wanted: Evaluation) -> None:
+def check_settings(wanted: Evaluation) -> None:
     """Raises BadInput for settings that no task could run with."""
     if not wanted.tasks:
         raise BadInput("evaluation.tasks is empty: name a task, as demo_arithmetic")
@@ -32,86 +34,82 @@ def check(wanted: Evaluation) -> None:
         raise BadInput(f"evaluation.likelihood_samples {wanted.likelihood_samples} must be a positive multiple of 4")
 
 
-def checkpoint_of(recipe: Recipe, folder: str, share: Share | None = None) -> Checkpoint:
-    """The model of a folder, on this share's device."""
-    return Checkpoint.of(folder, recipe.evaluation.dtype, (share or Share()).index)
-
-
-def decoding(recipe: Recipe, checkpoint: Checkpoint, task: str) -> GenerateConfig:
+def decoding(recipe: Recipe, checkpoint: CheckpointUnderTest, task: str) -> GenerateConfig:
     """The preset's settings for a task. Where the preset names no block size or cut, the model's own are taken."""
     size, blocks = checkpoint.blocks(recipe.student.block_size, recipe.student.blocks)
     return replace(preset(recipe.evaluation.preset, size, task=task, blocks=blocks), seed=recipe.evaluation.seed)
 
 
-def evaluate(recipe: Recipe, folder: str, label: str, share: Share | None = None, shown: int = 0) -> None:
+def evaluate(recipe: Recipe, folder: str, label: str, shard: Shard = EVERYTHING, shown: int = 0) -> None:
     """Runs the recipe's tasks on the model in a folder; a task's files are written as soon as it is done.
 
-    Answers that are there already are not asked for again. A share writes answers alone, unless they are the last.
+    Answers that are there already are not asked for again. A shard writes answers alone, unless they are the last.
     """
-    wanted, share, console = recipe.evaluation, share or Share(), Console()
-    check(wanted)
-    checkpoint = checkpoint_of(recipe, folder, share)
+    wanted, console = recipe.evaluation, Console()
+    check_settings(wanted)
+    checkpoint = CheckpointUnderTest.of(folder, wanted.dtype, shard.index)
     decoding(recipe, checkpoint, "")  # an unknown preset or model is told before anything is loaded
     tasks = load_tasks(wanted.tasks)
-    into, scores = Path(recipe.run_dir) / "evaluation" / label, []
+    into = Path(recipe.run_dir) / "evaluation" / label
+    scores: list[Score] = []
     for name, task in tasks.items():
         config = decoding(recipe, checkpoint, name)
-        with Answers(into, name, share) as answers:
+        with AnswerCache(into, name, shard) as cache:
             lm = BlockDiffusionLM(
                 checkpoint,
                 config,
                 batch_size=wanted.batch_size,
                 likelihood_samples=wanted.likelihood_samples,
-                answers=answers,
+                cache=cache,
             )
             try:
                 fewshot = shots(wanted.preset, name) if wanted.fewshot is None else wanted.fewshot
-                score, rows = run_task(name, task, lm, limit=wanted.limit, fewshot=fewshot, chat=wanted.chat)
+                score, samples = run_task(name, task, lm, limit=wanted.limit, fewshot=fewshot, chat=wanted.chat)
             except Unanswered as waiting:
-                console.print(
-                    f"{name}: shard {share} is answered, {waiting.missing} answers of others are not there yet; the last "
+                log.info(
+                    f"{name}: shard {shard} is answered, {waiting.missing} answers of others are not there yet; the last "
                     "shard scores, or the same command without --shard"
                 )
                 continue
-        write_json_lines(into / f"{name}.samples.jsonl", rows)
-        scores.append(score | provenance(recipe, checkpoint, config, label))
-        write_json(into / f"{name}.json", scores[-1])
-        show_samples(console, rows[:shown])
+        score = replace(score, provenance=provenance(recipe, checkpoint, config, label))
+        write_json_lines(into / f"{name}{SAMPLES}", [sample.to_json() for sample in samples])
+        write_json(into / f"{name}.json", score.to_json())
+        scores.append(score)
+        print_samples(console, samples[:shown])
     if scores:
         update_card(into)
-        show_scores(
-            console, scores, f"preset {wanted.preset} ({', '.join(dict.fromkeys(s['preset_hash'] for s in scores))})"
-        )
-        console.print(f"written to {into}", markup=False)
+        hashes = ", ".join(dict.fromkeys(score.provenance.preset_hash for score in scores if score.provenance))
+        print_scores(console, scores, f"preset {wanted.preset} ({hashes})")
+        log.info(f"written to {into}")
 
 
 def answer(recipe: Recipe, folder: str, prompt: str) -> None:
     """Answers one prompt with the model in a folder."""
-    checkpoint = checkpoint_of(recipe, folder)
+    checkpoint = CheckpointUnderTest.of(folder, recipe.evaluation.dtype)
     lm = BlockDiffusionLM(checkpoint, decoding(recipe, checkpoint, ""))
     asked = lm.apply_chat_template([{"role": "user", "content": prompt}]) if recipe.evaluation.chat else prompt
-    record = lm.respond([asked])[0]
-    show_response(Console(), asked, record["pieces"], record["filled"])
+    response = lm.respond([asked])[0]
+    print_response(Console(), asked, response.pieces, response.filled)
 
 
-def provenance(recipe: Recipe, checkpoint: Checkpoint, config: GenerateConfig, label: str) -> Record:
+def provenance(recipe: Recipe, checkpoint: CheckpointUnderTest, config: GenerateConfig, label: str) -> Provenance:
     """What a score was made with."""
     wanted = asdict(recipe.evaluation)
     del wanted["tasks"], wanted["preset"]
     packages = ("torch", "transformers", "tokenizers", "lm_eval", "datasets")
     hardware = checkpoint.hardware()
-    return {
-        "model": checkpoint.path,
-        "checksum": checkpoint.checksum,
-        "label": label,
-        "preset": recipe.evaluation.preset,
-        "preset_hash": preset_hash(config),
-        "settings": {
+    return Provenance(
+        model=checkpoint.path,
+        checksum=checkpoint.checksum,
+        label=label,
+        preset=recipe.evaluation.preset,
+        preset_hash=preset_hash(config),
+        settings={
             **wanted,
             **asdict(config),
             "dtype": str(checkpoint.dtype).removeprefix("torch."),
             "device": hardware["device"],
         },
-        "hardware": hardware,
-        "versions": {"pipeline": code_version(), **{name: version(name) for name in packages}},
-    }
+        hardware=hardware,
+        versions={"pipeline": code_version(), **{name: version(name) for name in packages}},
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-Record = dict[str, Any]
+from pipeline.evaluation.results import Sample, Score
 
 
 def colour(forward: int, last: int) -> str:
@@ -26,8 +25,8 @@ def ordered(pieces: Sequence[str], filled: Sequence[int]) -> Text:
     return Text.assemble(*((p, f"bold {colour(f, last)}") for p, f in zip(pieces, filled, strict=True)))
 
 
-def show_response(console: Console, prompt: str, pieces: Sequence[str], filled: Sequence[int]) -> None:
-    """A prompt, its response in colour, and the forward that decided each token, in order of place."""
+def print_response(console: Console, prompt: str, pieces: Sequence[str], filled: Sequence[int]) -> None:
+    """A prompt, its response in colour, and the forward that decided each token, in order of position."""
     console.print(Text(prompt, style="dim"))
     console.print(ordered(pieces, filled))
     legend = Text("forward of each token: ", style="dim")
@@ -35,33 +34,33 @@ def show_response(console: Console, prompt: str, pieces: Sequence[str], filled: 
     console.print()
 
 
-def show_samples(console: Console, rows: Sequence[Record]) -> None:
+def print_samples(console: Console, samples: Sequence[Sample]) -> None:
     """Prompts, answers and verdicts; likelihood tasks show their choices."""
-    for row in rows:
-        verdict = {True: "right", False: "wrong", None: ""}[row["correct"]]
-        console.rule(f"problem {row['id']} {verdict}", align="left")
-        if "pieces" in row:
-            show_response(console, row["prompt"], row["pieces"], row["filled"])
+    for sample in samples:
+        verdict = {True: "right", False: "wrong", None: ""}[sample.correct]
+        console.rule(f"problem {sample.id} {verdict}", align="left")
+        if sample.filling:
+            print_response(console, sample.prompt, sample.filling.pieces, sample.filling.filled)
         else:
-            console.print(Text(row["prompt"], style="dim"))
-            for c in sorted(row["choices"], key=lambda c: -c["log_likelihood"]):
-                console.print(f"{c['log_likelihood']:9.3f} ± {c['stderr']:.3f} {c['text']!r}", markup=False)
+            console.print(Text(sample.prompt, style="dim"))
+            for c in sorted(sample.choices, key=lambda c: -c.log_likelihood):
+                console.print(f"{c.log_likelihood:9.3f} ± {c.stderr:.3f} {c.text!r}", markup=False)
 
 
-def show_scores(console: Console, scores: Sequence[Record], title: str) -> None:
+def print_scores(console: Console, scores: Sequence[Score], title: str) -> None:
     """The scores, and every alarm with five raw outputs."""
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in ("task", "metric", "value", "95% interval", "n", "cut\noff", "tokens\n/s", "forwards\n/token"):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for s in scores:
-        value = "not scored yet" if s["value"] is None else f"{s['value']:.3f}"
-        bounds = "" if s["low"] is None else f"{s['low']:.3f} to {s['high']:.3f}"
-        cost = "" if s.get("forwards_per_token") is None else f"{s['forwards_per_token']:.2f}"
-        speed = [f"{s['truncated']:.0%}", f"{s['tokens_per_second']:.0f}"] if "truncated" in s else ["", ""]
-        table.add_row(s["task"], s["metric"], value, bounds, str(s["n"]), *speed, cost)
+        value = "not scored yet" if s.value is None else f"{s.value:.3f}"
+        g = s.generation
+        speed = [f"{g.truncated:.0%}", f"{g.tokens_per_second:.0f}"] if g else ["", ""]
+        cost = f"{g.forwards_per_token:.2f}" if g and g.forwards_per_token is not None else ""
+        table.add_row(s.task, s.metric, value, s.bounds, str(s.n), *speed, cost)
     console.print(table)
     for s in scores:
-        for alarm in s["alarms"]:
-            console.print(f"{s['task']}: {alarm}", style="bold red", markup=False)
-        for output in s.get("raw_outputs", []):
+        for alarm in s.alarms:
+            console.print(f"{s.task}: {alarm}", style="bold red", markup=False)
+        for output in s.raw_outputs:
             console.print(f"  {output['response']!r}", markup=False)

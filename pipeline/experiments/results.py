@@ -1,63 +1,214 @@
-"""A study's results as one file, and as a table for people."""
+"""A study's results: what each run left, as one file, and as a table of scores with differences paired by seed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 
 from pipeline.core.files import read_json, write_text
+from pipeline.evaluation.results import Part
+from pipeline.evaluation.statistics import holm, sign_flip
 from pipeline.experiments.grid import START, Study
-from pipeline.experiments.table import Line, lines
 from pipeline.training.held_out import TIMESTEPS
+from pipeline.training.teacher_probe import TeacherProbe, read_probes
 
 _SAME = ("versions", "device", "commit", "world_size", "zero_stage")
 
 
-def collect(study: Study) -> dict[str, Any]:
-    """Everything that the study's finished runs left, also written to STUDY/results.json.
+@dataclass(frozen=True)
+class TaskResult(Part):
+    """One task's headline."""
 
-    `runs` in the order of the variants, the start first; `probe`: what each teacher knows of held-out rows.
-    """
+    metric: str
+    value: float
+    n: int
+    low: float | None
+    high: float | None
+    correct: str = ""
+    """A character per problem, in the task's order: 1 right, 0 wrong, - for scores that are neither."""
+
+
+@dataclass(frozen=True)
+class Scores(Part):
+    """One model on all tasks of a study."""
+
+    score: float
+    """Mean of the tasks' values."""
+    tasks: Mapping[str, TaskResult]
+
+    @classmethod
+    def from_json(cls, entries: Mapping[str, Any]) -> Self:
+        tasks = {name: TaskResult.from_json(task) for name, task in entries["tasks"].items()}
+        return super().from_json({**entries, "tasks": tasks})
+
+
+@dataclass(frozen=True)
+class RunResult(Scores):
+    """result.json of one run."""
+
+    variant: str
+    seed: int
+    kl: Mapping[str, list[float]]
+    """Teacher -> KL(teacher || student) by t."""
+    steps: int
+    tokens: int
+    seconds: float
+    """Of training; `wall_seconds` of the whole run."""
+    loss: float
+    wall_seconds: float
+    digest: str = ""
+    """Of everything that the run was made from."""
+    environment: Mapping[str, Any] | None = None
+    """The run's environment.json; None in a study's results, which have each environment once."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """results.json of a study."""
+
+    study: Mapping[str, Any]
+    """The fields of `Study`."""
+    environments: Sequence[Mapping[str, Any]]
+    """Each that runs were made in: versions, device, commit."""
+    teachers: Mapping[str, Scores]
+    probe: Mapping[str, TeacherProbe]
+    """What each teacher knows of held-out rows."""
+    runs: Sequence[RunResult]
+    """In the order of the variants, the start first."""
+
+    def to_json(self) -> dict[str, Any]:
+        probe = {name: {"t": known.t, **known.to_json()} for name, known in self.probe.items()}
+        runs = [{k: v for k, v in asdict(run).items() if k != "environment"} for run in self.runs]
+        return {**asdict(self), "probe": probe, "runs": runs}
+
+    @classmethod
+    def from_json(cls, entries: Mapping[str, Any]) -> Results:
+        return cls(
+            entries["study"],
+            entries["environments"],
+            {name: Scores.from_json(scores) for name, scores in entries["teachers"].items()},
+            {name: TeacherProbe.from_json(known["t"], known) for name, known in entries["probe"].items()},
+            [RunResult.from_json(run) for run in entries["runs"]],
+        )
+
+    def of(self, variant: str) -> list[RunResult]:
+        """A variant's runs."""
+        return [run for run in self.runs if run.variant == variant]
+
+    def start(self) -> Line:
+        """The students that all variants start from."""
+        return lines(self.of(START), START)[0]
+
+    def compared(self) -> list[Line]:
+        """The study's variants, without its start."""
+        return lines([run for run in self.runs if run.variant != START], self.study["baseline"])
+
+
+@dataclass(frozen=True)
+class Line:
+    """One variant over its seeds: a row of the table."""
+
+    variant: str
+    scores: dict[int, float]
+    """of each seed"""
+    mean: float
+    low: float
+    high: float
+    """95% interval of the mean over seeds (Student's t)"""
+    difference: float | None
+    """mean difference to the baseline over common seeds; None for the baseline"""
+    difference_low: float | None
+    difference_high: float | None
+    p: float | None
+    """two-sided sign-flip test of the differences, exact up to 13 seeds"""
+    p_holm: float | None
+    """p after Holm's correction over all variants of the table"""
+    kl: dict[str, list[float]]
+    """teacher -> mean KL(teacher || student) by t"""
+    seconds: float
+    tokens: float
+
+
+def collect(study: Study) -> Results:
+    """Everything that the study's finished runs left, also written to STUDY/results.json."""
     seeds = study.seed_numbers()
-    places = [study.start_dir(seed) for seed in seeds] if study.start is not None else []
-    places += [study.run_dir(name, seed) for name in study.variants for seed in seeds]
-    done = [result for place in places if (result := read_json(place / "result.json"))]
+    folders = [study.start_dir(seed) for seed in seeds] if study.start is not None else []
+    folders += [study.run_dir(name, seed) for name in study.variants for seed in seeds]
+    runs = [RunResult.from_json(result) for folder in folders if (result := read_json(folder / "result.json"))]
     environments: list[dict[str, Any]] = []
-    for result in done:
-        own = {name: result["environment"][name] for name in _SAME}
-        environments += [own] * (own not in environments)
-    probes = sorted(study.folder.glob("*/*/teacher_probe.json"))
-    probe: dict[str, Any] = {}
-    for path in probes:  # a teacher's probe does not depend on variant or seed
-        known = read_json(path)
-        probe |= {name: {"t": known["t"], **facts} for name, facts in known["teachers"].items() if name not in probe}
-    results = {
-        "study": asdict(study),
-        "environments": environments,
-        "teachers": read_json(study.folder / "teachers.json") or {},
-        "probe": probe,
-        "runs": [{name: value for name, value in result.items() if name != "environment"} for result in done],
-    }
-    write_text(study.folder / "results.json", _text(results))
+    for run in runs:
+        environment = {name: run.environment[name] for name in _SAME} if run.environment else {}
+        environments += [environment] * (environment not in environments)
+    probe: dict[str, TeacherProbe] = {}
+    for path in sorted(study.folder.glob("*/*/teacher_probe.json")):
+        probe = read_probes(read_json(path)) | probe  # does not depend on variant or seed: the first one counts
+    teachers = {name: Scores.from_json(s) for name, s in (read_json(study.folder / "teachers.json") or {}).items()}
+    results = Results(asdict(study), environments, teachers, probe, runs)
+    write_text(study.folder / "results.json", _text(results.to_json()))
     return results
 
 
 def _text(results: dict[str, Any]) -> str:
-    """JSON with a line a run: differences between two studies can be read."""
+    """JSON with a line per run: differences between two studies can be read."""
     rest = json.dumps({name: value for name, value in results.items() if name != "runs"}, indent=1)
     runs = ",\n".join(json.dumps(run) for run in results["runs"])
     return f'{rest[:-2]},\n "runs": [\n{runs}\n]}}\n'
 
 
-def show(study: Study, results: dict[str, Any]) -> None:
+def lines(runs: Sequence[RunResult], baseline: str) -> list[Line]:
+    """A line per variant, in the order of first appearance. Runs without the baseline have no differences."""
+    by_variant: dict[str, dict[int, RunResult]] = {}
+    for run in runs:
+        by_variant.setdefault(run.variant, {})[run.seed] = run
+    base = {seed: run.score for seed, run in by_variant.get(baseline, {}).items()}
+    made = [_line(name, of, {} if name == baseline else base) for name, of in by_variant.items()]
+    tested = [line for line in made if line.p is not None]
+    corrected = dict(zip([line.variant for line in tested], holm([line.p for line in tested]), strict=True))
+    return [replace(line, p_holm=corrected.get(line.variant)) for line in made]
+
+
+def _line(name: str, runs: Mapping[int, RunResult], base: Mapping[int, float]) -> Line:
+    """`p_holm` is None."""
+    scores = {seed: runs[seed].score for seed in sorted(runs)}
+    differences = [scores[seed] - base[seed] for seed in scores if seed in base]
+    low, high = t_interval(list(scores.values()))
+    difference_low, difference_high = t_interval(differences) if differences else (None, None)
+    teachers = next(iter(runs.values())).kl
+    return Line(
+        variant=name,
+        scores=scores,
+        mean=float(np.mean(list(scores.values()))),
+        low=low,
+        high=high,
+        difference=float(np.mean(differences)) if differences else None,
+        difference_low=difference_low,
+        difference_high=difference_high,
+        p=sign_flip(differences) if differences else None,
+        p_holm=None,
+        kl={teacher: np.mean([run.kl[teacher] for run in runs.values()], axis=0).tolist() for teacher in teachers},
+        seconds=float(np.mean([run.seconds for run in runs.values()])),
+        tokens=float(np.mean([run.tokens for run in runs.values()])),
+    )
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95% interval of the mean; one value, or equal ones, give no width."""
+    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5 if spread else 0.0
+    return mean - half, mean + half
+
+
+def print_table(study: Study, results: Results) -> None:
     """Prints the table, and writes it to STUDY/table.md."""
-    compared = lines([r for r in results["runs"] if r["variant"] != START], study.baseline)
+    compared = results.compared()
     if not compared:
         return
     tables = [cells(compared, study.baseline), by_t(compared)]

@@ -10,7 +10,6 @@ import time
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,12 +17,14 @@ from pipeline.alignment.manifest import load_manifest
 from pipeline.config.recipe import Recipe
 from pipeline.core.checkpoint_files import complete_checkpoints
 from pipeline.core.errors import BadInput
-from pipeline.core.files import json_sha256, read_json, read_json_lines, write_json
+from pipeline.core.files import json_sha256, read_json, write_json
 from pipeline.core.run_directory import read_metrics
 from pipeline.distributed.signals import StopSignals
 from pipeline.distributed.topology import start
-from pipeline.evaluate import evaluate
+from pipeline.evaluation.results import read_samples, read_scores
+from pipeline.evaluation.runner import evaluate
 from pipeline.experiments.grid import START, Study
+from pipeline.experiments.results import RunResult, Scores, TaskResult
 from pipeline.models.loading import load_teacher
 from pipeline.training.build import fixed_noise_rows, frozen_teacher
 from pipeline.training.held_out import kl_terms, teacher_kl
@@ -61,19 +62,25 @@ def run_one(study: Study, variant: str, seed: int, stop: StopSignals) -> None:
     run_dir = Path(recipe.run_dir)
     distill(recipe, Path(study.engine), stop, TIMEOUT_MINUTES)
     stop.settle()
-    place = complete_checkpoints(run_dir)[-1]
-    evaluate(recipe, str(place / "export"), place.name)
-    result = {
-        "variant": variant,
-        "seed": seed,
-        "digest": digest(study.run(variant, seed)),
-        **_scores(run_dir / "evaluation" / place.name),
-        "kl": _distances(study, str(place / "export")),
-        **_cost(run_dir),
-        "wall_seconds": round(time.perf_counter() - began, 1),
-        "environment": read_json(run_dir / "environment.json"),
-    }
-    write_json(run_dir / "result.json", result)
+    checkpoint = complete_checkpoints(run_dir)[-1]
+    evaluate(recipe, str(checkpoint / "export"), checkpoint.name)
+    scores = _scores(run_dir / "evaluation" / checkpoint.name)
+    lines = [line for line in read_metrics(run_dir) if line["kind"] == "train"]
+    result = RunResult(
+        variant=variant,
+        seed=seed,
+        digest=digest(study.run(variant, seed)),
+        score=scores.score,
+        tasks=scores.tasks,
+        kl=_teacher_kl(study, str(checkpoint / "export")),
+        steps=lines[-1]["step"],
+        tokens=sum(line["tokens"] for line in lines),
+        seconds=round(sum(line["seconds"] for line in lines), 1),
+        loss=lines[-1]["loss"],
+        wall_seconds=round(time.perf_counter() - began, 1),
+        environment=read_json(run_dir / "environment.json"),
+    )
+    write_json(run_dir / "result.json", asdict(result))
     if variant != START:  # a study's disk is its runs times this
         shutil.rmtree(run_dir / "checkpoints")
 
@@ -83,41 +90,24 @@ def score_teachers(study: Study) -> None:
     path, recipe = study.folder / "teachers.json", study.base()
     if path.is_file() or not recipe.teachers:
         return
-    scores = {}
+    scores: dict[str, Scores] = {}
     for teacher in recipe.teachers:
         evaluate(recipe, teacher.path, teacher.name)
         scores[teacher.name] = _scores(Path(recipe.run_dir) / "evaluation" / teacher.name)
-    write_json(path, scores)
+    write_json(path, {name: asdict(of_teacher) for name, of_teacher in scores.items()})
 
 
-def _scores(folder: Path) -> dict[str, Any]:
-    """Each task's value, n, interval and right problems; `score` is the mean of the values."""
-    kept = ("metric", "value", "n", "low", "high")
-    scores = [read_json(path) for path in sorted(folder.glob("*.json"))]
-    tasks = {s["task"]: {k: s[k] for k in kept} | {"correct": _correct(folder, s["task"])} for s in scores}
-    return {"score": sum(task["value"] for task in tasks.values()) / len(tasks), "tasks": tasks}
+def _scores(folder: Path) -> Scores:
+    """Of one model's results."""
+    tasks = {}
+    for score in read_scores(folder).values():
+        samples = sorted(read_samples(folder, score), key=lambda sample: sample.id or 0)
+        correct = "".join({True: "1", False: "0", None: "-"}[sample.correct] for sample in samples)
+        tasks[score.task] = TaskResult(score.metric, score.value, score.n, score.low, score.high, correct)
+    return Scores(sum(task.value for task in tasks.values()) / len(tasks), tasks)
 
 
-def _correct(folder: Path, task: str) -> str:
-    """A character a problem, in the task's order: 1 right, 0 wrong, - for scores that are neither."""
-    rows = read_json_lines(folder / f"{task}.samples.jsonl")
-    return "".join(
-        {True: "1", False: "0", None: "-"}[row["correct"]] for row in sorted(rows, key=lambda row: row["id"])
-    )
-
-
-def _cost(run_dir: Path) -> dict[str, Any]:
-    """Steps, tokens and seconds of training, and the last line's loss."""
-    lines = [line for line in read_metrics(run_dir) if line["kind"] == "train"]
-    return {
-        "steps": lines[-1]["step"],
-        "tokens": sum(line["tokens"] for line in lines),
-        "seconds": round(sum(line["seconds"] for line in lines), 1),
-        "loss": lines[-1]["loss"],
-    }
-
-
-def _distances(study: Study, folder: str) -> dict[str, list[float]]:
+def _teacher_kl(study: Study, folder: str) -> dict[str, list[float]]:
     base = study.base()
     if not base.teachers or not base.data.validation:
         return {}

@@ -14,22 +14,53 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
 from functools import lru_cache
+from pathlib import Path
 
-from pipeline.core.errors import StoppedEarly
+from pipeline.core.errors import BadInput, StoppedEarly
+from pipeline.core.log import log
 from pipeline.distributed.launcher_env import free_port
 from pipeline.distributed.signals import StopSignals
+from pipeline.evaluation.answer_cache import Shard
 from pipeline.experiments.grid import START, Study
 
 _PR_SET_PDEATHSIG = 1
 
 
+def run_study(study: Study, shard: Shard, workers: int) -> list[str]:
+    """Aligns the data if it must be, scores the teachers, and does the runs of the shard's seeds; returns those that failed.
+
+    Raises BadInput, before anything is done, for a variant that is no recipe.
+    """
+    seeds = study.seed_numbers()[shard.index :: shard.of]
+    recipes = {variant: study.run(variant, 0) for variant in study.planned()}
+    if not seeds:  # a job array of more tasks than seeds
+        return []
+    from pipeline.alignment.build import align
+    from pipeline.distributed.mpi_ranks import Ranks
+    from pipeline.experiments.runs import score_teachers
+    from pipeline.training.preflight import prepare
+
+    data = {recipe.data.aligned: recipe for recipe in reversed([study.base(), *recipes.values()])}
+    for folder, recipe in data.items():
+        log.info(f"data: {folder}")
+        align(recipe, Ranks(), 1, 4096)
+    for variant, recipe in recipes.items():  # one whose data, lengths or tokenizers are others' is refused here
+        try:
+            prepare(recipe, Path(study.engine))
+        except BadInput as error:
+            raise BadInput(f"variant {variant}: {error}") from None
+    if study.seed_numbers()[:1] == seeds[:1]:  # of a job array's parts, one
+        score_teachers(study)
+    return run_seeds(study, seeds, min(workers, max(1, len(seeds))))
+
+
 def run_seeds(study: Study, seeds: Sequence[int], workers: int) -> list[str]:
-    """Runs every variant with every seed, `workers` seeds at a time; prints a line a run. Returns the runs that failed.
+    """Runs every variant with every seed, `workers` seeds at a time; prints a line per run. Returns the runs that failed.
 
     One worker is this very process, which a signal stops at the next step. Raises StoppedEarly.
     """
     if workers == 1:
-        _prepare(1)
+        _set_environment(1)
         return [name for seed in seeds for name in _seed(study, seed)]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(workers,)) as pool:
@@ -48,10 +79,10 @@ def run_seeds(study: Study, seeds: Sequence[int], workers: int) -> list[str]:
 
 def _start_worker(workers: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # whatever ends the study ends its workers
-    _prepare(workers)
+    _set_environment(workers)
 
 
-def _prepare(workers: int) -> None:
+def _set_environment(workers: int) -> None:
     """This process's share of the cores, and a port of its own; before torch is imported."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     os.environ["MASTER_PORT"] = str(free_port())
@@ -71,15 +102,15 @@ def _seed(study: Study, seed: int) -> list[str]:
     for variant in study.planned():
         if is_done(study, variant, seed):
             continue
-        began, log = time.perf_counter(), study.run_dir(variant, seed) / "log.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        began, path = time.perf_counter(), study.run_dir(variant, seed) / "log.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
             try:
                 run_one(study, variant, seed, stop)
                 outcome = "done"
             except Exception as error:  # one run's failure is not the study's
                 traceback.print_exc()
-                outcome = f"FAILED {type(error).__name__}: {' '.join(str(error).split())[:200]} ({log})"
+                outcome = f"FAILED {type(error).__name__}: {' '.join(str(error).split())[:200]} ({path})"
                 failed.append(f"{variant}/{seed}")
         print(f"{variant} seed {seed}: {outcome}, {time.perf_counter() - began:.0f} s", file=sys.__stdout__, flush=True)
         if variant == START and failed:

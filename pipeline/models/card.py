@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,34 +76,46 @@ def model_card(model: PreTrainedModel, config: PreTrainedConfig, provenance: dic
     )
 
 
-def add_scores(folder: Path, scores: Sequence[dict[str, Any]]) -> None:
+@dataclass(frozen=True)
+class ScoreRow:
+    """One line of a card's table of scores."""
+
+    task: str
+    metric: str
+    value: float | None
+    """None before programs are run."""
+    bounds: str
+    """The 95% interval."""
+    n: int
+    preset: str
+    preset_hash: str
+
+    def markdown(self) -> str:
+        value = "" if self.value is None else f"{self.value:.3f}"
+        preset = f"{self.preset} ({self.preset_hash})"
+        return f"| {self.task} | {self.metric} | {value} | {self.bounds} | {self.n} | {preset} |\n"
+
+
+def add_scores(folder: Path, scores: Sequence[ScoreRow]) -> None:
     """Writes scores into the card of an export, over those that it has: a table, and the hub's `model-index`.
 
-    scores: as in evaluation/STEP/TASK.json: task, metric, value, low, high, n, preset, preset_hash. A card's later change
-    does not make its checkpoint another one: COMPLETE says nothing of README.md.
+    A card's later change does not make its checkpoint another one: COMPLETE says nothing of README.md.
     """
     card = ModelCard.load(folder / "README.md")
     card.data.model_name = re.search(r"^# (.*)$", card.text, re.M)[1]
     card.data.eval_results = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=score["task"],
-            dataset_name=score["task"],
-            metric_type=score["metric"],
-            metric_value=score["value"],
-            metric_args={"preset": score["preset"], "preset_hash": score["preset_hash"], "problems": score["n"]},
+            dataset_type=score.task,
+            dataset_name=score.task,
+            metric_type=score.metric,
+            metric_value=score.value,
+            metric_args={"preset": score.preset, "preset_hash": score.preset_hash, "problems": score.n},
         )
         for score in scores
-        if score["value"] is not None
+        if score.value is not None
     ]
-    rows = "".join(map(_row, scores))
+    rows = "".join(score.markdown() for score in scores)
     table = f"| task | metric | value | 95% interval | n | preset |\n|---|---|---|---|---|---|\n{rows}"
     card.text = re.sub(r"(?<=\n## Scores\n\n).*?(?=\n## )", lambda _: table, card.text, count=1, flags=re.S)
     write_text(folder / "README.md", str(card))
-
-
-def _row(score: dict[str, Any]) -> str:
-    value = "" if score["value"] is None else f"{score['value']:.3f}"
-    bounds = "" if score["low"] is None else f"{score['low']:.3f} to {score['high']:.3f}"
-    preset = f"{score['preset']} ({score['preset_hash']})"
-    return f"| {score['task']} | {score['metric'] or ''} | {value} | {bounds} | {score['n']} | {preset} |\n"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -35,35 +36,52 @@ SOURCES = ("llama", "qwen2", "qwen3")
 ROUND_TO = 64  # rows of resized embeddings: matrix products of GPUs want multiples
 
 
-def convert(source: str, output: Path, *, gguf: str = "") -> dict[str, Any]:
-    """Writes the student's folder, and returns what config.json says under `conversion`.
+@dataclass(frozen=True)
+class Conversion:
+    """What was done: `conversion` in the student's config.json."""
+
+    source: str
+    weights_sha256: dict[str, str]
+    mask_token: str
+    mask_token_added: bool
+    vocab_size: list[int]
+    """Before and after."""
+    date: str
+    versions: dict[str, str]
+
+
+def convert(source: str, output: Path, *, gguf: str = "") -> Conversion:
+    """Writes the student's folder.
 
     `source` is a folder or a name of the hub, `gguf` a file in it whose weights are dequantized to float32. Written
-    aside and renamed. Raises BadInput for a source that is no autoregressive Llama, Qwen2 or Qwen3 with a chat template,
+    to a temporary name and renamed. Raises BadInput for a source that is no autoregressive Llama, Qwen2 or Qwen3 with a chat template,
     for weights that do not fit, and for an output that exists.
     """
     if output.exists():
         raise BadInput(f"{output} exists already: choose another --output or delete it")
     model, tokenizer, files = _read_gguf(source, gguf) if gguf else _read_folder(source)
-    facts = {
-        "source": source,
-        "weights_sha256": {file.name: file_sha256(file) for file in files},
-        **add_mask_token(model, tokenizer),
-        "date": datetime.now(UTC).date().isoformat(),
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-    }
-    model.config.conversion = facts
-    aside = output.with_name(f".writing-{output.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    write_model(model, model.state_dict(), model.config, aside)
-    tokenizer.save_pretrained(aside)
-    os.rename(aside, output)
-    return facts
+    before, added = model.config.vocab_size, add_mask_token(model, tokenizer)
+    conversion = Conversion(
+        source=source,
+        weights_sha256={file.name: file_sha256(file) for file in files},
+        mask_token=tokenizer.mask_token,
+        mask_token_added=added,
+        vocab_size=[before, model.config.vocab_size],
+        date=datetime.now(UTC).date().isoformat(),
+        versions={name: version(name) for name in ("torch", "transformers")},
+    )
+    model.config.conversion = asdict(conversion)
+    tmp_dir = output.with_name(f".writing-{output.name}")
+    shutil.rmtree(tmp_dir, ignore_errors=True)
+    write_model(model, model.state_dict(), model.config, tmp_dir)
+    tokenizer.save_pretrained(tmp_dir)
+    os.rename(tmp_dir, output)
+    return conversion
 
 
 @torch.no_grad()
-def add_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """Gives both a mask token and an end token, and returns what was done.
+def add_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Gives both a mask token and an end token; returns whether the mask token is a new one.
 
     A mask token that the tokenizer has is taken, else `<|mask|>` is added. Rows that are new or that no token used
     become the mean of the used ones, in the embedding and in the head: the mean of all logits is never the largest.
@@ -84,7 +102,7 @@ def add_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -
         tokenizer.eos_token, config.eos_token_id = tokenizer.convert_ids_to_tokens(end), end
     if config.pad_token_id is None:
         config.pad_token_id = config.eos_token_id
-    return {"mask_token": tokenizer.mask_token, "mask_token_added": added, "vocab_size": [before, config.vocab_size]}
+    return added
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:

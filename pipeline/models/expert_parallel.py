@@ -18,19 +18,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from pipeline.core.errors import BadInput
-from pipeline.models.experts import Gate, MoE
 from pipeline.models.families.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModelLM
+from pipeline.models.families.llada2_moe_layers import Gate, MoE
 from pipeline.models.weights import Shapes, checkpoint_views, read, shapes
 
 REMEDY = "use the DeepSpeed of requirements.txt, or expert_parallel_size 1"
 
 
 def expert_count(config: PreTrainedConfig) -> int:
-    """Experts that can be shared out: 1 for a dense model, and for a mixture whose layers are all dense."""
-    return config.num_experts if mixture_layers(config) else 1
+    """Experts that can be spread over ranks: 1 for a dense model, and for a mixture whose layers are all dense."""
+    return config.num_experts if moe_layers(config) else 1
 
 
-def mixture_layers(config: PreTrainedConfig) -> int:
+def moe_layers(config: PreTrainedConfig) -> int:
     """Number of layers that are mixtures of experts."""
     if not isinstance(config, LLaDA2MoeConfig):
         return 0
@@ -112,9 +112,9 @@ def share_experts(model: LLaDA2MoeModelLM, *, size: int, device: torch.device | 
 def _check_takeover(model: LLaDA2MoeModelLM, expected: Shapes, local: range) -> None:
     """Raises BadInput unless every tensor is there, and of the experts the local ones: AutoEP would only log it."""
     wanted = {name: shape for name, shape in expected.items() if _expert(name, default=local.start) in local}
-    held = shapes(checkpoint_views(model, first_expert=local.start))
-    if held != wanted:
-        changed = sorted({name for name, _ in held.items() ^ wanted.items()})
+    local_shapes = shapes(checkpoint_views(model, first_expert=local.start))
+    if local_shapes != wanted:
+        changed = sorted({name for name, _ in local_shapes.items() ^ wanted.items()})
         raise BadInput(f"AutoEP lost or changed {', '.join(changed[:3])}; {REMEDY}")
 
 
@@ -124,8 +124,8 @@ def verify_experts(model: LLaDA2MoeModelLM, folder: Path | None, *, size: int) -
     Raises BadInput for whatever was lost on the way. Every rank looks at its own part.
     """
     config, gates = model.config, {name: module for name, module in model.named_modules() if isinstance(module, Gate)}
-    if len(gates) != mixture_layers(config):
-        raise BadInput(f"{len(gates)} of {mixture_layers(config)} layers route tokens to experts; {REMEDY}")
+    if len(gates) != moe_layers(config):
+        raise BadInput(f"{len(gates)} of {moe_layers(config)} layers route tokens to experts; {REMEDY}")
     biases = {f"{name.replace('.router', '')}.expert_bias": gate for name, gate in gates.items()}
     stored = dict(read(folder, biases.keys())) if folder else {}
     for name, gate in biases.items():
@@ -133,9 +133,9 @@ def verify_experts(model: LLaDA2MoeModelLM, folder: Path | None, *, size: int) -
         if not torch.equal(bias, stored.get(name, torch.zeros_like(bias)).to(bias)):
             raise BadInput(f"{name} differs from the file after loading: the routing would be another; {REMEDY}")
     if size > 1:
-        held = [experts.w1.shape[0] for name, experts in model.named_modules() if name.endswith(".mlp.experts")]
-        if held != [config.num_experts // size] * mixture_layers(config):
-            raise BadInput(f"layers hold {held} experts here, not {config.num_experts} / {size} each; {REMEDY}")
+        local = [experts.w1.shape[0] for name, experts in model.named_modules() if name.endswith(".mlp.experts")]
+        if local != [config.num_experts // size] * moe_layers(config):
+            raise BadInput(f"layers hold {local} experts here, not {config.num_experts} / {size} each; {REMEDY}")
 
 
 def _expert(name: str, *, default: int) -> int:

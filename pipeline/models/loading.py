@@ -20,7 +20,7 @@ from transformers.initialization import no_init_weights
 from pipeline.core.errors import BadInput
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size, share_experts, verify_experts
 from pipeline.models.families.llada2_moe import check_mask
-from pipeline.models.weights import check_files, checkpoint_views, draw, fill, shapes
+from pipeline.models.weights import check_files, checkpoint_views, fill, init_weights, shapes
 
 Weights = Literal["pretrained", "random"]
 
@@ -249,7 +249,7 @@ def _name_special_tokens(config: PreTrainedConfig, path: str, tokenizer: PreTrai
 def _write_weights(model: PreTrainedModel, folder: Path | None, seed: int, first_expert: int = 0) -> None:
     views = checkpoint_views(model, first_expert=first_expert)
     if folder is None:
-        draw(views, seed=seed, std=model.config.initializer_range)
+        init_weights(views, seed=seed, std=model.config.initializer_range)
     else:
         tied = model.config.tie_word_embeddings
         fill(folder, views, tied_head=model.get_input_embeddings().weight if tied else None)

@@ -85,12 +85,12 @@ def _weight_map(folder: Path) -> dict[str, str]:
     if not index.is_file():
         return {}
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if not all(Path(name).name == name for name in found.values()):
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not all(Path(name).name == name for name in weight_map.values()):
             raise ValueError("it names files outside of the folder")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{index}: not an index of safetensors files ({error}); fetch it again") from None
-    return found
+    return weight_map
 
 
 def check_files(folder: Path, expected: Shapes, *, tied: bool) -> None:
@@ -99,51 +99,51 @@ def check_files(folder: Path, expected: Shapes, *, tied: bool) -> None:
 
     With a tied head, the files may hold the head as well.
     """
-    found = _headers(folder)
+    stored = _headers(folder)
     if tied:
-        found.pop(HEAD, None)
-    check_shapes(str(folder), found, expected)
+        stored.pop(HEAD, None)
+    check_shapes(str(folder), stored, expected)
 
 
-def check_shapes(where: str, found: Shapes, expected: Shapes) -> None:
+def check_shapes(where: str, stored: Shapes, expected: Shapes) -> None:
     """Raises BadInput naming tensors that are missing, surplus or misshapen."""
-    misshapen = [n for n in sorted(found.keys() & expected.keys()) if found[n] != expected[n]]
+    misshapen = [n for n in sorted(stored.keys() & expected.keys()) if stored[n] != expected[n]]
     if misshapen:
         name = misshapen[0]
         raise BadInput(
-            f"{where}: {_listed(misshapen)} misshapen ({name} is {list(found[name])}, config.json means"
+            f"{where}: {_listed(misshapen)} misshapen ({name} is {list(stored[name])}, config.json means"
             f" {list(expected[name])}); weights and config.json do not belong together"
         )
-    for names, what in ((expected.keys() - found.keys(), "missing"), (found.keys() - expected.keys(), "surplus")):
+    for names, what in ((expected.keys() - stored.keys(), "missing"), (stored.keys() - expected.keys(), "surplus")):
         if names:
             raise BadInput(f"{where}: {_listed(sorted(names))} {what}; weights and config.json do not belong together")
 
 
 def _headers(folder: Path) -> Shapes:
     """Every tensor of the files and its shape; raises BadInput as `check_files` does for what no model could use."""
-    found: Shapes = {}
-    held_by: dict[str, str] = {}
+    stored: Shapes = {}
+    file_of: dict[str, str] = {}
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt") as tensors:
                 headers = {name: tensors.get_slice(name) for name in tensors.keys()}
                 dtypes = {name: header.get_dtype() for name, header in headers.items()}
-                shapes_here = {name: tuple(header.get_shape()) for name, header in headers.items()}
+                file_shapes = {name: tuple(header.get_shape()) for name, header in headers.items()}
         except SafetensorError as error:
             raise BadInput(f"{file}: not a whole safetensors file ({error}); fetch it again") from None
-        if twice := sorted(found.keys() & dtypes.keys()):
-            raise BadInput(f"{folder}: {_listed(twice)} in {held_by[twice[0]]} and in {file.name}; remove one of them")
+        if twice := sorted(stored.keys() & dtypes.keys()):
+            raise BadInput(f"{folder}: {_listed(twice)} in {file_of[twice[0]]} and in {file.name}; remove one of them")
         if other := sorted(name for name, dtype in dtypes.items() if dtype not in FLOATS):
             raise BadInput(
                 f"{file}: {_listed(other)} of type {dtypes[other[0]]}; give weights that are not quantized:"
                 f" {', '.join(FLOATS)}"
             )
-        found |= shapes_here
-        held_by |= dict.fromkeys(shapes_here, file.name)
+        stored |= file_shapes
+        file_of |= dict.fromkeys(file_shapes, file.name)
     weight_map = _weight_map(folder)
-    if weight_map and (astray := sorted({name for name, _ in weight_map.items() ^ held_by.items()})):
+    if weight_map and (astray := sorted({name for name, _ in weight_map.items() ^ file_of.items()})):
         raise BadInput(f"{folder}: {_listed(astray)} not where model.safetensors.index.json says; fetch both again")
-    return found
+    return stored
 
 
 def _listed(names: list[str]) -> str:
@@ -177,8 +177,8 @@ def fill(folder: Path, views: Mapping[str, Tensor], *, tied_head: Tensor | None 
         raise BadInput(f"{folder}: {HEAD} differs from the embedding; set tie_word_embeddings to false in config.json")
 
 
-def draw(views: Mapping[str, Tensor], *, seed: int, std: float) -> None:
-    """Random weights that depend on (seed, checkpoint name) alone, so every rank count and layout draws the same.
+def init_weights(views: Mapping[str, Tensor], *, seed: int, std: float) -> None:
+    """Random weights that depend on (seed, checkpoint name) alone, so every rank count and layout gets the same.
 
     Matrices are normal, norms 1, biases 0.
     """

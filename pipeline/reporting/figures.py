@@ -16,8 +16,9 @@ from pipeline.evaluation.results import Sample
 from pipeline.method.calm import calm
 from pipeline.method.tidal import tidal_lambda
 from pipeline.reporting.chunk_view import VISIBLE
-from pipeline.reporting.run_record import Objective, Run, TeacherProbe
+from pipeline.reporting.run_record import Objective, Run
 from pipeline.reporting.summary import GREEN, ORANGE, VIOLET, Model
+from pipeline.training.teacher_probe import TeacherProbe
 
 SMALLEST = 0.6  # of a figure's own width: below it, text cannot be read on a phone
 INK = "#010203"  # stands for the page's text colour, which differs between light and dark

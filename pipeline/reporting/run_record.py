@@ -13,6 +13,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.core.files import read_json
 from pipeline.core.run_directory import read_metrics
 from pipeline.evaluation.results import Score, read_scores
+from pipeline.training.teacher_probe import TeacherProbe, read_probes
 
 
 @dataclass(frozen=True)
@@ -33,23 +34,6 @@ class Validation:
     step: int
     loss: float
     by_t: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class TeacherProbe:
-    """What a teacher knows of held-out rows. By view (`one_view`, `two_views`), then by t."""
-
-    t: list[float]
-    uniform: float
-    """Mean log-probability of the truth under a uniform guess."""
-    log_prob: Mapping[str, list[float]]
-    accuracy: Mapping[str, list[float]]
-
-    @classmethod
-    def from_json(cls, t: list[float], entries: Mapping[str, Any]) -> TeacherProbe:
-        """From a teacher's entry in teacher_probe.json."""
-        views = [name.removeprefix("accuracy_") for name in entries if name.startswith("accuracy_")]
-        return cls(t, entries["uniform"], {v: entries[v] for v in views}, {v: entries[f"accuracy_{v}"] for v in views})
 
 
 @dataclass(frozen=True)
@@ -115,7 +99,7 @@ def read_run(folder: Path, fallback: Recipe | None = None) -> Run:
     metrics = {(line["step"], line.pop("kind")): line for line in read_metrics(folder)}
     lines = sorted(metrics.items())
     status = {path.stem: read_json(path) for path in sorted((folder / "status").glob("*.json"))}
-    probe = read_json(folder / "teacher_probe.json") or {"t": [], "teachers": {}}
+    probe = read_json(folder / "teacher_probe.json")
     return Run(
         folder=folder,
         recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else "",
@@ -133,7 +117,7 @@ def read_run(folder: Path, fallback: Recipe | None = None) -> Run:
         seconds={stage: s["seconds"] for stage, s in status.items() if stage != "report" and "seconds" in s},
         training=[line for (_, kind), line in lines if kind == "train"],
         validation=[Validation(**line) for (_, kind), line in lines if kind == "validation"],
-        probe={name: TeacherProbe.from_json(probe["t"], entries) for name, entries in probe["teachers"].items()},
+        probe=read_probes(probe) if probe else {},
         teacher_kl=read_json(folder / "distance.json") or {},
         alignment=_alignment(aligned),
         evaluations=_evaluations(folder / "evaluation"),

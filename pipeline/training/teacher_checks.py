@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -17,6 +16,7 @@ from pipeline.data.batch import TeacherBatch
 from pipeline.distributed.device_reads import read
 from pipeline.models.forward import log_prob_and_hit, score_tokens
 from pipeline.training.held_out import TIMESTEPS, FixedNoiseRows
+from pipeline.training.teacher_probe import TeacherProbe
 
 ROWS = 64
 TIMESTEP = 0.15
@@ -79,23 +79,6 @@ def likelihood(model: nn.Module, k: int, rows: FixedNoiseRows) -> tuple[float, f
     return mean, entropy
 
 
-@dataclass(frozen=True)
-class TeacherProbe:
-    """What a teacher knows of masked held-out tokens; lists have a value for each of TIMESTEPS."""
-
-    uniform: float
-    """Log-probability by guessing: a teacher below it reads through a wrong tokenizer, template or mask."""
-    log_prob: dict[str, list[float]]
-    """Mean log-probability of the truth, by view (`one_view`, `two_views`)."""
-    accuracy: dict[str, list[float]]
-    """Share of tokens where the truth is the likeliest, by view."""
-
-    def to_json(self) -> dict[str, float | list[float]]:
-        """As in teacher_probe.json."""
-        accuracy = {f"accuracy_{view}": values for view, values in self.accuracy.items()}
-        return {"uniform": self.uniform, **self.log_prob, **accuracy}
-
-
 @torch.no_grad()
 def probe_teacher(name: str, model: nn.Module, k: int, views: Mapping[str, FixedNoiseRows]) -> TeacherProbe:
     """Measures teacher k on held-out rows and says what it knows. Collective.
@@ -103,7 +86,7 @@ def probe_teacher(name: str, model: nn.Module, k: int, views: Mapping[str, Fixed
     Args:
         views: the same rows, with one view of the teacher and with two.
     """
-    probe = TeacherProbe(-math.log(model.get_output_embeddings().weight.shape[0]), {}, {})
+    probe = TeacherProbe(TIMESTEPS, -math.log(model.get_output_embeddings().weight.shape[0]), {}, {})
     log.info(f"teacher {name} on held-out rows: nats per token (and accuracy) by t; guessing gives {probe.uniform:.2f}")
     for view, rows in views.items():
         sums = torch.zeros(len(TIMESTEPS), 3, dtype=torch.float64, device=rows.topology.device)

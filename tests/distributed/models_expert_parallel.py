@@ -19,7 +19,7 @@ from safetensors import safe_open
 from pipeline.core.errors import BadInput
 from pipeline.distributed.topology import start
 from pipeline.models import expert_parallel, loading, weights
-from pipeline.models.experts import Gate
+from pipeline.models.families.llada2_moe_layers import Gate
 from pipeline.models.loading import load_student, load_teacher
 
 folder, sizes = sys.argv[1], [int(size) for size in sys.argv[2:]]

@@ -11,18 +11,19 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from rich.progress import track
 
 from pipeline.config.cli import parse, parser
 from pipeline.core.errors import BadInput
-from pipeline.core.files import read_json, read_json_lines, write_json, write_json_lines
+from pipeline.core.files import write_json, write_json_lines
 from pipeline.core.stage_status import record_status
 from pipeline.evaluation import scoring
-from pipeline.evaluation.answer_cache import Answers, Record, request_key
-from pipeline.evaluation.code.sandbox import Limits, Sandbox, Tests
+from pipeline.evaluation.answer_cache import AnswerCache, request_key
+from pipeline.evaluation.code.sandbox import Limits, Sandbox, Tests, Verdict
+from pipeline.evaluation.results import SAMPLES, Mean, Programs, Sample, Score, read_samples, read_score
 from pipeline.evaluation.statistics import interval
 
 METRIC = "pass@1"
@@ -54,69 +55,72 @@ def main(argv: list[str]) -> None:
         with Sandbox.open(limits) as sandbox:
             for path in found:
                 score = score_samples(path, sandbox, flags.workers)
-                show(path, score)
+                print_score(path, score, score.programs)
 
 
 def code_samples(root: Path) -> Iterator[Path]:
     """Sample files of tasks whose targets are test programs, below a folder."""
-    for path in sorted(root.rglob("*.samples.jsonl")):
+    for path in sorted(root.rglob(f"*{SAMPLES}")):
         with path.open(encoding="utf-8") as lines:
             target = json.loads(next(lines, "{}")).get("target")
         if isinstance(target, dict) and "tests" in target:
             yield path
 
 
-def score_samples(path: Path, sandbox: Sandbox, workers: int) -> Record:
+def score_samples(path: Path, sandbox: Sandbox, workers: int) -> Score:
     """Judges the samples of a file. Writes TASK.verdicts.jsonl, `pass@1` and `correct` into the samples and the score
     into TASK.json, which it returns."""
-    task = path.name.removesuffix(".samples.jsonl")
-    samples = read_json_lines(path)
-    verdicts = _verdicts(path.parent, task, samples, sandbox, workers)
-    for sample, verdict in zip(samples, verdicts, strict=True):
-        told = {name: verdict[name] for name in ("reason", "detail")}
-        sample |= {METRIC: float(verdict["passed"]), "correct": verdict["passed"], **told}
-    values = [sample[METRIC] for sample in samples]
-    low, high = interval(values)
-    headline = {"value": sum(values) / len(values), "n": len(values), "low": low, "high": high}
-    score = (read_json(path.with_name(f"{task}.json")) or {"task": task}) | {
-        "metric": METRIC,
-        **headline,
-        "higher_is_better": True,
-        "metrics": {f"{METRIC},program": headline},
-        "reasons": dict(Counter(verdict["reason"] for verdict in verdicts).most_common()),
-        "limits": asdict(sandbox.limits),
-    }
+    folder, task = path.parent, path.name.removesuffix(SAMPLES)
+    score = read_score(folder, task) or Score(task, METRIC, None, 0)
+    asked = read_samples(folder, score)
+    verdicts = _verdicts(folder, task, asked, sandbox, workers)
+    samples = [
+        replace(sample, metric=METRIC, value=float(v.passed), correct=v.passed, reason=v.reason, detail=v.detail)
+        for sample, v in zip(asked, verdicts, strict=True)
+    ]
+    values = [float(v.passed) for v in verdicts]
+    mean = Mean(sum(values) / len(values), len(values), *interval(values))
+    reasons = Counter(verdict.reason for verdict in verdicts)
+    score = replace(
+        score,
+        **{"metric": METRIC, **asdict(mean)},
+        higher_is_better=True,
+        metrics={f"{METRIC},program": mean},
+        programs=Programs(dict(reasons.most_common()), asdict(sandbox.limits)),
+    )
     score = scoring.with_alarms(score, samples)
-    write_json_lines(path, samples)
-    write_json(path.with_name(f"{task}.json"), score)
-    scoring.update_card(path.parent.absolute())
+    write_json_lines(path, [sample.to_json() for sample in samples])
+    write_json(folder / f"{task}.json", score.to_json())
+    scoring.update_card(folder.absolute())
     return score
 
 
-def _verdicts(folder: Path, task: str, samples: list[Record], sandbox: Sandbox, workers: int) -> list[Record]:
-    """One verdict a sample, in their order; those that TASK.verdicts.jsonl has for the same program, tests and limits stay."""
+def _verdicts(folder: Path, task: str, samples: list[Sample], sandbox: Sandbox, workers: int) -> list[Verdict]:
+    """One verdict per sample, in their order; those that TASK.verdicts.jsonl has for the same program, tests and limits stay."""
     limits = asdict(sandbox.limits)
-    keys = [request_key(limits, sample["answer"], sample["target"]) for sample in samples]
+    keys = [request_key(limits, sample.answer, sample.target) for sample in samples]
 
-    def judge(sample: Record) -> Record:
-        return asdict(sandbox.judge(sample["answer"], Tests(**sample["target"])))
+    def judge(sample: Sample) -> Verdict:
+        return sandbox.judge(sample.answer, Tests(**sample.target))
 
-    with Answers(folder, task, kind="verdicts") as known, ThreadPoolExecutor(workers) as pool:
+    with AnswerCache(folder, task, kind="verdicts") as known, ThreadPoolExecutor(workers) as pool:
         missing = {key: sample for key, sample in zip(keys, samples, strict=True) if key not in known}
         judged = track(pool.map(judge, missing.values()), description=f"{task}.verdicts", total=len(missing))
         for key, verdict in zip(missing, judged, strict=True):
-            known.add(key, verdict)
-        verdicts = [{"id": sample["id"], "key": key, **known[key]} for key, sample in zip(keys, samples, strict=True)]
-        write_json_lines(folder / f"{task}.verdicts.jsonl", verdicts)
-    return verdicts
+            known.add(key, asdict(verdict))
+        rows = [{"id": sample.id, "key": key, **known[key]} for key, sample in zip(keys, samples, strict=True)]
+        write_json_lines(folder / f"{task}.verdicts.jsonl", rows)
+    return [Verdict(**{f.name: known[key][f.name] for f in fields(Verdict)}) for key in keys]
 
 
-def show(path: Path, score: Record) -> None:
+def print_score(path: Path, score: Score, programs: Programs) -> None:
     """Prints a score, why programs failed, and alarms with raw outputs."""
-    reasons = ", ".join(f"{reason}: {count}" for reason, count in score["reasons"].items())
-    bounds = f"95% interval {score['low']:.3f} to {score['high']:.3f}"
-    print(f"{path.parent.name} {score['task']}: {METRIC} {score['value']:.3f}, {bounds}, n = {score['n']} ({reasons})")
-    for alarm in score["alarms"]:
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in programs.reasons.items())
+    print(
+        f"{path.parent.name} {score.task}: {METRIC} {score.value:.3f}, 95% interval {score.bounds}, n = {score.n} "
+        f"({reasons})"
+    )
+    for alarm in score.alarms:
         print(f"  alarm: {alarm}")
-    for output in score.get("raw_outputs", []):
+    for output in score.raw_outputs:
         print(f"    {output['response']!r}")

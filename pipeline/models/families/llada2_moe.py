@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
-from pipeline.models.experts import MLP, Gate, MoE
+from pipeline.models.families.llada2_moe_layers import MLP, Gate, MoE
 from pipeline.models.flex_attention import attend
 
 # Options of the published config class that change the computation, and the one value that published models use.

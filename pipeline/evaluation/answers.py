@@ -1,0 +1,45 @@
+"""A model's answers to the harness's requests, as they are kept in TASK.answers.jsonl."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GeneratedAnswer:
+    """A response to a prompt."""
+
+    response: str
+    pieces: list[str]
+    """Each token as text."""
+    filled: list[int]
+    """The forward that decided each token, counted from 1."""
+    tokens: int
+    """Before the end token."""
+    forwards: int
+    ended: bool
+    """By a token or a stop string, not by the length limit."""
+    masks: int
+    """Mask tokens among them: the sampler promises none."""
+    seconds: float
+    """Its share of the batch."""
+    latency: float
+    """Until the batch was done, in seconds."""
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class LikelihoodAnswer:
+    """The bound of a continuation, or of a whole text."""
+
+    log_likelihood: float
+    """In nats."""
+    variance: float
+    """Of the estimate."""
+    greedy: bool
+    """Whether decoding gives the continuation; False for a whole text."""
+    seconds: float
+    device: str = ""
+
+
+Answer = GeneratedAnswer | LikelihoodAnswer

@@ -1,0 +1,92 @@
+"""The stage `evaluate`: which model is scored, for which part of the problems, and how the stage ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config.recipe import Recipe
+from pipeline.core.errors import BadInput, StoppedEarly
+from pipeline.core.checkpoint_files import complete_checkpoints, step_name, step_of
+from pipeline.core.stage_status import record_status
+from pipeline.evaluation.answer_cache import Shard
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked beside the recipe."""
+
+    step: str = "latest"
+    """checkpoint of the run: `latest` or a step number"""
+    model: str = ""
+    """score the model in this folder instead of a checkpoint"""
+    label: str = ""
+    """name of the scores (default: the step's, or the folder's name)"""
+    shard: str = ""
+    """answer this part of the problems: 2/8, counting from 0"""
+    show: int = 0
+    """print this many samples of each task, coloured by filling order"""
+    prompt: str = ""
+    """answer this text, and do nothing else"""
+    every: float = 30.0
+    """seconds between looks of --watch"""
+
+
+def run(recipe: Recipe, request: Request, watched: bool = False) -> None:
+    """Answers the prompt, scores every checkpoint of a watched run, or scores one model; the last two leave a status file.
+
+    Raises BadInput for what is not there, StoppedEarly after SIGTERM.
+    """
+    if request.prompt:
+        folder = request.model or str(export_of(Path(recipe.run_dir), request.step))
+        from pipeline.evaluation.runner import answer
+
+        return answer(recipe, folder, request.prompt)
+    shard = Shard.parse(request.shard, dict(os.environ))
+    stage = "watch" if watched else f"evaluate{shard.suffix}"
+    with record_status(Path(recipe.run_dir), stage) as status:
+        signal.signal(signal.SIGTERM, _stop)
+        if watched:
+            from pipeline.evaluation.watch import watch
+
+            return watch(recipe, request.every)
+        if request.model:
+            folder, label = request.model, request.label or Path(request.model).resolve().name
+        else:
+            export = export_of(Path(recipe.run_dir), request.step)
+            folder, label = str(export), request.label or export.parent.name
+            status["step"] = step_of(export.parent)
+        status["message"] = label
+        from pipeline.evaluation.runner import evaluate  # imports torch: what is not there is told before that
+
+        evaluate(recipe, folder, label, shard, request.show)
+
+
+def of_watched_run(argv: list[str]) -> list[str]:
+    """`--watch RUN` as a recipe's options: its run directory and, where no recipe is named, its recipe."""
+    after = argv.index("--watch") + 1 if "--watch" in argv else len(argv)
+    run_dir = argv[after] if after < len(argv) and not argv[after].startswith("-") else ""
+    if not run_dir:
+        return argv
+    named = any(word.startswith("--recipe") for word in argv)
+    return [*argv, "--run_dir", run_dir, *([] if named else ["--recipe", str(Path(run_dir) / "recipe.yaml")])]
+
+
+def export_of(run_dir: Path, step: str) -> Path:
+    """The exported model of a step. Raises BadInput where there is no complete checkpoint."""
+    exports = {checkpoint.name: checkpoint / "export" for checkpoint in complete_checkpoints(run_dir)}
+    if not exports:
+        raise BadInput(
+            f"no complete checkpoint in {run_dir}/checkpoints: run `deepspeed pipeline/distill.py` with the same recipe "
+            "first"
+        )
+    name = max(exports) if step == "latest" else step_name(int(step)) if step.isdigit() else step
+    if name not in exports:
+        raise BadInput(f"no complete checkpoint {name} in {run_dir}/checkpoints: there are {', '.join(exports)}")
+    return exports[name]
+
+
+def _stop(*_signal: object) -> None:
+    raise StoppedEarly("stopped by SIGTERM; answers so far are kept, the same command goes on")

@@ -1,0 +1,48 @@
+"""Whether two models differ: paired, on common problems."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import pytest
+
+from pipeline.core.errors import BadInput
+from pipeline.evaluation.compare import Scored, compare
+from pipeline.evaluation.results import Sample, Score
+from pipeline.evaluation.statistics import mcnemar
+
+
+def scored(values: list[float], first: int = 0, **facts) -> Scored:
+    score = Score("t", "exact_match", fmean(values), len(values), **facts)
+    return Scored.of([(score, [sample(v, first + i) for i, v in enumerate(values)])])
+
+
+def sample(value: float, problem: int) -> Sample:
+    return Sample("question", "answer", "target", None, id=problem, metric="exact_match", value=value)
+
+
+def test_comparisons_are_paired() -> None:
+    a, b = [1, 0, 0, 0, 0, 0, 0, 0, 1, 1], [0, 1, 1, 1, 1, 1, 1, 1, 1, 1]
+    (found,) = compare({"a": {"t": scored(a)}, "b": {"t": scored(b)}})
+    assert (found.n, found.value_a, found.value_b) == (10, 0.3, 0.9)
+    assert found.difference == pytest.approx(0.6) and found.low < 0.6 < found.high
+    assert found.p == found.p_holm == mcnemar(1, 7) and not found.real and not found.differs_in
+    many = compare({name: {"t": scored(v * 4)} for name, v in {"a": a, "b": b, "c": b}.items()})
+    assert [(c.a, c.b, c.real) for c in many] == [("a", "b", True), ("a", "c", True), ("b", "c", False)]
+    assert many[0].p_holm == pytest.approx(3 * many[0].p)
+
+
+def test_only_common_problems_count_and_other_settings_are_named() -> None:
+    (found,) = compare({"a": {"t": scored([1, 1, 0, 0])}, "b": {"t": scored([0, 1, 1], first=2, prompts_hash="q")}})
+    assert (found.n, found.value_a, found.value_b, found.differs_in) == (2, 0.0, 0.5, ["prompts_hash"])
+    with pytest.raises(BadInput, match="no problem in common"):
+        compare({"a": {"t": scored([1])}, "b": {"t": scored([1], first=5)}})
+    assert compare({"a": {"t": scored([1])}, "b": {"u": scored([1])}}) == []
+
+
+def test_seeds_are_averaged_per_problem() -> None:
+    score = Score("t", "exact_match", 0.5, 2)
+    results = [(score, [sample(x, 0), sample(1, 1)]) for x in (0, 1, 1)]
+    assert Scored.of(results).by_problem == {0: pytest.approx(2 / 3), 1: 1.0}
+    graded = compare({"a": {"t": Scored.of(results)}, "b": {"t": Scored.of([(score, [sample(1, 0)])])}})
+    assert (graded[0].n, graded[0].test) == (1, "sign flips")

@@ -1,0 +1,54 @@
+"""The model that lm-evaluation-harness sees."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from lm_eval.api.instance import Instance
+
+from pipeline.decoding.sampler import GenerateConfig
+from pipeline.evaluation import lm_eval_model
+from tests.evaluation.tiny import ROOT, SMOKE, language_model
+
+
+def test_rolling_likelihood_scores_every_token_once(folder) -> None:
+    windows = lm_eval_model.rolling_windows(list(range(23)), 8)
+    assert [t for _, new in windows for t in new] == list(range(23))
+    assert all(len(context) + len(new) <= 8 for context, new in windows)
+    assert windows[2] == ([8, 9, 10, 11], [12, 13, 14, 15])
+    lm = language_model(folder)
+    found = lm.loglikelihood_rolling(
+        [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(["ab", ""])]
+    )
+    assert found[0] < -2 and found[1] == 0.0
+
+
+def test_continuations_start_where_the_context_ends(folder) -> None:
+    lm = language_model(folder)
+    assert lm.encode_pair("a b ", "c") == (lm.encode("a b "), lm.encode("c"))
+    assert lm.encode_pair("", "c") == ([], lm.encode("c"))
+
+
+def test_repetitions_draw_other_tokens(folder, tokenizer) -> None:
+    requests = [Instance("generate_until", {}, ("<u>How much?<e><a>", {}), 0)] * 3
+    config = GenerateConfig(max_new_tokens=8, block_size=4, steps=8, temperature=1.0)
+    assert len(set(language_model(folder, config).generate_until(requests))) == 3
+    assert len(set(language_model(folder, SMOKE).generate_until(requests))) == 1
+
+
+def test_the_harness_runs_it(folder, task_file, tmp_path) -> None:
+    command = [sys.executable, "-m", "pipeline.evaluation", "run", "--model", "block_diffusion", "--model_args"]
+    command += [
+        f"pretrained={folder},preset=smoke,max_new_tokens=4",
+        "--tasks",
+        str(task_file),
+        "--apply_chat_template",
+    ]
+    command += ["--batch_size", "2", "--output_path", str(tmp_path / "out.json"), "--log_samples"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    (samples,) = tmp_path.glob("samples_four_sums_*.jsonl")
+    assert len(samples.read_text().splitlines()) == 4
+    assert "block_diffusion" in done.stdout and "exact_match" in done.stdout

@@ -1,0 +1,160 @@
+"""The stage `evaluate` and its command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import evaluate
+from pipeline.core.errors import exit_code
+from pipeline.evaluation.tables import colour, ordered
+from tests.evaluation.tiny import ROOT, SUMS
+
+
+def stage(monkeypatch, run_dir: Path, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--recipe", str(run_dir.parent / "recipe.yaml"), *arguments])
+    return exit_code("evaluate", evaluate.main)
+
+
+def test_stage_end_to_end(monkeypatch, run_dir, capsys) -> None:
+    assert stage(monkeypatch, run_dir) == 0
+    folder = run_dir / "evaluation" / "step-00000020"
+    score = json.loads((folder / "four_sums.json").read_text())
+    assert score.keys() >= {"task", "metric", "value", "n", "low", "high", "preset", "settings", "versions", "hardware"}
+    assert score.keys() >= {"preset_hash", "prompts_hash", "checksum", "devices", "fewshot", "by_length"}
+    assert (score["task"], score["metric"], score["n"], score["preset"]) == ("four_sums", "exact_match", 4, "smoke")
+    assert score["low"] <= score["value"] <= score["high"]
+    assert score["settings"]["block_size"] == 4, "the model's own"
+    assert score["settings"]["batch_size"] == 2
+    assert score["masks_left"] == 0
+    assert score["tokens"] <= 4 * 8
+    assert score["tokens_per_second"] > 0
+    rows = [json.loads(line) for line in (folder / "four_sums.samples.jsonl").read_text().splitlines()]
+    assert [row["target"] for row in rows] == SUMS
+    assert all(row.keys() >= {"prompt", "response", "target", "correct"} for row in rows)
+    if score["value"] == 0:
+        assert len(score["raw_outputs"]) == 4
+    status = json.loads((run_dir / "status" / "evaluate.json").read_text())
+    assert (status["state"], status["exit_code"], status["step"]) == ("done", 0, 20)
+    assert "four_sums" in capsys.readouterr().out
+
+
+def test_stage_in_shards(monkeypatch, run_dir, capsys) -> None:
+    file = run_dir / "evaluation" / "step-00000020" / "four_sums.json"
+    assert stage(monkeypatch, run_dir, "--shard", "0/2") == 0 and not file.exists()
+    assert json.loads((run_dir / "status" / "evaluate-0-of-2.json").read_text())["state"] == "done"
+    assert "shard 0/2 is answered, 2 answers" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    assert stage(monkeypatch, run_dir) == 0
+    sharded = json.loads(file.read_text())
+    assert stage(monkeypatch, run_dir, "--shard", "0/1", "--label", "whole") == 0
+    whole = json.loads((run_dir / "evaluation" / "whole" / "four_sums.json").read_text())
+    assert [sharded[k] for k in ("value", "n", "tokens", "prompts_hash", "checksum")] == [
+        whole[k] for k in ("value", "n", "tokens", "prompts_hash", "checksum")
+    ]
+
+
+def test_a_folder_without_a_run(monkeypatch, folder, task_file, tmp_path) -> None:
+    place = tmp_path / "elsewhere"
+    command = [
+        "evaluate",
+        "--model",
+        str(folder),
+        "--tasks",
+        str(task_file),
+        "--preset",
+        "smoke",
+        "--run_dir",
+        str(place),
+    ]
+    monkeypatch.setattr(sys, "argv", command)
+    assert exit_code("evaluate", evaluate.main) == 0
+    assert (place / "evaluation" / folder.name / "four_sums.json").is_file()
+
+
+def test_one_prompt_and_samples_in_colour(monkeypatch, run_dir, capsys) -> None:
+    assert stage(monkeypatch, run_dir, "--prompt", "How much is 1 and 2?") == 0
+    out = capsys.readouterr().out
+    assert "<u>How much is 1 and 2?<e><a>" in out
+    order = re.search(r"forward of each token: ([\d ]+)", out)[1].split()
+    assert sorted(set(map(int, order))) == list(range(1, max(map(int, order)) + 1))
+    assert not (run_dir / "evaluation").exists()
+    assert stage(monkeypatch, run_dir, "--show", "3") == 0
+    assert capsys.readouterr().out.count("forward of each token") == 3
+
+
+def test_colours_follow_the_order() -> None:
+    text = ordered(["a", "b", "c"], [2, 1, 3])
+    assert text.plain == "abc"
+    assert [span.style.split()[1] for span in text.spans] == [colour(2, 3), colour(1, 3), colour(3, 3)]
+    assert len({colour(i, 3) for i in (1, 2, 3)}) == 3
+
+
+def test_compare_from_the_command_line(monkeypatch, run_dir, tmp_path, capsys) -> None:
+    for step in ("3", "20"):
+        assert stage(monkeypatch, run_dir, "--step", step) == 0
+    capsys.readouterr()
+    output = tmp_path / "compared.json"
+    names = [str(run_dir / "evaluation" / "step-00000003"), str(run_dir)]
+    monkeypatch.setattr(sys, "argv", ["evaluate", "compare", *names, "--output", str(output)])
+    assert exit_code("evaluate", evaluate.main) == 0
+    (found,) = json.loads(output.read_text())
+    assert (found["a"], found["b"], found["n"], found["difference"], found["p"]) == (*names, 4, 0.0, 1.0)
+    assert found["real"] is False and found["test"] == "exact McNemar"
+    for bad, line in (
+        (names[:1], "at least two"),
+        ([names[0], str(tmp_path)], "no scored task"),
+        (["a", "b"], "no such folder"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["evaluate", "compare", *bad])
+        assert exit_code("evaluate", evaluate.main) == 2
+        assert line in capsys.readouterr().err
+
+
+def test_stage_takes_a_step_a_folder_and_a_limit(monkeypatch, run_dir) -> None:
+    assert stage(monkeypatch, run_dir, "--step", "3", "--evaluation.limit", "2") == 0
+    assert json.loads((run_dir / "evaluation" / "step-00000003" / "four_sums.json").read_text())["n"] == 2
+    export = run_dir / "checkpoints" / "step-00000040" / "export"
+    assert stage(monkeypatch, run_dir, "--model", str(export), "--label", "teacher") == 0
+    assert (run_dir / "evaluation" / "teacher" / "four_sums.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--step", "7"], "no complete checkpoint step-00000007.*there are step-00000003, step-00000020"),
+        (["--step", "40"], "no complete checkpoint step-00000040"),
+        (["--evaluation.preset", "best"], "'best' is unknown: one of paper, fast"),
+        (["--evaluation.tasks", "[]"], "evaluation.tasks is empty"),
+        (["--evaluation.limit", "0"], "must be at least 1"),
+        (["--model", "nowhere/at/all"], "nowhere/at/all"),
+        (["--shard", "3/3"], "shard 3/3"),
+        (["--evaluation.likelihood_samples", "6"], "multiple of 4"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line(monkeypatch, run_dir, capsys, arguments: list[str], line: str) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert stage(monkeypatch, run_dir, *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    assert re.search(line, error), error
+
+
+def test_script_without_checkpoint_is_one_line_and_exit_code_2(tmp_path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump({"name": "x", "run_dir": str(tmp_path), "student": {"path": "s"}, "optim": {"steps": 1}})
+    )
+    command = [sys.executable, "pipeline/evaluate.py", "--recipe", str(tmp_path / "recipe.yaml")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "pipeline/distill.py" in done.stderr
+    assert json.loads((tmp_path / "status" / "evaluate.json").read_text())["exit_code"] == 2
