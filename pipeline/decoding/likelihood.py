@@ -20,7 +20,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from pipeline.core.rng import generator_for
 from pipeline.data.blocks import Document, ResponseBlocks, SequenceBlocks, lay_out
@@ -136,7 +137,9 @@ class Continuation:
 
 
 @torch.inference_mode()
-def log_likelihoods(model: nn.Module, continuations: Sequence[Continuation], batch_size: int) -> list[Estimate]:
+def log_likelihoods(
+    model: PreTrainedModel, continuations: Sequence[Continuation], batch_size: int
+) -> list[Estimate]:
     """The bound of each continuation; `batch_size` inputs share a forward."""
     masks = [list(c.masked()) for c in continuations]
     inputs = [(c, mask) for c, draws in zip(continuations, masks, strict=True) for mask in draws]
@@ -153,7 +156,7 @@ def log_likelihoods(model: nn.Module, continuations: Sequence[Continuation], bat
     return estimates
 
 
-def _scores(model: nn.Module, documents: list[Document], targets: list[Tensor]) -> list[Tensor]:
+def _scores(model: PreTrainedModel, documents: list[Document], targets: list[Tensor]) -> list[Tensor]:
     """Log-probability of each masked token's truth, and whether it is the likeliest: [M, 2] per document, on the CPU."""
     device = next(model.parameters()).device
     packed, indices = pack(documents)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -38,7 +39,7 @@ def states(recipe: Recipe, model: str = "") -> Iterator[tuple[str, str | None]]:
     yield "tasks", None if tasks else "evaluation.tasks is empty"
     yield f"preset {named}", _trouble(lambda: preset(named, recipe.student.block_size))
     for name in tasks:
-        yield f"data of {name}", _trouble(lambda name=name: _data(name))
+        yield f"data of {name}", _trouble(partial(_data, name))
     checkpoints = complete_checkpoints(Path(recipe.run_dir))
     folder = model or (str(checkpoints[-1] / "export") if checkpoints else "")
     what = f"model {folder}" if folder else f"checkpoint in {recipe.run_dir}/checkpoints"
@@ -60,7 +61,8 @@ def _trouble(look: Callable[[], object]) -> str | None:
 def _data(name: str) -> None:
     """Raises BadInput for data that is not there."""
     if name in SOURCES:
-        return read(name) and None
+        read(name)
+        return
     file = own_task_file(name)
     if file is None:
         from pipeline.evaluation.lm_eval_tasks import load_tasks

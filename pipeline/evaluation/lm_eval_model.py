@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -57,18 +57,18 @@ class BlockDiffusionLM(LM):
         self.answers: dict[tuple[int, int], list[Answer]] = {}
 
     @classmethod
-    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None):
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
         """What `lm_eval --model block_diffusion` calls; --model_args: pretrained (folder or hub name), preset (default
         paper), dtype, likelihood_samples, and any field of GenerateConfig."""
         given = arg_dict | {k: v for k, v in (additional_config or {}).items() if k == "batch_size" and v is not None}
         checkpoint = CheckpointUnderTest.of(given.pop("pretrained"), given.pop("dtype", "auto"))
-        options = {k: int(given.pop(k)) for k in ("batch_size", "likelihood_samples") if k in given}
+        options: dict[str, Any] = {k: int(given.pop(k)) for k in ("batch_size", "likelihood_samples") if k in given}
         size, blocks = checkpoint.blocks()
         config = preset(given.pop("preset", "paper"), size, blocks=blocks)
         return cls(checkpoint, replace(config, **given), **options)
 
     @classmethod
-    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None):
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Self:
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
@@ -81,6 +81,10 @@ class BlockDiffusionLM(LM):
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         answers = self._answer(LikelihoodAnswer, requests, self._rolling, self._estimator())
         return [answer.log_likelihood for answer in answers]
+
+    def answers_of(self, kind: type[AnswerT]) -> dict[tuple[int, int], list[AnswerT]]:
+        """Those of one kind."""
+        return {key: [a for a in answers if isinstance(a, kind)] for key, answers in self.answers.items()}
 
     def _estimator(self) -> dict[str, Any]:
         """What an estimate depends on beside its request and the model."""
@@ -141,7 +145,7 @@ class BlockDiffusionLM(LM):
             body = response.tokens[:-1] if ended else response.tokens
             answers.append(
                 GeneratedAnswer(
-                    response=self.checkpoint.tokenizer.decode(body, skip_special_tokens=True),
+                    response=str(self.checkpoint.tokenizer.decode(body, skip_special_tokens=True)),
                     pieces=self.pieces(body),
                     filled=response.filled[: len(body)],
                     tokens=len(body),
@@ -196,13 +200,14 @@ class BlockDiffusionLM(LM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt as the tokenizer's chat template writes it, thinking off (as in training)."""
-        return self.checkpoint.tokenizer.apply_chat_template(
+        prompt = self.checkpoint.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
             enable_thinking=False,
         )
+        return str(prompt)
 
     @property
     def tokenizer_name(self) -> str:
@@ -223,7 +228,7 @@ def rolling_windows(tokens: list[int], longest: int) -> list[tuple[list[int], li
     After the first window, each scores half a window more, given the half before.
     """
     half = longest // 2
-    windows = [([], tokens[:longest])] if tokens else []
+    windows: list[tuple[list[int], list[int]]] = [([], tokens[:longest])] if tokens else []
     windows += [(tokens[s - half : s], tokens[s : s + half]) for s in range(longest, len(tokens), half)]
     return windows
 

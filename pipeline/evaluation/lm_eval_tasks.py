@@ -12,6 +12,7 @@ from lm_eval.tasks import TaskManager
 
 from pipeline.core.errors import BadInput
 from pipeline.evaluation import scoring
+from pipeline.evaluation.answers import GeneratedAnswer, LikelihoodAnswer
 from pipeline.evaluation.benchmarks import TASKS
 from pipeline.evaluation.lm_eval_model import BlockDiffusionLM
 from pipeline.evaluation.results import Sample, Score
@@ -92,10 +93,12 @@ def run_task(
     if mean := table.get(f"{headline},{filtered_by}"):
         score = replace(score, value=mean.value, n=mean.n, low=mean.low, high=mean.high)
     if task.OUTPUT_TYPE == "generate_until":
-        rows = [scoring.generated_sample(s, headline, model.answers[s["doc_id"], 0][0]) for s in first]
-        score = replace(score, generation=scoring.generation(answers))
+        responses = model.answers_of(GeneratedAnswer)
+        rows = [scoring.generated_sample(s, headline, responses[s["doc_id"], 0][0]) for s in first]
+        score = replace(score, generation=scoring.generation([a for repeats in responses.values() for a in repeats]))
     else:
-        choices = [[model.answers[s["doc_id"], i][0] for i in range(len(s["arguments"]))] for s in first]
+        estimates = model.answers_of(LikelihoodAnswer)
+        choices = [[estimates[s["doc_id"], i][0] for i in range(len(s["arguments"]))] for s in first]
         rows = [scoring.likelihood_sample(s, headline, c) for s, c in zip(first, choices, strict=True)]
-        score = replace(score, likelihood=scoring.likelihood(answers, rows))
+        score = replace(score, likelihood=scoring.likelihood([a for of in estimates.values() for a in of], rows))
     return scoring.with_alarms(score, rows), rows

@@ -50,7 +50,7 @@ def fetch(name: str) -> None:
     write_text(data_file(name), text)
 
 
-def _from_hub(source: Source) -> tuple[list[dict[str, Any]], str]:
+def _from_hub(source: Source) -> tuple[list[dict[str, Any]], str | None]:
     """All rows of a source at its newest revision, and the revision."""
     from datasets import load_dataset
     from huggingface_hub import HfApi

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from numbers import Real
 from pathlib import Path
 from statistics import fmean, quantiles
@@ -96,12 +97,11 @@ def prompts_hash(samples: Sequence[Mapping[str, Any]]) -> str:
 
 def generation(answers: Sequence[GeneratedAnswer]) -> Generation:
     """Length, speed and cost of the responses of a task."""
-    by_length, shortest = {}, 0
-    for longest in LENGTHS:
-        group = [a for a in answers if shortest <= a.tokens <= longest]
+    by_length = {}
+    for shortest, longest in pairwise((-1, *LENGTHS)):
+        group = [a for a in answers if shortest < a.tokens <= longest]
         if group:
             by_length[f"up to {longest:g} tokens"] = CostOf(n=len(group), **_cost(group))
-        shortest = longest + 1
     return Generation(
         truncated=fmean(not a.ended for a in answers),
         masks_left=sum(a.masks for a in answers),
@@ -111,7 +111,7 @@ def generation(answers: Sequence[GeneratedAnswer]) -> Generation:
     )
 
 
-def _cost(answers: Sequence[GeneratedAnswer]) -> dict[str, float | None]:
+def _cost(answers: Sequence[GeneratedAnswer]) -> dict[str, Any]:
     """The fields of Cost."""
     tokens, latency = sum(a.tokens for a in answers), [a.latency for a in answers]
     cuts = quantiles(latency, n=20, method="inclusive") if len(latency) > 1 else latency * 19

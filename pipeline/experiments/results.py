@@ -27,7 +27,7 @@ _SAME = ("versions", "device", "commit", "world_size", "zero_stage")
 class TaskResult(Part):
     """One task's headline."""
 
-    metric: str
+    metric: str | None
     value: float
     n: int
     low: float | None
@@ -170,8 +170,8 @@ def lines(runs: Sequence[RunResult], baseline: str) -> list[Line]:
         by_variant.setdefault(run.variant, {})[run.seed] = run
     base = {seed: run.score for seed, run in by_variant.get(baseline, {}).items()}
     made = [_line(name, of, {} if name == baseline else base) for name, of in by_variant.items()]
-    tested = [line for line in made if line.p is not None]
-    corrected = dict(zip([line.variant for line in tested], holm([line.p for line in tested]), strict=True))
+    tested = {line.variant: line.p for line in made if line.p is not None}
+    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     return [replace(line, p_holm=corrected.get(line.variant)) for line in made]
 
 

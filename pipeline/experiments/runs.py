@@ -101,6 +101,8 @@ def _scores(folder: Path) -> Scores:
     """Of one model's results."""
     tasks = {}
     for score in read_scores(folder).values():
+        if score.value is None:
+            raise BadInput(f"{folder}: {score.task} runs programs, which a study does not do")
         samples = sorted(read_samples(folder, score), key=lambda sample: sample.id or 0)
         correct = "".join({True: "1", False: "0", None: "-"}[sample.correct] for sample in samples)
         tasks[score.task] = TaskResult(score.metric, score.value, score.n, score.low, score.high, correct)

@@ -102,7 +102,8 @@ def add_scores(folder: Path, scores: Sequence[ScoreRow]) -> None:
     A card's later change does not make its checkpoint another one: COMPLETE says nothing of README.md.
     """
     card = ModelCard.load(folder / "README.md")
-    card.data.model_name = re.search(r"^# (.*)$", card.text, re.M)[1]
+    if title := re.search(r"^# (.*)$", card.text, re.M):
+        card.data.model_name = title[1]
     card.data.eval_results = [
         EvalResult(
             task_type="text-generation",

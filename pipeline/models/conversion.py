@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from pipeline.models.loading import (
     MASK_TOKEN,
     WEIGHT_FILES,
     build,
+    embedding_weight,
     fetch,
     read_config,
     read_raw_config,
@@ -109,7 +110,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:
     """The special token that the chat template puts right behind an answer, if it does."""
     answer = "\ue000"  # occurs in no template
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False)
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False))
     behind = tokenizer(text.rpartition(answer)[2], add_special_tokens=False).input_ids
     return behind[0] if behind and behind[0] in tokenizer.added_tokens_decoder else None
 
@@ -119,10 +120,11 @@ def _read_folder(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast,
     config = read_config(source)
     _check_source(source, read_raw_config(folder / "config.json"))
     tokenizer = read_tokenizer(source)
-    model = build(config, dtype=config.dtype or torch.float32, device="cpu")
+    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    model = build(config, dtype=dtype, device="cpu")
     views, tied = checkpoint_views(model), config.tie_word_embeddings
     check_files(folder, shapes(views), tied=tied)
-    fill(folder, views, tied_head=model.get_input_embeddings().weight if tied else None)
+    fill(folder, views, tied_head=embedding_weight(model) if tied else None)
     return model, tokenizer, weight_files(folder)
 
 
@@ -151,7 +153,7 @@ def _read_gguf(source: str, file: str) -> tuple[PreTrainedModel, PreTrainedToken
     check_shapes(str(path), shapes(stored), shapes(views))
     for name, view in views.items():
         view.copy_(stored[name])
-    return model, tokenizer, [path]
+    return model, cast(PreTrainedTokenizerFast, tokenizer), [path]
 
 
 def _check_source(where: str, raw: dict[str, Any]) -> None:

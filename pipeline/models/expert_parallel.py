@@ -66,7 +66,7 @@ class Router(nn.Module):
         return self.gate(tokens)
 
 
-def share_experts(model: LLaDA2MoeModelLM, *, size: int, device: torch.device | str) -> int:
+def split_experts(model: LLaDA2MoeModelLM, *, size: int, device: torch.device | str) -> int:
     """Replaces the MoE layers of a model on the meta device and gives it memory on `device`, without values.
 
     Each rank holds experts [first, first + experts / size); returns `first`. Collective: it makes process groups.

@@ -6,6 +6,7 @@ once for training and once for inference. Compiled on a GPU; elsewhere it is the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -26,7 +27,7 @@ TILE = 128
 def use_flex(model: PreTrainedModel) -> None:
     """From here on the model reads packed rows with FlexAttention; dense masks still work."""
     model.set_attn_implementation(NAME)
-    model.packed_inputs = flex_inputs
+    model.packed_inputs = flex_inputs  # type: ignore[assignment]  # no submodule: what `hidden_states` asks for
 
 
 def flex_inputs(packed: Packed) -> dict[str, Any]:
@@ -105,13 +106,13 @@ def attend(
     """transformers' attention: [B, heads, L, D] (fewer heads in key and value) -> [B, L, heads, D], no weights."""
     if not isinstance(attention_mask, BlockMask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=False)
-    run = _compiled() if query.is_cuda else flex_attention
+    run: Callable[..., Any] = _compiled() if query.is_cuda else flex_attention
     attended = run(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
     return attended.transpose(1, 2).contiguous(), None
 
 
 @cache
-def _compiled():
+def _compiled() -> Callable[..., Any]:
     # fullgraph: at the limit of recompilations dynamo would go on uncompiled, in silence; so it is an error
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from pipeline.data.packing import Packed
 from pipeline.method.attention_mask import attention_mask
 from pipeline.method.chunked_lm_head import chunked_lm_head, token_log_prob
 
 
-def hidden_states(model: nn.Module, packed: Packed, places: Tensor) -> Tensor:
-    """Final hidden states at the flat `places` of packed rows: [places, H]."""
-    as_inputs = getattr(model, "packed_inputs", dense_inputs)  # set by `use_flex`
-    output = model.model(**as_inputs(packed))
-    return output.last_hidden_state.flatten(0, 1)[places]
+def hidden_states(model: nn.Module, packed: Packed, indices: Tensor) -> Tensor:
+    """Final hidden states at the flat `indices` of packed rows: [N, H]."""
+    as_inputs: Callable[..., dict[str, Any]] = getattr(model, "packed_inputs", dense_inputs)  # set by `use_flex`
+    output = cast(nn.Module, model.model)(**as_inputs(packed))
+    return output.last_hidden_state.flatten(0, 1)[indices]
+
+
+def head_weight(model: nn.Module) -> Tensor:
+    """Of the LM head: [V, H]."""
+    return cast(PreTrainedModel, model).get_output_embeddings().weight
 
 
 def dense_inputs(packed: Packed) -> dict[str, Any]:
@@ -35,8 +41,7 @@ def score_tokens(
 ) -> Tensor:
     """`score(logits, tokens)` at the flat `indices` of packed rows, whose logits exist a chunk at a time: [N] or [N, k]."""
     hidden = hidden_states(model, packed, indices)
-    weight = model.get_output_embeddings().weight
-    return chunked_lm_head(lambda logits, chunk: score(logits, tokens[chunk]), hidden, weight)
+    return head_rows(score, hidden, head_weight(model), tokens)
 
 
 def log_prob_and_hit(logits: Tensor, tokens: Tensor) -> Tensor:

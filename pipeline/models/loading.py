@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import MethodType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.initialization import no_init_weights
 
 from pipeline.core.errors import BadInput
-from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size, share_experts, verify_experts
-from pipeline.models.families.llada2_moe import check_mask
+from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size, split_experts, verify_experts
+from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM, check_mask
 from pipeline.models.weights import check_files, checkpoint_views, fill, init_weights, shapes
 
 Weights = Literal["pretrained", "random"]
@@ -154,7 +154,7 @@ def load_teacher(
     tokenizer: PreTrainedTokenizerFast | None = None,
     seed: int = 0,
 ) -> PreTrainedModel:
-    """As `load_student`, frozen, in eval mode and on `device`; experts are shared out over ranks.
+    """As `load_student`, frozen, in eval mode and on `device`; experts are spread over ranks.
 
     With an expert-parallel size above 1, loading and every forward are collective: all ranks of a group call them the
     same number of times, whatever their tokens, and a rank reads only its experts from the files.
@@ -164,13 +164,11 @@ def load_teacher(
     size = resolve_expert_parallel_size(
         expert_parallel_size, experts=expert_count(config), world_size=ranks, local_world_size=ranks
     )
-    if size == 1:
-        model, first_expert = build(config, dtype=dtype, device=device), 0
-    else:
-        model = build(config, dtype=dtype, device="meta")
-        first_expert = share_experts(model, size=size, device=device)
+    model, first_expert = build(config, dtype=dtype, device="meta" if size > 1 else device), 0
+    if size > 1 and isinstance(model, LLaDA2MoeModelLM):
+        first_expert = split_experts(model, size=size, device=device)
     _write_weights(model, folder, seed, first_expert)
-    if expert_count(config) > 1:
+    if isinstance(model, LLaDA2MoeModelLM) and expert_count(config) > 1:
         verify_experts(model, folder, size=size)
     return model.requires_grad_(False).eval()
 
@@ -190,6 +188,11 @@ def build(config: PreTrainedConfig, *, dtype: torch.dtype, device: torch.device 
     return model
 
 
+def embedding_weight(model: PreTrainedModel) -> Tensor:
+    """Of the input embedding: [V, H]."""
+    return cast(nn.Embedding, model.get_input_embeddings()).weight
+
+
 def fuse_norms(model: nn.Module) -> None:
     """On a GPU, transformers' norms as one kernel instead of seven: a sixth of a training step, half of a decoding one."""
     for module in model.modules():
@@ -203,7 +206,7 @@ def _rms_norm(module: nn.Module, hidden: Tensor) -> Tensor:
     return type(module).forward(module, hidden)
 
 
-def _require_mask(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+def _require_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Checks the mask, and makes a boolean one additive and of the model's dtype: SDPA would do so in every layer, and keep
     each layer's for the backward pass."""
     mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
@@ -252,4 +255,4 @@ def _write_weights(model: PreTrainedModel, folder: Path | None, seed: int, first
         init_weights(views, seed=seed, std=model.config.initializer_range)
     else:
         tied = model.config.tie_word_embeddings
-        fill(folder, views, tied_head=model.get_input_embeddings().weight if tied else None)
+        fill(folder, views, tied_head=embedding_weight(model) if tied else None)

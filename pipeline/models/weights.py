@@ -173,7 +173,7 @@ def fill(folder: Path, views: Mapping[str, Tensor], *, tied_head: Tensor | None 
             views[name].copy_(tensor)
         else:
             head = tensor
-    if head is not None and not torch.equal(head.to(tied_head), tied_head):
+    if head is not None and tied_head is not None and not torch.equal(head.to(tied_head), tied_head):
         raise BadInput(f"{folder}: {HEAD} differs from the embedding; set tie_word_embeddings to false in config.json")
 
 

@@ -123,7 +123,7 @@ def score_sections(models: Sequence[Model]) -> Iterator[Section]:
         yield Section("Scores", note="No scores: evaluate has not run.")
     for task in scored_tasks(models):
         scored = [model for model in models if task in model.scores]
-        rows = [["model", "strategy", "score", "95% interval", "problems", "decoding"]]
+        rows: list[list[Any]] = [["model", "strategy", "score", "95% interval", "problems", "decoding"]]
         for model in scored:
             score = model.scores[task]
             preset = score.provenance.preset if score.provenance else ""
@@ -153,7 +153,7 @@ def validation(models: Sequence[Model]) -> Section:
             title,
             note="No validation lines in metrics.jsonl: the recipe has no data.validation, or distill has not run.",
         )
-    rows = [["last step", "all t", *(f"t = {t}" for t in validated[0][1].validation[-1].by_t)]]
+    rows: list[list[Any]] = [["last step", "all t", *(f"t = {t}" for t in validated[0][1].validation[-1].by_t)]]
     rows += [[m.label, run.validation[-1].loss, *run.validation[-1].by_t.values()] for m, run in validated]
     note = "Mean cross-entropy of a masked token of held-out rows, in nats, at fixed t with fixed noise."
     return Section(title, note=note, figure=figures.validation(validated), tables=[rows])
@@ -219,7 +219,7 @@ def alignment(run: Run) -> Section:
     if not run.alignment:
         return Section(title, note=f"No manifest.json in {run.aligned}: run align.")
     parts = {"rows": run.alignment.rows, "tokens": run.alignment.tokens, "statistics": run.alignment.statistics}
-    tables = [[[part, ""], *map(list, numbers)] for part, numbers in parts.items()]
+    tables: list[list[list[Any]]] = [[[part, ""], *map(list, numbers)] for part, numbers in parts.items()]
     return Section(
         title, note=f"From {run.aligned}/manifest.json; tokens and statistics of the training rows.", tables=tables
     )

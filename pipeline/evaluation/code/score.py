@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         with Sandbox.open(limits) as sandbox:
             for path in found:
                 score = score_samples(path, sandbox, flags.workers)
-                print_score(path, score, score.programs)
+                print_score(path, score)
 
 
 def code_samples(root: Path) -> Iterator[Path]:
@@ -113,9 +113,9 @@ def _verdicts(folder: Path, task: str, samples: list[Sample], sandbox: Sandbox, 
     return [Verdict(**{f.name: known[key][f.name] for f in fields(Verdict)}) for key in keys]
 
 
-def print_score(path: Path, score: Score, programs: Programs) -> None:
+def print_score(path: Path, score: Score) -> None:
     """Prints a score, why programs failed, and alarms with raw outputs."""
-    reasons = ", ".join(f"{reason}: {count}" for reason, count in programs.reasons.items())
+    reasons = ", ".join(f"{r}: {count}" for r, count in (score.programs.reasons if score.programs else {}).items())
     print(
         f"{path.parent.name} {score.task}: {METRIC} {score.value:.3f}, 95% interval {score.bounds}, n = {score.n} "
         f"({reasons})"

@@ -5,7 +5,7 @@ Shapes: B batch, L query positions, K key positions (L without a cache), H hidde
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -65,7 +65,7 @@ class LLaDA2MoeConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if kwargs.pop("rope_scaling", None) is not None:
             raise ValueError("rope_scaling is not supported")
         for name, value in FIXED_OPTIONS.items():
@@ -190,7 +190,7 @@ class LLaDA2MoeModel(LLaDA2MoePreTrainedModel):
 
 
 class LLaDA2MoeModelLM(LLaDA2MoePreTrainedModel):
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.word_embeddings.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.word_embeddings.weight"}  # noqa: RUF012  as transformers declares it
 
     def __init__(self, config: LLaDA2MoeConfig):
         super().__init__(config)

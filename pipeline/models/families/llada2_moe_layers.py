@@ -1,6 +1,6 @@
 """The mixture of experts of LLaDA2: router, routed experts, shared expert.
 
-Shapes: B batch, L positions, T = B * L tokens, H hidden, E experts, k experts a token, F expert width, N = T * k rows.
+Shapes: B batch, L positions, T = B * L tokens, H hidden, E experts, k experts per token, F expert width, N = T * k rows.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Gate(nn.Module):
         self.scale = config.routed_scaling_factor
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
         nn.init.normal_(self.weight, std=config.initializer_range)
+        self.e_score_correction_bias: Tensor
         self.register_buffer("e_score_correction_bias", torch.zeros(config.num_experts, dtype=torch.float32))
+        self.tokens_per_expert: Tensor
         self.register_buffer("tokens_per_expert", torch.zeros(config.num_experts, dtype=torch.int64), persistent=False)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
