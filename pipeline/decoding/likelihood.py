@@ -137,9 +137,7 @@ class Continuation:
 
 
 @torch.inference_mode()
-def log_likelihoods(
-    model: PreTrainedModel, continuations: Sequence[Continuation], batch_size: int
-) -> list[Estimate]:
+def log_likelihoods(model: PreTrainedModel, continuations: Sequence[Continuation], batch_size: int) -> list[Estimate]:
     """The bound of each continuation; `batch_size` inputs share a forward."""
     masks = [list(c.masked()) for c in continuations]
     inputs = [(c, mask) for c, draws in zip(continuations, masks, strict=True) for mask in draws]

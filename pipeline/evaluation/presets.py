@@ -20,7 +20,7 @@ class Preset:
     shots: Mapping[str, int] = field(default_factory=dict)
 
 
-# TIDE's evaluation, as scripts/eval_all.sh of the published code runs it: greedy, one token a forward, no guidance.
+# TIDE's evaluation, as scripts/eval_all.sh of the published code runs it: greedy, one token per forward, no guidance.
 PAPER = {"max_new_tokens": 256, "steps": 256, "block_size": 32}
 LETTERS = {task: {"max_new_tokens": 3, "steps": 3} for task in ("mmlu", "hellaswag")}  # the answer is a letter
 SHOTS = {"bbh": 3} | dict.fromkeys(("gsm8k", "math", "mmlu", "mmlu_pro", "hellaswag", "humaneval", "mbpp"), 0)
@@ -28,7 +28,7 @@ SHOTS = {"bbh": 3} | dict.fromkeys(("gsm8k", "math", "mmlu", "mmlu_pro", "hellas
 # Without a block_size or blocks, the model's own. All decode with the key-value cache (the same responses, sooner).
 PRESETS: dict[str, Preset] = {
     "paper": Preset({**PAPER, "blocks": "reference"}, LETTERS, SHOTS),
-    "fast": Preset({**PAPER, "threshold": 0.9}, LETTERS, SHOTS),  # several tokens a forward where the model is sure
+    "fast": Preset({**PAPER, "threshold": 0.9}, LETTERS, SHOTS),  # several tokens per forward where the model is sure
     "demo": Preset({"max_new_tokens": 24, "steps": 24}),
     "smoke": Preset({"max_new_tokens": 8, "steps": 2}, shots=SHOTS),  # whether it runs; scores mean nothing
 }
@@ -39,8 +39,8 @@ def preset(name: str, block_size: int, *, task: str = "", blocks: str = "trainin
 
     Raises BadInput for an unknown name.
     """
-    found = _named(name)
-    return GenerateConfig(**{"block_size": block_size, "blocks": blocks, **found.decoding, **found.tasks.get(task, {})})
+    named = _named(name)
+    return GenerateConfig(**{"block_size": block_size, "blocks": blocks, **named.decoding, **named.tasks.get(task, {})})
 
 
 def shots(name: str, task: str) -> int | None:

@@ -94,7 +94,7 @@ class Study:
             student: folder of the initial weights, where the study has a start.
         """
         base = self.base()
-        own = {"data.aligned": base.data.aligned, **(self.start if variant == START else self.variants[variant])}
+        fields = {"data.aligned": base.data.aligned, **(self.start if variant == START else self.variants[variant])}
         forced = {
             "name": f"{self.name}-{variant}-{seed}",
             "data.seed": seed,
@@ -104,12 +104,12 @@ class Study:
             tokenizer = base.student.tokenizer
             forced |= {"student.path": student, "student.weights": "pretrained", "student.tokenizer": tokenizer}
         try:
-            return self._recipe(own, forced)
+            return self._recipe(fields, forced)
         except BadInput as error:
             raise BadInput(f"variant {variant}: {error}") from None
 
-    def _recipe(self, own: Settings, forced: Settings) -> Recipe:
-        words = [word for fields in (self.settings, own, forced) for word in _words(fields)]
+    def _recipe(self, fields: Settings, forced: Settings) -> Recipe:
+        words = [word for chosen in (self.settings, fields, forced) for word in _words(chosen)]
         return parse(parser(""), ["--recipe", self.recipe, *words])[0]
 
 

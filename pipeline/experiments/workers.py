@@ -6,7 +6,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -112,7 +111,7 @@ def _seed(study: Study, seed: int) -> list[str]:
                 traceback.print_exc()
                 outcome = f"FAILED {type(error).__name__}: {' '.join(str(error).split())[:200]} ({path})"
                 failed.append(f"{variant}/{seed}")
-        print(f"{variant} seed {seed}: {outcome}, {time.perf_counter() - began:.0f} s", file=sys.__stdout__, flush=True)
+        log.info(f"{variant} seed {seed}: {outcome}, {time.perf_counter() - began:.0f} s")
         if variant == START and failed:
             break  # the others have nothing to start from
     return failed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +106,7 @@ def attend(
     """transformers' attention: [B, heads, L, D] (fewer heads in key and value) -> [B, L, heads, D], no weights."""
     if not isinstance(attention_mask, BlockMask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=False)
-    run: Callable[..., Any] = _compiled() if query.is_cuda else flex_attention
+    run = _compiled() if query.is_cuda else cast(Callable[..., Any], flex_attention)
     attended = run(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
     return attended.transpose(1, 2).contiguous(), None
 

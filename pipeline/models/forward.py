@@ -41,7 +41,7 @@ def score_tokens(
 ) -> Tensor:
     """`score(logits, tokens)` at the flat `indices` of packed rows, whose logits exist a chunk at a time: [N] or [N, k]."""
     hidden = hidden_states(model, packed, indices)
-    return head_rows(score, hidden, head_weight(model), tokens)
+    return chunked_lm_head(lambda logits, chunk: score(logits, tokens[chunk]), hidden, head_weight(model))
 
 
 def log_prob_and_hit(logits: Tensor, tokens: Tensor) -> Tensor:

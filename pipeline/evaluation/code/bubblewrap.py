@@ -52,15 +52,15 @@ def walls(scratch_bytes: int) -> Iterator[list[str]]:
     runs as `nobody`; elsewhere as the same user, whose files are not there.
     """
     (bwrap_folder, bwrap), prefix = find(), Path(os.path.realpath(sys.base_prefix))
-    python = Path(os.path.realpath(sys._base_executable)).relative_to(prefix)
+    python = Path(os.path.realpath(sys._base_executable)).relative_to(prefix)  # type: ignore[attr-defined]
     libraries = [word for path in LIBRARIES for word in ("--ro-bind-try", path, path)]
     with tempfile.TemporaryDirectory(prefix="sandbox-") as folder:
         step_down: list[str] = []
         if os.getuid() == 0:  # nobody may not read root's home, where Python and bwrap may be
             os.chmod(folder, 0o755)
             shown = {prefix: Path(folder, "python"), bwrap_folder: Path(folder, "bwrap")}
-            for place in shown.values():
-                place.mkdir()
+            for mount_point in shown.values():
+                mount_point.mkdir()
             pairs = [str(path) for pair in shown.items() for path in pair]
             step_down = [
                 *["unshare", "--mount", "--propagation", "private", "--", "sh", "-euc"],

@@ -23,9 +23,9 @@ def program(response: str, entry_point: str, prompt: str = "") -> str:
     definition = re.compile(rf"^(?:async )?def {re.escape(entry_point)}\b", re.MULTILINE)
     head, *rest = response.split(FENCE)
     for part in (head, *(re.sub(r"\A\w*\n", "", part) for part in rest)):  # a language's name may follow a fence
-        if definition.search(part):
-            above = prompt[: found.start()] if (found := definition.search(prompt)) else ""
-            return above + part[CODE_STARTS.search(part).start() :].rstrip() + "\n"
+        if definition.search(part) and (code := CODE_STARTS.search(part)):
+            above = prompt[: asked.start()] if (asked := definition.search(prompt)) else ""
+            return above + part[code.start() :].rstrip() + "\n"
     stops = [at for stop in STOPS if prompt and (at := head.find(stop)) >= 0]
     return prompt + head[: min(stops, default=len(head))]
 

@@ -46,14 +46,14 @@ def main(argv: list[str]) -> None:
     )
     root = Path(recipe.run_dir) / "evaluation"
     with record_status(Path(recipe.run_dir), "score"):
-        found = list(code_samples(root / flags.label if flags.label else root))
-        if not found:
+        paths = list(code_samples(root / flags.label if flags.label else root))
+        if not paths:
             raise BadInput(
                 f"no saved samples of a code task in {root / flags.label}: run `python pipeline/evaluate.py` with task "
                 "humaneval or mbpp first"
             )
         with Sandbox.open(limits) as sandbox:
-            for path in found:
+            for path in paths:
                 score = score_samples(path, sandbox, flags.workers)
                 print_score(path, score)
 

@@ -84,10 +84,10 @@ class Examples(ContextSampler):
     """
 
     def sample(self, n: int, eval_doc: dict[str, Any] | None = None, df: Any = None, **_: Any) -> list[dict[str, Any]]:
-        found = [example for example in self.df if example["subtask"] == eval_doc["subtask"]]
-        if n > len(found):
-            raise BadInput(f"evaluation.fewshot is {n}, but this task brings {len(found)} examples")
-        return found[:n]
+        examples = [example for example in self.df if eval_doc and example["subtask"] == eval_doc["subtask"]]
+        if n > len(examples):
+            raise BadInput(f"evaluation.fewshot is {n}, but this task brings {len(examples)} examples")
+        return examples[:n]
 
 
 # ---- multiple choice as text
