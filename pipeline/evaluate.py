@@ -17,6 +17,7 @@ from pathlib import Path
 if not __package__:  # run as a script: the root, not pipeline/, belongs on the path (evaluate.py would hide `evaluate`)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from functools import partial
 from importlib import import_module
 
 from pipeline.config.cli import parse, parser
