@@ -250,7 +250,7 @@ def test_no_wait_inside_a_block(family: str) -> None:
     model.config.eos_token_id = NEVER
     waits = {}
     for steps in (8, 16):
-        with Waits() as mode, patch("pipeline.models.experts.grouped_linear", one_product):
+        with Waits() as mode, patch("pipeline.models.families.llada2_moe_layers.grouped_linear", one_product):
             decode(model, PROMPTS, GenerateConfig(max_new_tokens=16, block_size=8, steps=steps), as_it_is)
         waits[steps] = mode.count
     assert waits[16] == waits[8] > 0
