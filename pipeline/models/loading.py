@@ -206,7 +206,9 @@ def _rms_norm(module: nn.Module, hidden: Tensor) -> Tensor:
     return type(module).forward(module, hidden)
 
 
-def _require_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _require_mask(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Checks the mask, and makes a boolean one additive and of the model's dtype: SDPA would do so in every layer, and keep
     each layer's for the backward pass."""
     mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
