@@ -16,8 +16,8 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from pipeline.core.files import write_json
 from pipeline.core.checkpoint_files import inventory
+from pipeline.core.files import write_json
 from pipeline.evaluation.watch import mark_best, score_checkpoints
 
 ROOT = Path(__file__).parents[1]

@@ -11,8 +11,8 @@ import yaml
 
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Recipe
-from pipeline.core.errors import BadInput
 from pipeline.core.checkpoint_files import complete_checkpoints
+from pipeline.core.errors import BadInput
 from pipeline.evaluation.benchmarks import SOURCES, own_task_file, read
 from pipeline.evaluation.code.sandbox import Limits, Sandbox
 from pipeline.evaluation.presets import preset

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.recipe import Recipe
-from pipeline.core.errors import BadInput, StoppedEarly
 from pipeline.core.checkpoint_files import complete_checkpoints, step_name, step_of
+from pipeline.core.errors import BadInput, StoppedEarly
 from pipeline.core.stage_status import record_status
 from pipeline.evaluation.answer_cache import Shard
 

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.config.recipe import Recipe
+from pipeline.core.checkpoint_files import complete_checkpoints, damaged_file, step_of
 from pipeline.core.errors import StoppedEarly
 from pipeline.core.files import read_json, write_json
 from pipeline.core.log import log
-from pipeline.core.checkpoint_files import complete_checkpoints, damaged_file, step_of
 from pipeline.core.run_directory import best_file
 from pipeline.evaluation.lm_eval_tasks import load_tasks
 from pipeline.evaluation.results import Score
