@@ -15,6 +15,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor, nn
 
+from pipeline.core.log import log
 from pipeline.decoding.canvas import PADDING, BlockState, Canvas, GenerateConfig, schedule
 from pipeline.decoding.kv_cache import StaticColumns, static_buffers
 from pipeline.decoding.reader import Reader, choose
@@ -26,29 +27,36 @@ Repeat = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 class CudaGraph:
-    """The work as a CUDA graph: run once as it is, to load and choose kernels, recorded at the second call."""
+    """The work as a CUDA graph: run once as it is, to load and choose kernels, recorded at the second call.
+
+    What cannot be recorded (products of float32 experts have the host look at their sizes) goes on as it is, with a warning.
+    """
 
     def __init__(self, work: Callable[[], None]):
         self.work, self.calls = work, 0
-        self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
         self.calls += 1
-        if self.calls > 2:
-            self.graph.replay()
-            return
-        current = torch.cuda.current_stream()
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            if self.calls == 1:
-                self.work()
-            else:
-                self.graph.capture_begin()
-                self.work()
-                self.graph.capture_end()
-        current.wait_stream(self.stream)
         if self.calls == 2:
+            self.graph = self._record()
+        if self.graph is None:
+            self.work()
+        else:
             self.graph.replay()
+
+    def _record(self) -> torch.cuda.CUDAGraph | None:
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.graph(graph, stream=stream):
+                self.work()
+        except RuntimeError as error:
+            torch.cuda.synchronize()
+            log.warning(f"decoding without CUDA graphs: {str(error).splitlines()[0]}")
+            return None
+        torch.cuda.current_stream().wait_stream(stream)
+        return graph
 
 
 def as_it_is(work: Callable[[], None]) -> Callable[[], None]:
