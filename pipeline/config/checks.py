@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput
 
@@ -15,7 +18,7 @@ _TAKEN = {
 def check(recipe: Recipe) -> None:
     """Refuses what no machine could run. Raises BadInput with all problems in one line."""
     o, optim, names = recipe.objective, recipe.optim, [t.name for t in recipe.teachers]
-    ranges = [
+    ranges: list[tuple[str, Callable[[Any], bool], dict[str, Any]]] = [
         ("above 0", lambda x: x > 0, {
             "student.block_size": recipe.student.block_size,
             "data.student_length": recipe.data.student_length,

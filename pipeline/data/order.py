@@ -47,7 +47,7 @@ class GlobalBatches:
         return self._order
 
 
-def balance(costs: Sequence[int], parts: int) -> list[list[int]]:
+def balance(costs: Sequence[int] | np.ndarray, parts: int) -> list[list[int]]:
     """Splits items into exactly `parts` groups of similar cost, some maybe empty; largest first, to the least loaded.
 
     No group costs more than sum(costs) / parts + max(costs).

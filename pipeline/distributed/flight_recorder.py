@@ -19,7 +19,7 @@ def record() -> None:
 
 def dump(folder: Path, rank: int) -> None:
     """Writes this rank's record to `folder/rank_N`."""
-    from torch._C._distributed_c10d import _dump_fr_trace
+    from torch._C._distributed_c10d import _dump_fr_trace  # type: ignore[attr-defined]
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"rank_{rank}").write_bytes(_dump_fr_trace())

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipeline.core.errors import BAD_INPUT, BadInput, StoppedEarly
 from pipeline.distributed import device_reads
@@ -86,7 +86,7 @@ class Watchdog:
         threading.Thread(target=self._judge if first else self._report, daemon=True).start()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
+    def __exit__(self, _kind: type | None, error: BaseException | None, _: object) -> None:
         """Tells the others of a failure or an orderly end."""
         failed = error is not None and not isinstance(error, StoppedEarly)
         if failed and self.topology.rank == 0:
@@ -96,7 +96,7 @@ class Watchdog:
             return
         facts: dict[str, Any] = {"ended": True}
         if failed:
-            facts = {"failure": f"failed while {self.phase}: {kind.__name__}: {error}"}
+            facts = {"failure": f"failed while {self.phase}: {type(error).__name__}: {error}"}
             facts["exit_code"] = BAD_INPUT if isinstance(error, BadInput) else 1
         self._ended.set()
         for connection in list(self._peers):
@@ -107,7 +107,7 @@ class Watchdog:
 
     def _connect(self) -> None:
         """Every rank to rank 0, which alone listens."""
-        meeting = None
+        meeting: Any = None  # host, port and key
         if self.topology.rank == 0:
             key = secrets.token_bytes(16)
             listener = Listener(("", 0), backlog=self.topology.world_size, authkey=key)
@@ -180,7 +180,8 @@ class Watchdog:
     def _read(self, timeout: float) -> list[Note]:
         """Takes in what has come; returns the ranks that are lost: that failed with a word, or died without one."""
         lost = []
-        for connection in wait(list(self._peers), timeout):
+        for ready in wait(list(self._peers), timeout):
+            connection = cast("Connection[Any, Any]", ready)
             try:
                 note = Note(**json.loads(connection.recv_bytes()))
             except (EOFError, OSError):

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import PreTrainedConfig
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.alignment.manifest import load_manifest
-from pipeline.config.recipe import Recipe, Teacher, compdemo_ratio
+from pipeline.config.recipe import Recipe, Student, Teacher, compdemo_ratio
 from pipeline.data.aligned_dataset import AlignedRows
 from pipeline.data.batch import BatchBuilder, InputLayout, TeacherLayout
 from pipeline.data.blocks import Blocks, build_blocks
@@ -37,13 +37,14 @@ from pipeline.training.preflight import Plan
 from pipeline.training.step import StudentWithLoss
 from pipeline.training.terms import build_term, tidal_mix
 
-_CROSS_ENTROPY = {"schedule": cross_entropy_weight, "uniform": torch.ones_like}
+_CROSS_ENTROPY: dict[str, Callable[[Tensor], Tensor]] = {"schedule": cross_entropy_weight, "uniform": torch.ones_like}
 
 
 def fetch_models(recipe: Recipe) -> None:
     """Brings the hub's files to this node; of a node's ranks the first does it, before the others look for them."""
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        for model in (recipe.student, *recipe.teachers):
+        models: list[Student | Teacher] = [recipe.student, *recipe.teachers]
+        for model in models:
             fetch(model.path, CONFIG_FILES + (WEIGHT_FILES if model.weights == "pretrained" else []))
             fetch(model.tokenizer, CONFIG_FILES + TOKENIZER_FILES)
 
@@ -74,13 +75,13 @@ def build_trainer(plan: Plan, topology: Topology) -> Trainer:
         batches=batches,
         builder=batch_builder(plan, model.config, [t.config for t in teachers], compdemo_ratio(recipe)),
         weights=torch.tensor([recipe.objective.cross_entropy_weight, *(t.weight for t in recipe.teachers)]),
-        steps=recipe.optim.steps or batches.steps(recipe.optim.epochs),
+        steps=recipe.optim.steps or batches.steps(recipe.optim.epochs),  # type: ignore[arg-type]  # one is set
         accumulation=plan.accumulation,
         after_step=_router_balance(model, recipe),
     )
 
 
-def student_with_loss(plan: Plan, model: nn.Module, teachers: Sequence[nn.Module]) -> StudentWithLoss:
+def student_with_loss(plan: Plan, model: PreTrainedModel, teachers: Sequence[PreTrainedModel]) -> StudentWithLoss:
     """The student and its loss: the recipe's terms, one per teacher, bound to their heads."""
     recipe = plan.recipe
     if recipe.student.activation_checkpointing:
@@ -94,7 +95,7 @@ def student_with_loss(plan: Plan, model: nn.Module, teachers: Sequence[nn.Module
     return StudentWithLoss(model, terms, _CROSS_ENTROPY[recipe.objective.cross_entropy], mix)
 
 
-def frozen_teacher(plan: Plan, teacher: Teacher, topology: Topology) -> nn.Module:
+def frozen_teacher(plan: Plan, teacher: Teacher, topology: Topology) -> PreTrainedModel:
     """A teacher as the plan places it: on this rank's device, with its share of the experts."""
     return load_teacher(
         teacher.path,

@@ -54,12 +54,12 @@ def read_engine_config(path: Path) -> dict[str, Any]:
     return config
 
 
-class _RecordedReads(dict):
+class _RecordedReads(dict[str, Any]):
     """A dict that records, for itself and its shallow copies, which keys were asked for."""
 
     def __init__(self, values: dict[str, Any]):
         super().__init__(values)
-        self.asked: set[str] = set()
+        self.asked: set[object] = set()
 
     def __contains__(self, key: object) -> bool:
         self.asked.add(key)
@@ -118,7 +118,7 @@ class AdamWWithoutZeRO(torch.optim.AdamW):
         super().__init__(*args, **kwargs)
         self.clip = clip
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         parameters = [p for group in self.param_groups for p in group["params"]]
         self._global_grad_norm = nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
         self.overflow = not math.isfinite(*read(self._global_grad_norm.view(1)))
@@ -140,7 +140,9 @@ def build_engine(module: nn.Module, config: dict[str, Any], optim: Optim, accumu
     parameters = [p for p in module.parameters() if p.requires_grad]
     settings = _whole({k: v for k, v in config.items() if k not in PACKAGES}, optim, accumulation)
     make = torch.optim.AdamW if zero_stage(config) else partial(AdamWWithoutZeRO, settings.pop("gradient_clipping"))
-    optimizer = make(parameter_groups(parameters, optim.weight_decay), lr=optim.lr, betas=tuple(optim.betas))
+    optimizer = make(
+        parameter_groups(parameters, optim.weight_decay), lr=optim.lr, betas=(optim.betas[0], optim.betas[1])
+    )
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, model_parameters=parameters, config=settings)
     return engine
 

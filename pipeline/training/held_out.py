@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from pipeline.config.recipe import Objective, Teacher
 from pipeline.data.aligned_dataset import AlignedRows
@@ -71,7 +72,7 @@ def validation_loss(engine: DeepSpeedEngine, rows: FixedNoiseRows) -> ByTime:
     return losses
 
 
-def kl_terms(teachers: Sequence[Teacher], shared_vocab: Sequence[int], models: Sequence[nn.Module]) -> list[Term]:
+def kl_terms(teachers: Sequence[Teacher], shared_vocab: Sequence[int], models: Sequence[PreTrainedModel]) -> list[Term]:
     """What measures each teacher's divergence: KL(teacher || student) at T = 1, of tokens or of chunks."""
     return [
         build_term(
@@ -86,7 +87,7 @@ def kl_terms(teachers: Sequence[Teacher], shared_vocab: Sequence[int], models: S
 
 @torch.no_grad()
 def teacher_kl(
-    student: Callable[..., Tensor], teachers: Sequence[tuple[Term, nn.Module]], rows: FixedNoiseRows
+    student: Callable[..., Tensor], teachers: Sequence[tuple[Term, PreTrainedModel]], rows: FixedNoiseRows
 ) -> dict[str, ByTime]:
     """KL(teacher || student) in nats, by teacher and t. Collective.
 
@@ -105,7 +106,9 @@ def teacher_kl(
         for batch in rows.batches(t):
             pairs = zip(teachers, batch.teachers, strict=True)
             outputs = [term.teacher_forward(model, own) for (term, model), own in pairs]
-            signals = [term.signal(*x, 0.0) for term, *x in zip(terms, batch.teachers, outputs, strict=True)]
+            signals = [
+                term.signal(own, output, 0.0) for term, own, output in zip(terms, batch.teachers, outputs, strict=True)
+            ]
             sums += student(batch, outputs, 0.0, terms)[1:]
             sums -= torch.stack([signal.least() for signal in signals])
             counts += counts.new_tensor([term.count(own) for term, own in zip(terms, batch.teachers, strict=True)])

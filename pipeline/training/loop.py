@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import StoppedEarly
@@ -47,7 +48,7 @@ class Trainer:
     topology: Topology
     engine: DeepSpeedEngine
     """Around `StudentWithLoss`."""
-    teachers: list[tuple[Term, nn.Module]]
+    teachers: list[tuple[Term, PreTrainedModel]]
     rows: AlignedRows
     batches: GlobalBatches
     builder: BatchBuilder
@@ -102,11 +103,11 @@ class Trainer:
     def _prefetched(self, first: int) -> Iterator[tuple[int, list[StagedBatch]]]:
         """Steps and their micro-batches, the next step's being made and copied while this one runs."""
         with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(self.micro_batches, first) if first < self.steps else None
+            coming = [pool.submit(self.micro_batches, step) for step in range(first, self.steps)[:1]]
             for step in range(first, self.steps):
-                ready = coming.result()
+                ready = coming.pop().result()
                 if step + 1 < self.steps:
-                    coming = pool.submit(self.micro_batches, step + 1)
+                    coming.append(pool.submit(self.micro_batches, step + 1))
                 yield step, ready
 
     def micro_batches(self, step: int) -> list[StagedBatch]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from pipeline.data.batch import Batch
 from pipeline.method.chunked_lm_head import PerTokenLoss, chunked_lm_head, token_log_prob
@@ -35,7 +36,7 @@ class StudentWithLoss(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         terms: Sequence[Term],
         cross_entropy_weight: Callable[[Tensor], Tensor],
         cross_entropy_mix: Mix | None = None,

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from pipeline.config.recipe import Teacher
 from pipeline.core.errors import BadInput
@@ -23,7 +24,7 @@ TIMESTEP = 0.15
 SHARE = 0.5
 
 
-def check_teachers(teachers: Sequence[tuple[Teacher, nn.Module]], rows: FixedNoiseRows) -> None:
+def check_teachers(teachers: Sequence[tuple[Teacher, PreTrainedModel]], rows: FixedNoiseRows) -> None:
     """Refuses a teacher that reads its own tokens hardly better than by guessing. Collective; every rank raises alike.
 
     Measured is the mean negative log-likelihood, in nats, of masked response tokens at t = 0.15 on 64 rows spread over the
@@ -64,7 +65,7 @@ def check_teachers(teachers: Sequence[tuple[Teacher, nn.Module]], rows: FixedNoi
 
 
 @torch.no_grad()
-def likelihood(model: nn.Module, k: int, rows: FixedNoiseRows) -> tuple[float, float]:
+def likelihood(model: PreTrainedModel, k: int, rows: FixedNoiseRows) -> tuple[float, float]:
     """Of teacher k's masked tokens on all ranks: mean negative log-likelihood, and entropy of their frequencies (nats)."""
     device, vocabulary = rows.topology.device, model.get_output_embeddings().weight.shape[0]
     nats = torch.zeros((), dtype=torch.float64, device=device)
@@ -80,7 +81,7 @@ def likelihood(model: nn.Module, k: int, rows: FixedNoiseRows) -> tuple[float, f
 
 
 @torch.no_grad()
-def probe_teacher(name: str, model: nn.Module, k: int, views: Mapping[str, FixedNoiseRows]) -> TeacherProbe:
+def probe_teacher(name: str, model: PreTrainedModel, k: int, views: Mapping[str, FixedNoiseRows]) -> TeacherProbe:
     """Measures teacher k on held-out rows and says what it knows. Collective.
 
     Args:
@@ -103,7 +104,7 @@ def probe_teacher(name: str, model: nn.Module, k: int, views: Mapping[str, Fixed
     return probe
 
 
-def _known(model: nn.Module, batch: TeacherBatch) -> Tensor:
+def _known(model: PreTrainedModel, batch: TeacherBatch) -> Tensor:
     """Sums over predicted tokens: log-probability of the truth, right guesses, tokens: float64 [3]."""
     known = score_tokens(model, batch.input, batch.predict, batch.targets, log_prob_and_hit)
     return torch.cat([known.double().sum(0), known.new_tensor([known.shape[0]], dtype=torch.float64)])

@@ -12,7 +12,8 @@ from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from pipeline.config.recipe import Objective, Teacher, Tidal
 from pipeline.core.errors import BadInput
@@ -60,7 +61,7 @@ class Term(Protocol):
     def count(self, batch: TeacherBatch) -> int:
         """The micro-batch's share of the term's denominator."""
 
-    def teacher_forward(self, teacher: nn.Module, batch: TeacherBatch) -> Tensor:
+    def teacher_forward(self, teacher: PreTrainedModel, batch: TeacherBatch) -> Tensor:
         """What is kept of the teacher's forward."""
 
     def signal(self, batch: TeacherBatch, teacher_output: Tensor, progress: float) -> TeacherSignal:
@@ -107,7 +108,7 @@ class ChunkTerm:
         return batch.chunk_t.shape[0]
 
     @torch.no_grad()
-    def teacher_forward(self, teacher: nn.Module, batch: TeacherBatch) -> Tensor:
+    def teacher_forward(self, teacher: PreTrainedModel, batch: TeacherBatch) -> Tensor:
         """Log-probability of each predicted token's truth: [K]."""
         return score_tokens(teacher, batch.input, batch.predict, batch.targets)
 
@@ -160,7 +161,7 @@ class TokenTerm:
         return int((batch.pair >= 0).sum())
 
     @torch.no_grad()
-    def teacher_forward(self, teacher: nn.Module, batch: TeacherBatch) -> Tensor:
+    def teacher_forward(self, teacher: PreTrainedModel, batch: TeacherBatch) -> Tensor:
         """Hidden state of each masked student token's partner: [M, H_t], zero without one."""
         hidden = hidden_states(teacher, batch.input, batch.predict)
         return torch.cat([hidden, hidden.new_zeros(1, hidden.shape[1])])[batch.pair]
@@ -195,7 +196,9 @@ def build_term(objective: Objective, teacher: Teacher, shared_vocab: int, head: 
     strategy = teacher_strategy(objective, teacher, shared_vocab)
     mix = tidal_mix(objective.tidal) if strategy.tidal else None
     weight = midrange_weight if strategy.tidal and objective.tidal.midrange else torch.ones_like
-    common = {"temperature": objective.temperature, "direction": strategy.direction}
+    temperature, direction = objective.temperature, strategy.direction
     if strategy.family == "calm":
-        return ChunkTerm(teacher.name, partial(calm, teacher_floor=objective.teacher_floor, **common), mix, weight)
-    return TokenTerm(teacher.name, partial(kl, **common), mix, weight, head[:shared_vocab])
+        chunk_loss = partial(calm, temperature=temperature, direction=direction, teacher_floor=objective.teacher_floor)
+        return ChunkTerm(teacher.name, chunk_loss, mix, weight)
+    token_loss = partial(kl, temperature=temperature, direction=direction)  # type: ignore[arg-type]  # reverse_kl: CALM's
+    return TokenTerm(teacher.name, token_loss, mix, weight, head[:shared_vocab])

@@ -77,7 +77,12 @@ def unpack(batch: Batch, buffer: Tensor) -> Batch:
 
 def _tensors(batch: Batch) -> list[Tensor]:
     tensors: list[Tensor] = []
-    batch.map(lambda tensor: tensors.append(tensor) or tensor)
+
+    def keep(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor
+
+    batch.map(keep)
     return tensors
 
 

@@ -7,6 +7,7 @@ A checkpoint's state/ holds safetensors, one file per rank. Of each parameter: `
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -78,7 +79,7 @@ def _buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in model.named_buffers() if name in persistent}
 
 
-def _get(engine: DeepSpeedEngine, parameter: nn.Parameter, kind: str) -> Tensor:
+def _get(engine: DeepSpeedEngine, parameter: Any, kind: str) -> Tensor:
     """A parameter's whole master weight or moment. Collective."""
     if engine.zero_optimization_stage() == 0:
         return parameter if kind == "weight" else engine.optimizer.state[parameter][kind]
@@ -87,7 +88,7 @@ def _get(engine: DeepSpeedEngine, parameter: nn.Parameter, kind: str) -> Tensor:
     return safe_get_full_optimizer_state(parameter, kind)
 
 
-def _set(engine: DeepSpeedEngine, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
+def _set(engine: DeepSpeedEngine, parameter: Any, kind: str, value: Tensor) -> None:
     """Sets a parameter's master weight or moment from the whole tensor; every rank keeps what is its own."""
     stage = engine.zero_optimization_stage()
     if stage == 0:
