@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         recipe = align_benchmark.recipe_for(file, names, folder, length=512)
         recipe.teachers[0].length = 1024
         manifest, _ = align(recipe, Ranks(), processes=1, shard_rows=4096)
-        rows = AlignedRows(folder, manifest, "train", ["teacher"])
+        rows = AlignedRows(folder, manifest.files("train"), ["teacher"])
         build = BatchBuilder(InputLayout(1, SequenceBlocks(32)), (TeacherLayout(1, OneBlock()),))
         table = [share(rows, build, budget, steps=2 if quick else 20) for budget in BUDGETS]
     worst = min(row["both useful"] for row in table)

@@ -22,9 +22,6 @@ FLOORS = (
 )
 """From below; the last are the stage scripts."""
 
-EXCEPTIONS: set[str] = set()
-"""Imports that still run upwards, as `module -> module`. Shrinks; nothing may be added."""
-
 
 def imports() -> Iterator[tuple[str, str]]:
     """(module, imported module) of ours, wherever in a file the import stands. Names that type checkers alone see too."""
@@ -79,8 +76,7 @@ def allowed(module: str, target: str) -> bool:
 
 def test_imports_run_downwards():
     upward = {f"{module} -> {target}" for module, target in imports() if not allowed(module, target)}
-    assert upward - EXCEPTIONS == set()
-    assert EXCEPTIONS - upward == set(), "these are mended: take them off the list"
+    assert upward == set()
 
 
 def test_method_imports_torch_and_nothing_of_ours_and_core_nothing_of_ours():

@@ -40,7 +40,7 @@ def demo(tmp_path_factory) -> Iterator[tuple[Recipe, AlignedRows]]:
     ours = not dist.is_initialized()  # a stage that ran in this process has left its own
     if ours:
         dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=0, world_size=1)
-    yield recipe, AlignedRows(folder / "aligned", load_manifest(folder / "aligned"), "train", ["llada2"])
+    yield recipe, AlignedRows(folder / "aligned", load_manifest(folder / "aligned").files("train"), ["llada2"])
     if ours:
         dist.destroy_process_group()
 

@@ -154,7 +154,9 @@ def fingerprint_inputs(
         maskable=data.maskable,
         on_bad_row=data.on_bad_row,
         sources=tuple(SourceInputs(source, contents.get(source_key(source))) for source in data.sources),
-        validation=data.validation and SourceInputs(data.validation, contents.get(source_key(data.validation))),
+        validation=(
+            SourceInputs(data.validation, contents.get(source_key(data.validation))) if data.validation else None
+        ),
     )
 
 

@@ -68,6 +68,10 @@ class Manifest:
     """by teacher"""
     shards: tuple[ShardEntry, ...]
 
+    def files(self, split: str) -> list[str]:
+        """A split's shards, in the order of its rows."""
+        return [shard.file for shard in self.shards if shard.split == split]
+
     def to_json(self) -> dict[str, Any]:
         """The content of manifest.json."""
         results = {

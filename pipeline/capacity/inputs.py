@@ -111,7 +111,7 @@ def read_data(recipe: Recipe, rows: int | None, mean_tokens: int | None) -> Data
 
 
 def _aligned(recipe: Recipe, folder: Path, manifest: Manifest, names: list[str]) -> DataStats:
-    rows = AlignedRows(folder, manifest, "train", names)
+    rows = AlignedRows(folder, manifest.files("train"), names)
     costs = row_costs(recipe, rows.student_lengths, rows.teacher_lengths)
     heaviest = int(costs.argmax())
     tokens = manifest.tokens

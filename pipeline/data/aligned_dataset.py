@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from pipeline.alignment.manifest import Manifest
 from pipeline.core.errors import BadInput
 
 
@@ -42,7 +41,7 @@ class AlignedRow:
 
 
 class AlignedRows:
-    """Rows of one split (`train` or `validation`), by position in the split.
+    """Rows of one split (`train` or `validation`), by position in the split, from its files in the dataset's folder.
 
     Attributes:
         student_lengths: int64 [rows].
@@ -51,12 +50,11 @@ class AlignedRows:
     Raises BadInput for a shard that cannot be read.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, teachers: Sequence[str]):
+    def __init__(self, folder: Path, files: Sequence[str], teachers: Sequence[str]):
         import datasets  # a second to import, and only needed from here on
 
-        files = [str(folder / shard.file) for shard in manifest.shards if shard.split == split]
         try:
-            tables = [datasets.Dataset.from_file(f) for f in files]
+            tables = [datasets.Dataset.from_file(str(folder / file)) for file in files]
         except (pa.ArrowInvalid, OSError) as error:
             raise BadInput(f"{folder}: a shard is damaged or missing ({error}): run align again") from None
         self._rows: Any = datasets.concatenate_datasets(tables).with_format("numpy") if tables else []

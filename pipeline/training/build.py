@@ -118,7 +118,7 @@ def _router_balance(model: nn.Module, recipe: Recipe) -> Callable[[], None]:
 def aligned_rows(recipe: Recipe, split: str, teachers: Sequence[Teacher]) -> AlignedRows:
     """The rows of a split, with these teachers' sides."""
     folder = Path(recipe.data.aligned)
-    return AlignedRows(folder, load_manifest(folder), split, [t.name for t in teachers])
+    return AlignedRows(folder, load_manifest(folder).files(split), [t.name for t in teachers])
 
 
 def fixed_noise_rows(

@@ -121,7 +121,7 @@ def _check_dataset(recipe: Recipe) -> DatasetNumbers:
     check_manifest(manifest, recipe)
     if rank() == 0:  # reads every byte: once is enough
         verify_shards(folder, manifest)
-    rows = AlignedRows(folder, manifest, "train", [t.name for t in recipe.teachers])
+    rows = AlignedRows(folder, manifest.files("train"), [t.name for t in recipe.teachers])
     if not len(rows):
         raise BadInput(f"{folder} holds no training rows: see the reasons in its manifest.json")
     return DatasetNumbers(
