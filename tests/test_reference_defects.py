@@ -46,7 +46,7 @@ class CountingModel(nn.Module):
     def model(self, input_ids, attention_mask, position_ids):
         self.forwards += 1
         x = self.embedding(input_ids)
-        seen = (attention_mask.squeeze(1) == 0).to(x)  # additive: 0 or -inf
+        seen = attention_mask.squeeze(1).to(x)
         return SimpleNamespace(last_hidden_state=x + seen @ x / seen.sum(-1, keepdim=True).clamp(min=1))
 
 

@@ -236,9 +236,7 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         name = operation.name().split("::")[1]
-        by_mask = name.startswith("index") and any(
-            x is not None and x.dtype == torch.bool for x in args[1] if isinstance(args[1], list)
-        )
+        by_mask = name in ("index", "index_put_") and any(x is not None and x.dtype == torch.bool for x in args[1])
         self.count += by_mask or name in ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select")
         return operation(*args, **(kwargs or {}))
 
