@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,17 @@ commit; its own text (`python benchmarks/NAME.py --help`) says what it runs. `na
 turns, so the ratios hold where the absolute times would not. `published` was measured with the published trainer itself
 on another machine with two cores.
 
-The paths for a GPU (FlexAttention, grouped expert products, `--real`) have not been measured.
+Figures of a GPU, which `benchmarks/gpu.sh` leaves in `benchmarks/results/gpu/`, are in the last section.
 """
+
+# What the tables of a GPU show of each case.
+GPU_COLUMNS = {
+    "equality": ("case", "family", "strategy", "dtype", "flex", "error", "losses_error", "gradient_error", "same_tokens"),
+    "waits": ("case", "engine", "compdemo", "waits_per_forward", "teacher", "forward", "backward", "optimizer"),
+    "step": ("case", "teacher", "rows", "engine", "strategy", "compdemo", "flex", "elements", "parts_ms", "tokens_per_s",
+             "mfu", "peak_gb", "tflops", "copy_gb_per_s", "failed"),
+    "decode": ("name", "batch", "tokens", "graphs", "tokens_per_s", "forwards_per_s", "peak_gb"),
+}  # fmt: skip
 
 
 def render(folder: Path) -> str:
@@ -35,7 +45,32 @@ def render(folder: Path) -> str:
     for record in records:
         parts += [f"## {record['benchmark']}\n", facts(record)]
         parts += [table(rows) for rows in record["tables"].values()]
-    return "\n".join(parts)
+    return "\n".join([*parts, *gpu(folder / "gpu")])
+
+
+def gpu(folder: Path) -> Iterator[str]:
+    """The section of a GPU's figures, where there are any: a table for each part."""
+    for part, columns in GPU_COLUMNS.items():
+        if not (file := folder / f"{part}.json").is_file():
+            yield f"## gpu: {part}\n\nNot measured.\n"
+            continue
+        record = json.loads(file.read_text())
+        where, cases = record["environment"], [case for case in record["cases"] if case["case"] != "kernels"]
+        if record["toy"]:
+            raise SystemExit(f"{file} holds figures of toy sizes, which mean nothing")
+        versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+        yield f"## gpu: {part}\n\n{where['device']}, CUDA {where['cuda']}, {where['time']}, {where['commit']}; {versions}.\n"
+        shown = [column for column in columns if any(column in case for case in cases)]
+        yield table([{column: cell(case.get(column, "")) for column in shown} for case in cases])
+
+
+def cell(value: Any) -> Any:
+    """What a table shows of a nested value: the milliseconds of a step's parts, the waits of each."""
+    if isinstance(value, dict):
+        return value["waits"] if "waits" in value else ", ".join(f"{name} {ms:.0f}" for name, ms in value.items())
+    if isinstance(value, str):
+        return value.removeprefix("torch.").split(":")[0]
+    return value
 
 
 def facts(record: dict[str, Any]) -> str:

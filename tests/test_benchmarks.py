@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,13 @@ import torch
 from torch.testing import assert_close
 
 from benchmarks import align, deploy, expert_parallel, measure, packing, sample, scaling, step, workload
+from benchmarks.measure import ROOT
 from benchmarks.naive.step import NaiveStep
 from benchmarks.render import render
 from pipeline.config.recipe import Objective, Teacher
 from pipeline.data.batch import Sample
 from pipeline.decoding.sampler import GenerateConfig, generate
+from pipeline.distributed.launcher_env import free_port
 from pipeline.method.tidal import cross_entropy_weight
 from pipeline.training.step import StudentWithLoss, counts
 from pipeline.training.terms import build_term
@@ -87,3 +91,12 @@ def test_results_are_rendered(tmp_path):
     Path(tmp_path, "step.json").write_text(json.dumps(record))
     page = render(tmp_path)
     assert "| TIDAL | 1.23 | yes |" in page and "| step | time | 1.2 | at most 1 s | NO |" in page
+
+
+@pytest.mark.slow
+def test_what_a_gpu_is_asked_runs_at_toy_sizes(tmp_path):
+    script = [ROOT / "benchmarks" / "gpu.sh", "--cpu", "--out", tmp_path]
+    subprocess.run(script, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())})
+    for part in ("equality", "waits", "step", "decode"):
+        record = json.loads((tmp_path / f"{part}.json").read_text())
+        assert record["toy"] and record["cases"] and not any("failed" in case for case in record["cases"])

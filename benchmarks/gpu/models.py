@@ -76,8 +76,8 @@ class Distillation:
     term: Term
     batch: Batch
     """on the CPU"""
-    visible: tuple[int, int]
-    """pairs of tokens that the masks of student and teacher let see each other"""
+    flops: float
+    """that the result of a step needs"""
 
     @classmethod
     def of(
@@ -105,12 +105,11 @@ class Distillation:
         settings = read_engine_config(Path(f"ds_configs/{engine}.json"))
         if toy:
             settings.pop("bf16", None)
-        wrapped = build_engine(StudentWithLoss(student, [term], cross_entropy_weight), settings, Optim(lr=1e-5), 1)
         build = replace(builder(shape, compdemo), row_multiple=TILE)
         batch = build(noised(shape), fixed_t)
-        return cls(
-            wrapped, teacher, term, batch, (visible_pairs(batch.student), visible_pairs(batch.teachers[0].input))
-        )
+        flops = step_flops(student, teacher, batch)  # before ZeRO-3 takes the parameters apart
+        wrapped = build_engine(StudentWithLoss(student, [term], cross_entropy_weight), settings, Optim(lr=1e-5), 1)
+        return cls(wrapped, teacher, term, batch, flops)
 
     def step(self, batch: Batch, denominators: Tensor, clock: Clock) -> Tensor:
         """One optimizer step of one micro-batch that is on the device already; nothing waits."""
@@ -128,21 +127,23 @@ class Distillation:
         """The micro-batch and its denominators."""
         return self.batch.to(device()), counts(self.batch, [self.term]).to(device())
 
-    def model_flops(self) -> float:
-        """That the result needs: nothing made twice, no hidden pair, no padding of experts; a backward is two forwards."""
-        student, teacher = (model_stats(model).flops for model in (self.engine.module.model, self.teacher))
-        own, other = self.batch, self.batch.teachers[0]
-        used = lambda packed: int((packed.document >= 0).sum())
-        forward = student.token * used(own.student) + student.pair * self.visible[0] + student.head * len(own.predict)
-        taught = teacher.token * used(other.input) + teacher.pair * self.visible[1] + teacher.head * len(other.predict)
-        return 3 * forward + taught
-
     def close(self) -> None:
         """Lets go of the student and its engine; the teacher stays."""
         for parameter in self.engine.module.parameters():
             parameter.grad = None
         self.engine.destroy()
         self.engine = None
+
+
+def step_flops(student: nn.Module, teacher: nn.Module, batch: Batch) -> float:
+    """That the result needs: nothing made twice, no hidden pair, no padding of experts; a backward is two forwards."""
+
+    def forward(model: nn.Module, packed: Packed, predicted: Tensor) -> float:
+        own, tokens = model_stats(model).flops, int((packed.document >= 0).sum())
+        return own.token * tokens + own.pair * visible_pairs(packed) + own.head * len(predicted)
+
+    taught = batch.teachers[0]
+    return 3 * forward(student, batch.student, batch.predict) + forward(teacher, taught.input, taught.predict)
 
 
 def visible_pairs(packed: Packed) -> int:

@@ -42,7 +42,7 @@ def distillation(
     )  # fmt: skip
     free_memory()
     times, loss = models.turns(own, warm=2, count=turns)
-    parts, flops = medians(times), own.model_flops()
+    parts, flops = medians(times), own.flops
     seconds = parts["total"] / 1000
     student, other = own.batch.student, own.batch.teachers[0].input
     result = {

@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def waits() -> Iterator[Counter]:
             torch.cuda.set_sync_debug_mode("default")
     for warning in caught:
         if "synchroniz" in str(warning.message):
-            name = warning.filename.split("site-packages/")[-1].split("/pipeline/")[-1]
+            name = "/".join(Path(warning.filename).parts[-3:])
             places[f"{name}:{warning.lineno}"] += 1
 
 
