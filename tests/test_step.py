@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from pipeline.config.recipe import CompDemo, Objective, Recipe, Student, Teacher, Tidal
+from pipeline.config.recipe import CompDemo, Objective, Recipe, Student, Teacher, Tidal, compdemo_ratio
 from pipeline.config.recipe import Strategy as StrategyName
 from pipeline.core.errors import BadInput
 from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
@@ -257,7 +257,9 @@ def test_tidal_on_the_cross_entropy_scales_each_token_by_its_lambda():
 
 def test_recipes_name_every_strategy_and_its_compdemo():
     assert set(get_args(StrategyName)) == STRATEGIES.keys()
-    assert all(Objective(name).compdemo.enabled == strategy.compdemo for name, strategy in STRATEGIES.items())
+    for name, strategy in STRATEGIES.items():
+        recipe = Recipe("r", Student(""), objective=Objective(name))
+        assert (compdemo_ratio(recipe) is not None) == strategy.compdemo, name
 
 
 def test_strategies_follow_the_tokenizers():
