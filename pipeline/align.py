@@ -36,7 +36,7 @@ def main() -> None:
     recipe, flags = parse(p)
     if flags.shard_rows < 1 or flags.processes < 0:
         raise BadInput("--shard-rows must be at least 1 and --processes at least 0")
-    processes = flags.processes or (os.cpu_count() if ranks.size == 1 else 1)
+    processes = flags.processes or (os.cpu_count() or 1 if ranks.size == 1 else 1)
     with record_status(Path(recipe.run_dir), "align") as status:
         manifest, message = align(recipe, ranks, processes, flags.shard_rows)
         status["message"] = message

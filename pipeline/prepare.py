@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.alignment.formats import BadRow
-from pipeline.alignment.sources import ChatRows, open_source
+from pipeline.alignment.sources import ChatRows, OnBadRow, open_source
 from pipeline.config.cli import parse, parser
+from pipeline.config.recipe import Source, Validation
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.log import log
 from pipeline.core.stage_status import record_status
@@ -32,7 +33,8 @@ def main() -> None:
     p.add_argument("--check-rows", type=int, default=1000, help="rows of each source that are read and checked")
     recipe, flags = parse(p)
     validation = [recipe.data.validation] if recipe.data.validation else []
-    named = [*((source.name, source) for source in recipe.data.sources), *(("validation", v) for v in validation)]
+    named: list[tuple[str, Source | Validation]] = [(source.name, source) for source in recipe.data.sources]
+    named += [("validation", v) for v in validation]
     if not named:
         raise BadInput("the recipe names no data: set data.sources")
     table = Table(
@@ -48,7 +50,7 @@ def main() -> None:
     Console().print(table)
 
 
-def bad_rows(rows: ChatRows, limit: int, on_bad_row: str) -> Counter[str]:
+def bad_rows(rows: ChatRows, limit: int, on_bad_row: OnBadRow) -> Counter[str]:
     """Why rows among the first cannot be read; with on_bad_row `fail` the first of them is an error."""
     conversations = rows.read(0, min(limit, rows.table.count), on_bad_row=on_bad_row)
     return Counter(conversation.reason for conversation in conversations if isinstance(conversation, BadRow))

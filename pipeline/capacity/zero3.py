@@ -124,7 +124,8 @@ def gathered_elements(order: Sequence[dict[int, int]], settings: ZeroSettings) -
         gathered += sum(n for p, n in parameters.items() if p not in whole)
         whole |= parameters
         most = max(most, sum(whole.values()))
-        soon, distance = set(), 0
+        soon: set[int] = set()
+        distance = 0
         for later in trace[index + 1 :]:
             if distance >= settings.reuse_distance:
                 break

@@ -1,5 +1,6 @@
 """Block-diffusion decoding and likelihoods."""
 
-from pipeline.decoding.sampler import GenerateConfig, generate
+from pipeline.decoding.canvas import GenerateConfig
+from pipeline.decoding.sampler import generate
 
 __all__ = ["GenerateConfig", "generate"]

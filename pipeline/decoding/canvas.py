@@ -140,8 +140,10 @@ class BlockState:
     @classmethod
     def of(cls, canvas: Canvas, rows: Tensor, block: slice) -> BlockState:
         """A copy of that part of the canvas."""
-        names = ("ids", "response", "masked", "filled")
-        return cls(*(getattr(canvas, name)[rows, block] for name in names), canvas.forwards[rows])
+        ids, response, masked, filled = (
+            x[rows, block] for x in (canvas.ids, canvas.response, canvas.masked, canvas.filled)
+        )
+        return cls(ids, response, masked, filled, canvas.forwards[rows])
 
     def store(self, canvas: Canvas, rows: Tensor, block: slice) -> None:
         """Back into the canvas."""

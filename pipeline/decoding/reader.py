@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Reader:
 
     def logits(self, ids: Tensor, positions: Tensor, mask: Tensor, index: Tensor) -> Tensor:
         """Float32 logits [R, P, V] at the `index` [R, P] of new columns."""
-        arguments = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
+        arguments: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
         if self.cache is not None:
             arguments |= {"past_key_values": self.cache, "use_cache": True}
         if self.selects:

@@ -94,7 +94,9 @@ class Decoder:
         keys[:, : blocks.shape[1]] = blocks
         return keys[:, None, None, :] <= blocks[:, None, new, None]
 
-    def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, columns: Tensor, state: BlockState, count: Tensor):
+    def forward(
+        self, ids: Tensor, positions: Tensor, mask: Tensor, columns: Tensor, state: BlockState, count: Tensor
+    ) -> None:
         """Reads new columns, of which the block's are the last ones, and decides `count` [R] of its tokens."""
         state.count_forward(self.ends)
         index = state.masked_first()

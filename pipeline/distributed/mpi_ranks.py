@@ -33,7 +33,7 @@ class Ranks:
 
     def share(self, work: Callable[[], T]) -> T:
         """Rank 0 works; all ranks get its result, or its error."""
-        outcome = _outcome(work, self.rank) if self.rank == 0 else None
+        outcome: Any = _outcome(work, self.rank) if self.rank == 0 else None
         return _result(self._comm.bcast(outcome) if self._comm else outcome)
 
     def gather(self, work: Callable[[], T]) -> list[T]:

@@ -15,8 +15,9 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import simple_parse_args_string
 from rich.progress import track
 
+from pipeline.decoding.canvas import GenerateConfig
 from pipeline.decoding.likelihood import Continuation, log_likelihoods
-from pipeline.decoding.sampler import GenerateConfig, decode
+from pipeline.decoding.sampler import decode
 from pipeline.evaluation.answer_cache import AnswerCache, request_key
 from pipeline.evaluation.answers import Answer, GeneratedAnswer, LikelihoodAnswer
 from pipeline.evaluation.checkpoint_under_test import CheckpointUnderTest

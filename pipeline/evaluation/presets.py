@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.core.errors import BadInput
 from pipeline.core.files import json_sha256
-from pipeline.decoding.sampler import GenerateConfig
+from pipeline.decoding.canvas import GenerateConfig
 
 
 @dataclass(frozen=True)

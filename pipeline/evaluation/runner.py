@@ -13,7 +13,7 @@ from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json, write_json_lines
 from pipeline.core.log import log
 from pipeline.core.version import code_version
-from pipeline.decoding.sampler import GenerateConfig
+from pipeline.decoding.canvas import GenerateConfig
 from pipeline.evaluation.answer_cache import EVERYTHING, AnswerCache, Shard
 from pipeline.evaluation.checkpoint_under_test import CheckpointUnderTest
 from pipeline.evaluation.lm_eval_model import BlockDiffusionLM, Unanswered

@@ -10,10 +10,8 @@ import time
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import cast
 
 import torch
-from transformers import PreTrainedConfig
 
 from pipeline.alignment.manifest import load_manifest
 from pipeline.config.recipe import Recipe
@@ -120,8 +118,6 @@ def _teacher_kl(study: Study, folder: str) -> dict[str, list[float]]:
     student = load_teacher(folder, dtype=torch.float32, device=topology.device)
     module = StudentWithLoss(student, (), torch.ones_like).eval()
     terms = kl_terms(plan.recipe.teachers, plan.dataset.shared_vocab, teachers)
-    rows = fixed_noise_rows(
-        plan, "validation", student.config, [cast(PreTrainedConfig, teacher.config) for teacher in teachers], topology
-    )
+    rows = fixed_noise_rows(plan, "validation", student.config, [teacher.config for teacher in teachers], topology)
     kl = teacher_kl(module, list(zip(terms, teachers, strict=True)), rows)
     return {name: [round(value, 5) for value in by_t.values()] for name, by_t in kl.items()}

@@ -73,7 +73,7 @@ def read_raw_config(file: Path) -> dict[str, Any]:
     return raw
 
 
-def _architecture(raw: dict) -> str:
+def _architecture(raw: dict[str, Any]) -> str:
     """Other names of the same architectures: WeDLM is Qwen3 (with q/k norms) or Qwen2, `a2d-` marks BD3LM students."""
     name = str(raw.get("model_type"))
     if name == "wedlm":
@@ -200,14 +200,14 @@ def fuse_norms(model: nn.Module) -> None:
             module.forward = MethodType(_rms_norm, module)
 
 
-def _rms_norm(module: nn.Module, hidden: Tensor) -> Tensor:
+def _rms_norm(module: Any, hidden: Tensor) -> Tensor:
     if hidden.is_cuda:
         return F.rms_norm(hidden, hidden.shape[-1:], module.weight, module.variance_epsilon)
     return type(module).forward(module, hidden)
 
 
 def _require_mask(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Checks the mask, and makes a boolean one additive and of the model's dtype: SDPA would do so in every layer, and keep
     each layer's for the backward pass."""
