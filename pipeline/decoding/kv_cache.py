@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
@@ -26,10 +27,11 @@ class BufferLayer(DynamicLayer):
         )
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Adds columns; all columns so far, as views of the buffers."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
         start, self.length = self.length, self.length + key_states.shape[2]
         self.keys[:, :, start : self.length] = key_states
         self.values[:, :, start : self.length] = value_states
@@ -44,12 +46,13 @@ class BufferLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps these rows: the only time that columns are moved."""
+        assert self.keys is not None and self.values is not None
         self.keys, self.values = self.keys[indices], self.values[indices]
 
 
 def buffers(columns: int) -> Cache:
     """An empty cache for that many columns; layers and rows are known at the first forward."""
-    return Cache(layer_class_to_replicate=partial(BufferLayer, columns))
+    return Cache(layer_class_to_replicate=partial(BufferLayer, columns))  # type: ignore[arg-type]  # called, not subclassed
 
 
 class StaticLayer(BufferLayer):
@@ -62,13 +65,15 @@ class StaticLayer(BufferLayer):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
         self.keys.zero_()
         self.values.zero_()
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes the target's columns; all columns there are."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
         self.keys.index_copy_(2, self.target.columns, key_states)
         self.values.index_copy_(2, self.target.columns, value_states)
         return self.keys, self.values
@@ -84,4 +89,4 @@ class StaticColumns:
 
 def static_buffers(columns: int, target: StaticColumns) -> Cache:
     """An empty cache of that many columns, written where `target` says."""
-    return Cache(layer_class_to_replicate=partial(StaticLayer, columns, target))
+    return Cache(layer_class_to_replicate=partial(StaticLayer, columns, target))  # type: ignore[arg-type]
