@@ -24,7 +24,10 @@ if [[ -z $cpu ]] && compgen -G '.whl/*.whl' >/dev/null; then
   "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" .whl/*.whl || exit
   export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
 fi
-[[ -z $cpu ]] || export CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu
+if [[ -n $cpu ]]; then
+  limit=([equality]=600 [waits]=600 [step]=600 [decode]=600)  # a busy machine may take its time
+  export CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu
+fi
 export PYTHONUNBUFFERED=1 PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 status=0
 for part in "${parts[@]}"; do
