@@ -13,7 +13,11 @@ from pipeline.distributed.launcher_env import free_port
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {
-    **{k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"))},
+    **{
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "MAKE", "MFLAGS"))
+    },
     "DS_ACCELERATOR": "cpu",
     "OMP_NUM_THREADS": "1",
     "PATH": f"{BIN}:{os.environ['PATH']}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,7 +88,8 @@ def test_scores_come_into_the_card_and_are_replaced(tmp_path):
     before, files = ModelCard.load(tmp_path / "README.md"), inventory(tmp_path)
     assert "## Scores\n\nNot measured yet.\n\n## Provenance" in before.text
     for value in (0.25, 0.5):
-        add_scores(tmp_path, [score | {"value": score["value"] and value, "preset_hash": "abcd"} for score in SCORES])
+        changed = [score | {"value": score["value"] and value, "preset_hash": "abcd"} for score in SCORES]
+        add_scores(tmp_path, [SimpleNamespace(**score) for score in changed])
     card = ModelCard.load(tmp_path / "README.md")
     assert card.text.count("| sums |") == 1
     assert "| sums | exact_match | 0.500 | 0.400 to 0.600 | 90 | demo (abcd) |\n| chats |  |  |  | 3 |" in card.text
