@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from pipeline.core.checkpoint_files import inventory
-from pipeline.models.card import add_scores
+from pipeline.models.card import ScoreRow, add_scores
 from pipeline.models.export import export
 from pipeline.models.loading import load_student, load_teacher, load_tokenizer
 from tests.test_models_llada2 import golden, pair_mask, write_checkpoint
@@ -31,8 +31,8 @@ PROVENANCE = {
     "step": 7,
 }
 SCORES = [
-    {"task": "sums", "metric": "exact_match", "value": 0.5, "low": 0.4, "high": 0.6, "n": 90, "preset": "demo"},
-    {"task": "chats", "metric": None, "value": None, "low": None, "high": None, "n": 3, "preset": "demo"},
+    ScoreRow("sums", "exact_match", 0.5, "0.400 to 0.600", 90, "demo", "abcd"),
+    ScoreRow("chats", "", None, "", 3, "demo", "abcd"),
 ]
 
 
@@ -88,8 +88,7 @@ def test_scores_come_into_the_card_and_are_replaced(tmp_path):
     before, files = ModelCard.load(tmp_path / "README.md"), inventory(tmp_path)
     assert "## Scores\n\nNot measured yet.\n\n## Provenance" in before.text
     for value in (0.25, 0.5):
-        changed = [score | {"value": score["value"] and value, "preset_hash": "abcd"} for score in SCORES]
-        add_scores(tmp_path, [SimpleNamespace(**score) for score in changed])
+        add_scores(tmp_path, [replace(score, value=score.value and value) for score in SCORES])
     card = ModelCard.load(tmp_path / "README.md")
     assert card.text.count("| sums |") == 1
     assert "| sums | exact_match | 0.500 | 0.400 to 0.600 | 90 | demo (abcd) |\n| chats |  |  |  | 3 |" in card.text
