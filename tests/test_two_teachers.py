@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from pipeline.alignment.manifest import load_manifest
-from pipeline.config import recipe
+from pipeline.config import checks
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Objective
 from pipeline.core.errors import BadInput
@@ -63,7 +63,7 @@ def test_both_teach(folder):
         assert line["loss"] == pytest.approx(line["cross_entropy"] + line["a"] + 0.5 * line["b"])
     first, last = (sum(line["loss"] for line in part) for part in (lines[:5], lines[-5:]))
     assert last < 0.8 * first
-    assert lines[0].keys() - {"a", "b"} <= recipe._TAKEN  # no teacher can have one of these names
+    assert lines[0].keys() - {"a", "b"} <= checks.RESERVED_NAMES  # no teacher can have one of these names
     environment = json.loads((folder / "run/environment.json").read_text())
     assert environment["expert_parallel_size"] == {"a": 2, "b": 1}
     assert (environment["world_size"], environment["zero_stage"]) == (2, 3)

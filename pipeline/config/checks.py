@@ -9,7 +9,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput
 
 # what a line of metrics.jsonl and the counts of a manifest have beside the teachers
-_TAKEN = {
+RESERVED_NAMES = {
     "kind", "step", "loss", "cross_entropy", "grad_norm", "lr", "lambda", "tokens", "seconds", "tokens_per_second",
     "by_t", "student", "maskable",
 }  # fmt: skip
@@ -86,7 +86,7 @@ def check(recipe: Recipe) -> None:
 
 def _is_taken(name: str) -> bool:
     """Teachers name metrics, counts of the manifest and columns (the student's side of teacher a is a_student_...)."""
-    return name in _TAKEN or name.endswith("_student")
+    return name in RESERVED_NAMES or name.endswith("_student")
 
 
 def advice(recipe: Recipe) -> list[str]:
