@@ -11,7 +11,7 @@ RANKS ?= 2
 WORKERS ?= 2
 DISTILL := deepspeed --num_gpus $(RANKS) pipeline/distill.py --deepspeed ds_configs/zero3.json
 
-.PHONY: help install demo demo-teacher demo-student test test-all code code-data bench study lint types lock clean
+.PHONY: help install demo demo-teacher demo-student test test-long test-all code code-data bench study lint types lock clean
 .DEFAULT_GOAL := help
 
 # Lists the targets: the comment over each is its text.
@@ -78,9 +78,12 @@ demo-student: $(VENV)/.installed
 test: $(VENV)/.installed-tests
 	OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n $(WORKERS) --dist loadgroup
 
-# The long tests too: the whole demo, jobs under a real Slurm, every launcher.
-test-all: test
+# The long tests alone: the whole demo, jobs under a real Slurm, every launcher.
+test-long: $(VENV)/.installed-tests
 	python -m pytest -m slow
+
+# All tests.
+test-all: test test-long
 
 # Real tokenizers and real text, at toy model size: see pipeline/config/recipes/code.yaml.
 code-data: $(VENV)/.installed
