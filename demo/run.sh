@@ -24,11 +24,10 @@ train "$@"
 say "evaluate: exact match on held-out problems"
 score() { python pipeline/evaluate.py "$@" & jobs+=($!); }
 jobs=()
-score --model demo/teacher --label teacher "$@"
 score --run_dir runs/demo-start --model demo/student --label start "$@"
+score --name demo-undistilled "$@"
 wait_for "${jobs[@]}"
 jobs=()
-score --name demo-undistilled "$@"
 score --name demo-calm "$@"
 score "$@"
 wait_for "${jobs[@]}"

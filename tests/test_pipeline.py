@@ -31,7 +31,7 @@ def test_a_few_steps_of_everything(checkout):
     summary = demo(checkout, *launch.SHORT, timeout=500)
     assert summary["world_size"] == 2 and summary["expert_parallel_size"] == 2 and summary["zero_stage"] == 3
     assert summary["strategy"] == "tide_shared"
-    assert set(summary["scores"]) == {"teacher", "start", "undistilled", "calm", "distilled"}
+    assert set(summary["scores"]) == {"start", "undistilled", "calm", "distilled"}
     for score in summary["scores"].values():
         assert score["n"] == 12 and score["low"] <= score["value"] <= score["high"]
     assert {"align", "distill", "evaluate"} <= set(summary["seconds"])
@@ -42,7 +42,9 @@ def test_a_few_steps_of_everything(checkout):
     assert "| demo_arithmetic | exact_match |" in card.read_text(), "the scores are in the model card"
     lines = read_metrics(run)
     assert [r["step"] for r in lines if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
-    assert all(r["loss"] == pytest.approx(r["cross_entropy"] + r["llada2"]) for r in lines if r["kind"] == "train")
+    for line in lines:
+        if line["kind"] == "train":  # the recipe's teacher weighs 2
+            assert line["loss"] == pytest.approx(line["cross_entropy"] + 2 * line["llada2"])
     assert "runs/demo/report.html" in summary["output"].replace("\n", "")
 
 
@@ -88,9 +90,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(checkout):
 
 @pytest.mark.slow
 def test_the_demo_distils(checkout):
-    """The real demo: teacher and start are competent, and TIDE-Shared is 15 points above the undistilled student."""
+    """The real demo: the start is competent, and TIDE-Shared is 15 points above the undistilled student."""
     shutil.rmtree(checkout / "runs", ignore_errors=True)
     summary = demo(checkout, timeout=900)
     scores = summary["scores"]
-    assert scores["teacher"]["value"] >= 0.9 and scores["start"]["value"] >= 0.95
+    assert scores["start"]["value"] >= 0.95
     assert scores["distilled"]["value"] >= scores["undistilled"]["value"] + 0.15, scores
