@@ -64,7 +64,7 @@ demo-teacher: $(VENV)/.installed
 	$(DISTILL) --recipe demo_teacher
 	python pipeline/evaluate.py --recipe demo_teacher
 	cp runs/demo-teacher/checkpoints/step-*/export/model.safetensors demo/teacher/
-	$(DISTILL) --recipe demo_teacher_full
+	$(DISTILL) --recipe demo_teacher_full --data.aligned runs/aligned/demo-teacher
 	cp runs/demo-teacher-full/checkpoints/step-00000020/export/model.safetensors demo/teacher_full/
 
 # Trains the student that the demo starts from again, from scratch.
