@@ -28,7 +28,7 @@ SHORT = ("--optim.steps", "6", "--logging.every_steps", "1", "--evaluation.limit
 
 
 def run(
-    *words: object, code: int | None = 0, timeout: float = 300, cwd: Path = ROOT, **environment: str
+    *words: object, code: int | None = 0, timeout: float = 900, cwd: Path = ROOT, **environment: str
 ) -> subprocess.CompletedProcess:
     """Runs a command and checks its exit code (None: any)."""
     done = subprocess.run(

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def launch(*command: str) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -66,5 +66,5 @@ def test_a_dataset_that_another_process_builds_is_waited_for(run_align, align_re
         waiting = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert "is being built by another process: waiting" in waiting.stdout.readline()
         shutil.copytree(tmp_path / "made", tmp_path / "aligned")
-    output, _ = waiting.communicate(timeout=120)
+    output, _ = waiting.communicate(timeout=600)
     assert waiting.returncode == 0 and "reused 4 shards, built 0" in output

@@ -48,7 +48,7 @@ def whole(recipe, tmp_path_factory) -> Path:
     return run_dir
 
 
-def wait_for(condition: Callable[[], object], ranks: list, timeout: float = 240) -> None:
+def wait_for(condition: Callable[[], object], ranks: list, timeout: float = 900) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline and all(rank.poll() is None for rank in ranks)

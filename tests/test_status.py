@@ -106,7 +106,7 @@ def lived(tmp_path_factory) -> dict:
     run, engine = folder / "run", folder / "engine.json"
     engine.write_text('{"tensorboard": {"enabled": true}, "steps_per_print": 1000000000}')
     common = ["--run_dir", run, "--data.aligned", folder / "aligned", *launch.SHORT]
-    launch.python("pipeline/align.py", *common, timeout=300)
+    launch.python("pipeline/align.py", *common, timeout=900)
     words = [*common, "--deepspeed", engine, "--teachers", "[]", "--optim.steps", "30", "--checkpoint.every_steps", "5"]
     command = [sys.executable, "pipeline/distill.py", *words]
     process = launch.popen(*command, stdout=subprocess.DEVNULL)
@@ -118,7 +118,7 @@ def lived(tmp_path_factory) -> dict:
         process.kill()
         process.wait()
     killed = facts(run)
-    launch.run(*command, timeout=300)
+    launch.run(*command, timeout=900)
     return {"running": running, "killed": killed, "done": facts(run), "folder": run}
 
 

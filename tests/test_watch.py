@@ -165,7 +165,7 @@ def test_the_command_stops_by_sigterm_and_goes_on(run_dir) -> None:
     assert (process.returncode, status["state"], status["exit_code"]) == (75, "stopped", 75), out
     scored = (run_dir / "evaluation" / "step-00000007" / "sums.json").stat().st_mtime_ns
     training_ends(run_dir)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((run_dir / "status" / "watch.json").read_text())["state"] == "done"
     assert (run_dir / "evaluation" / "step-00000007" / "sums.json").stat().st_mtime_ns == scored, "scored once"

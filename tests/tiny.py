@@ -105,7 +105,7 @@ def log(run_dir: Path, rank: int) -> Path:
     return run_dir.with_name(f"{run_dir.name}.rank-{rank}.log")
 
 
-def finish(ranks: list[subprocess.Popen], timeout: float = 240) -> list[int]:
+def finish(ranks: list[subprocess.Popen], timeout: float = 900) -> list[int]:
     """Exit codes; kills what is left at the end of the time."""
     try:
         return [rank.wait(timeout) for rank in ranks]
