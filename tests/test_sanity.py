@@ -31,11 +31,12 @@ SOURCE = "[{path: demo/data/validation.jsonl, name: held_out}]"
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> Iterator[tuple[Recipe, AlignedRows]]:
-    """The demo's recipe on its held-out rows, aligned, in a process group of one rank."""
+    """The demo's recipe with the teacher that reads blocks, on its held-out rows, aligned, in a process group of one rank."""
     folder = tmp_path_factory.mktemp("demo")
     recipe, _ = parse(
         parser(""), ["--data.sources", SOURCE, "--data.validation", "null", "--data.aligned", str(folder / "aligned")]
     )
+    recipe = replace(recipe, teachers=[replace(recipe.teachers[0], path="demo/teacher", input="block")])
     align(recipe, Ranks(), 1, 4096)
     ours = not dist.is_initialized()  # a stage that ran in this process has left its own
     if ours:
