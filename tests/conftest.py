@@ -17,6 +17,7 @@ settings.register_profile("here", deadline=None)  # a busy machine is no failure
 settings.load_profile("here")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Which tests share a worker: those of a file, and all files that start launchers (their ranks fill the cores)."""
     launching = {item.path for item in items if item.get_closest_marker("launch")}
