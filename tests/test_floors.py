@@ -84,6 +84,10 @@ def test_method_imports_torch_and_nothing_of_ours_and_core_nothing_of_ours():
     assert outside == set()
 
 
+def test_what_exports_carry_imports_nothing_of_ours():
+    assert {(m, t) for m, t in imports() if m.startswith("pipeline.models.export_files.")} == set()
+
+
 def test_no_module_imports_itself_through_others():
     graph: dict[str, set[str]] = {}
     for module, target in imports():

@@ -30,8 +30,7 @@ instead of predicting the next one. Made with TIDE ([arXiv 2604.26951](https://a
 {usage}
 
 Attention is bidirectional inside a block and goes back to all earlier blocks: pass `attention_mask` as bool
-[batch, 1, queries, keys], True = may attend. Without it every token sees every other one; `generate()`, which decodes
-from left to right, is not meant for this model.
+[batch, 1, queries, keys], True = may attend. Without it every token sees every other one.
 
 ## Scores
 
@@ -52,8 +51,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
-logits = model(input_ids, attention_mask=mask, position_ids=positions).logits
-```"""
+chat = [{"role": "user", "content": "2 + 3?"}]
+inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+# runs custom_generate/generate.py of the folder, which is yours to read first
+ids = model.generate(**inputs, custom_generate=folder, trust_remote_code=True, max_new_tokens=256, threshold=0.9)
+print(tokenizer.decode(ids[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
+```
+
+Plain `generate()`, which decodes from left to right, is not meant for this model."""
 
 LLADA2_USAGE = "Weights and config.json are named as in LLaDA2's published checkpoints, for the code that reads those."
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from pipeline.core.files import write_text
 from pipeline.models.card import model_card
+from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
 from pipeline.models.weights import HEAD, checkpoint_views
+
+EXPORT_FILES = Path(__file__).parent / "export_files"
 
 
 def export(
@@ -37,6 +41,8 @@ def export(
     config.provenance = provenance
     write_model(model, state_dict, config, folder)
     tokenizer.save_pretrained(folder)
+    if not isinstance(model, LLaDA2MoeModelLM):  # which plain transformers does not open
+        write_generate(folder)
     write_text(folder / "README.md", model_card(model, config, provenance))
 
 
@@ -57,3 +63,9 @@ def write_model(
     config.dtype = next(iter(views.values())).dtype
     config.is_causal = False
     config.save_pretrained(folder)
+
+
+def write_generate(folder: Path) -> None:
+    """The code that `model.generate(custom_generate=FOLDER)` runs where the user asks for it."""
+    (folder / "custom_generate").mkdir(exist_ok=True)
+    shutil.copyfile(EXPORT_FILES / "generate.py", folder / "custom_generate" / "generate.py")

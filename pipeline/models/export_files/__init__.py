@@ -1,0 +1,1 @@
+"""Files that exports carry as they are: they import torch and transformers and nothing of ours."""
