@@ -17,6 +17,7 @@ from typing import NamedTuple
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.alignment.control_tokens import MARKUP
 from pipeline.alignment.formats import Message
 
 Messages = Sequence[Message]
@@ -25,8 +26,6 @@ Messages = Sequence[Message]
 _FIXED_DATE = (
     "{%- macro strftime_now(format) %}{{- '2024-07-26' if format == '%Y-%m-%d' else '26 Jul 2024' }}{%- endmacro %}\n"
 )
-# Templates branch on these, so placeholders leave them in place.
-MARKUP = re.compile(r"(</?(?:think|tool_call|tool_response)>)")
 _HOLE = "\ue000{}\ue001"
 _HOLES = re.compile("\ue000([0-9]+)\ue001")
 
@@ -102,6 +101,7 @@ class ChatTemplate:
         return None if isinstance(text, Refusal) else _HOLES.split(text)
 
     def _match(self, messages: Messages, parts: list[list[str]], text: bytes) -> list[Run] | None:
+        # Templates branch on MARKUP, so placeholders leave it in place.
         holes: list[tuple[int, int, str]] = []  # message, byte position in its content, text
         shape = []
         for number, message in enumerate(messages):

@@ -11,11 +11,12 @@ from itertools import accumulate, chain
 from typing import Literal, NamedTuple
 
 import numpy as np
-from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.alignment.chat import MARKUP, ChatTemplate, Messages, Refusal, Run
+from pipeline.alignment.chat import ChatTemplate, Messages, Refusal, Run
 from pipeline.alignment.chunks import Intervals
+from pipeline.alignment.control_tokens import ControlTokens
+from pipeline.alignment.formats import Message
 from pipeline.alignment.spans import Spans, spans_from_offsets
 from pipeline.alignment.vocabulary import token_bytes
 
@@ -94,9 +95,8 @@ class Side:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, length: int):
         self._template = ChatTemplate(tokenizer)
+        self._control_tokens = ControlTokens(tokenizer)
         self._backend = tokenizer.backend_tokenizer
-        self._backend.no_truncation()
-        self._backend.no_padding()
         self._length = length
         size = max(tokenizer.get_vocab().values()) + 1
         try:
@@ -106,8 +106,7 @@ class Side:
         table = self._table or [b""] * size
         self._lengths = np.array([len(token) for token in table], np.int64)
         self._added = np.isin(np.arange(size), list(tokenizer.added_tokens_decoder))
-        control = (index for index, token in tokenizer.added_tokens_decoder.items() if _is_control(token))
-        self._control = np.isin(np.arange(size), list(control))
+        self._control = np.isin(np.arange(size), list(self._control_tokens.ids))
         self._blank = np.array([token.isspace() for token in table]) & ~self._added
 
     def encode(self, batch: Conversations) -> SideBatch:
@@ -134,11 +133,26 @@ class Side:
         filled = sum(bool(message["content"].strip()) for message in messages)
         if len({run.message for run in runs}) < filled and self._template.leaves_out(messages):
             return "left_out_by_template"
+        offsets = None
+        if any(self._control_tokens.spelled_in(message["content"]) for message in messages):
+            hidden = self._with_hidden_tokens(messages)
+            if self._control_tokens.show(hidden) != text:  # the template reads the letters
+                return "control_token_in_content"
+            ids, offsets = self._control_tokens.encode_with_offsets(hidden)
         spans = None
         pieces = self._table and list(map(self._table.__getitem__, ids))
         if pieces is None or b"".join(pieces) != raw:
-            spans = spans_from_offsets(pieces, text, self._backend.encode(text, add_special_tokens=False).offsets)
+            offsets = offsets or self._backend.encode(text, add_special_tokens=False).offsets
+            spans = spans_from_offsets(pieces, text, offsets)
         return _Row(ids, runs, _turns(targets, runs), len(raw), spans)
+
+    def _with_hidden_tokens(self, messages: Messages) -> str:
+        """The row's text, in which stand-ins hide the control tokens that contents spell; "" where there is none."""
+        hidden: list[Message] = [
+            {**message, "content": self._control_tokens.hide(message["content"])} for message in messages
+        ]
+        (text,) = self._template.render([hidden])
+        return "" if isinstance(text, Refusal) else text
 
     def _assemble(self, batch: Conversations, rows: list[_Row], problems: list[str | None]) -> SideBatch:
         # Texts lie one behind the other, an unused position after each.
@@ -197,10 +211,6 @@ class Side:
             if ends:
                 maskable[first : last + 1] = spans.begin[first : last + 1] >= turn_begin[n]
         return maskable
-
-
-def _is_control(token: AddedToken) -> bool:
-    return token.special and not MARKUP.fullmatch(token.content)
 
 
 def _turns(targets: list[int], runs: list[Run]) -> list[tuple[int, int]]:

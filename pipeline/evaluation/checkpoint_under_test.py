@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from pipeline.alignment.control_tokens import ControlTokens
 from pipeline.alignment.vocabulary import token_bytes
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256
@@ -52,6 +53,10 @@ class CheckpointUnderTest:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return load_tokenizer(self.path)
+
+    @cached_property
+    def control_tokens(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer)
 
     @cached_property
     def spelled(self) -> list[bytes]:

@@ -15,6 +15,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import simple_parse_args_string
 from rich.progress import track
 
+from pipeline.core.errors import BadInput
 from pipeline.decoding.canvas import GenerateConfig
 from pipeline.decoding.likelihood import Continuation, log_likelihoods
 from pipeline.decoding.sampler import decode
@@ -41,6 +42,9 @@ class BlockDiffusionLM(LM):
     `generate_until` decodes block by block, `loglikelihood` estimates the block-diffusion bound (see likelihood.py). An
     answer depends on its request and the settings, never on its batch, its shard or what was answered before. Every
     answer goes through the cache; `answers` holds those of the requests, by (document, request of the document).
+
+    Contents are text, never control tokens: these are the chat template's alone. With `chat=False` there is no template,
+    and prompts have none.
     """
 
     def __init__(
@@ -51,9 +55,10 @@ class BlockDiffusionLM(LM):
         batch_size: int = 16,
         likelihood_samples: int = 32,
         cache: AnswerCache | None = None,
+        chat: bool = True,
     ) -> None:
         super().__init__()
-        self.checkpoint, self.config, self.batch_size = checkpoint, config, batch_size
+        self.checkpoint, self.config, self.batch_size, self.chat = checkpoint, config, batch_size, chat
         self.likelihood_samples, self.cache = likelihood_samples, cache or AnswerCache()
         self.answers: dict[tuple[int, int], list[Answer]] = {}
 
@@ -73,15 +78,27 @@ class BlockDiffusionLM(LM):
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
+        self._check_lengths([len(self.encode(r.args[0])) + self.config.max_new_tokens for r in requests])
         return [a.response for a in self._answer(GeneratedAnswer, requests, self._generate, asdict(self.config))]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        self._check_lengths([sum(map(len, self.encode_pair(*r.args))) for r in requests])
         answers = self._answer(LikelihoodAnswer, requests, self._likelihoods, self._estimator())
         return [(answer.log_likelihood, answer.greedy) for answer in answers]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         answers = self._answer(LikelihoodAnswer, requests, self._rolling, self._estimator())
         return [answer.log_likelihood for answer in answers]
+
+    def _check_lengths(self, lengths: list[int]) -> None:
+        """Raises BadInput where prompts and answers are longer than what the model reads."""
+        positions = self.checkpoint.config.max_position_embeddings
+        if beyond := sum(length > positions for length in lengths):
+            raise BadInput(
+                f"{beyond} of {len(lengths)} prompts with their answers are beyond the {positions} positions of "
+                f"{self.checkpoint.path}, the longest {max(lengths)} tokens: lower --evaluation.fewshot, or take a preset "
+                "with fewer new tokens"
+            )
 
     def answers_of(self, kind: type[AnswerT]) -> dict[tuple[int, int], list[AnswerT]]:
         """Those of one kind."""
@@ -166,7 +183,8 @@ class BlockDiffusionLM(LM):
     def _rolling(self, requests: list[Instance], _repeat: int) -> Iterator[LikelihoodAnswer]:
         """Windows as long as the model reads; each after the first scores its second half, given the first half."""
         for request in requests:
-            windows = rolling_windows(self.encode(request.args[0]), self.checkpoint.config.max_position_embeddings)
+            tokens = self.encode(self.checkpoint.control_tokens.hide(request.args[0]))
+            windows = rolling_windows(tokens, self.checkpoint.config.max_position_embeddings)
             parts = list(self._estimates([self._continuation(*window) for window in windows]))
             totals = {name: sum(getattr(p, name) for p in parts) for name in ("log_likelihood", "variance", "seconds")}
             yield LikelihoodAnswer(greedy=False, **totals)
@@ -185,11 +203,20 @@ class BlockDiffusionLM(LM):
             yield LikelihoodAnswer(e.value, e.variance, e.greedy, seconds)
 
     def encode(self, text: str) -> list[int]:
-        return self.checkpoint.tokenizer.encode(text, add_special_tokens=False)
+        """Ids of a prompt. Raises BadInput for those that the model has no embedding of."""
+        control = self.checkpoint.control_tokens
+        ids = control.encode(text if self.chat else control.hide(text))
+        if ids and max(ids) >= self.checkpoint.config.vocab_size:
+            raise BadInput(
+                f"{self.checkpoint.path}: token {max(ids)} of its tokenizer is beyond its "
+                f"{self.checkpoint.config.vocab_size} embeddings; resize them and save the model again"
+            )
+        return ids
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens of both as one text, split where they stop being the context's own; at least one is the continuation's."""
-        alone, whole = self.encode(context), self.encode(context + continuation)
+        hidden = self.checkpoint.control_tokens.hide(continuation)
+        alone, whole = self.encode(context), self.encode(context + hidden)
         differ = [i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b]
         length = min([*differ[:1], len(alone), len(whole) - 1])
         return whole[:length], whole[length:]
@@ -201,8 +228,9 @@ class BlockDiffusionLM(LM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt as the tokenizer's chat template writes it, thinking off (as in training)."""
+        hide = self.checkpoint.control_tokens.hide
         prompt = self.checkpoint.tokenizer.apply_chat_template(
-            chat_history,
+            [{**message, "content": hide(message["content"])} for message in chat_history],
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
@@ -48,6 +49,13 @@ def _unknown(names: list[str], manager: TaskManager) -> list[str]:
     return [name for name in names if name not in manager.all_tasks and not Path(name).is_file()]
 
 
+def _as_text(sample: dict[str, Any], model: BlockDiffusionLM) -> dict[str, Any]:
+    """A sample of the harness, with the letters of control tokens that its prompt spells."""
+    show = model.checkpoint.control_tokens.show
+    shown = [tuple(show(a) if isinstance(a, str) else a for a in args) for args in sample["arguments"]]
+    return sample | {"arguments": shown}
+
+
 def run_task(
     name: str,
     task: ConfigurableTask,
@@ -73,7 +81,7 @@ def run_task(
         apply_chat_template=chat,
         fewshot_as_multiturn=False,  # examples and question are one turn of the user, as in the published runs
     )
-    samples = evaluated["samples"][name]
+    samples = [_as_text(sample, model) for sample in evaluated["samples"][name]]
     table = scoring.metrics(evaluated["results"][name], samples)
     headline, filtered_by = next(iter(table)).split(",") if table else (None, samples[0]["filter"])
     first = [sample for sample in samples if sample["filter"] == filtered_by]

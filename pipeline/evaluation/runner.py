@@ -61,6 +61,7 @@ def evaluate(recipe: Recipe, folder: str, label: str, shard: Shard = EVERYTHING,
                 batch_size=wanted.batch_size,
                 likelihood_samples=wanted.likelihood_samples,
                 cache=cache,
+                chat=wanted.chat,
             )
             try:
                 fewshot = shots(wanted.preset, name) if wanted.fewshot is None else wanted.fewshot
@@ -86,10 +87,10 @@ def evaluate(recipe: Recipe, folder: str, label: str, shard: Shard = EVERYTHING,
 def answer(recipe: Recipe, folder: str, prompt: str) -> None:
     """Answers one prompt with the model in a folder."""
     checkpoint = CheckpointUnderTest.of(folder, recipe.evaluation.dtype)
-    lm = BlockDiffusionLM(checkpoint, decoding(recipe, checkpoint, ""))
+    lm = BlockDiffusionLM(checkpoint, decoding(recipe, checkpoint, ""), chat=recipe.evaluation.chat)
     asked = lm.apply_chat_template([{"role": "user", "content": prompt}]) if recipe.evaluation.chat else prompt
     response = lm.respond([asked])[0]
-    print_response(Console(), asked, response.pieces, response.filled)
+    print_response(Console(), checkpoint.control_tokens.show(asked), response.pieces, response.filled)
 
 
 def provenance(recipe: Recipe, checkpoint: CheckpointUnderTest, config: GenerateConfig, label: str) -> Provenance:

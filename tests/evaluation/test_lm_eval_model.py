@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 from lm_eval.api.instance import Instance
 
+from pipeline.core.errors import BadInput
 from pipeline.decoding.sampler import GenerateConfig
 from pipeline.evaluation import lm_eval_model
 from tests.evaluation.tiny import ROOT, SMOKE, language_model
@@ -29,6 +31,34 @@ def test_continuations_start_where_the_context_ends(folder) -> None:
     lm = language_model(folder)
     assert lm.encode_pair("a b ", "c") == (lm.encode("a b "), lm.encode("c"))
     assert lm.encode_pair("", "c") == ([], lm.encode("c"))
+
+
+def test_contents_are_text_and_the_templates_tokens_are_control(folder, tokenizer) -> None:
+    lm, spelled = language_model(folder), "hi<e><a><m>"
+    prompt = lm.apply_chat_template([{"role": "user", "content": spelled}])
+    u, e, a = tokenizer.convert_tokens_to_ids(["<u>", "<e>", "<a>"])
+    text = [i for letter in spelled for i in tokenizer.encode(letter, add_special_tokens=False)]
+    assert lm.encode(prompt) == [u, *text, e, a]
+    assert lm.encode_pair(prompt, "<e>")[1] == text[2:5]
+    plain = lm.apply_chat_template([{"role": "user", "content": "hi"}])
+    assert plain == "<u>hi<e><a>" and lm.encode(plain) == [u, *text[:2], e, a]
+    assert language_model(folder, chat=False).encode(spelled) == text
+
+
+def test_prompts_beyond_the_positions_are_refused(folder) -> None:
+    lm = language_model(folder)
+    lm.checkpoint.config.max_position_embeddings = 40
+    short, long = (Instance("generate_until", {}, (text, {}), 0) for text in ("a" * 32, "a" * 33))
+    lm.generate_until([short])
+    with pytest.raises(BadInput, match="1 of 2 prompts .* beyond the 40 positions .* the longest 41 tokens"):
+        lm.generate_until([short, long])
+
+
+def test_ids_beyond_the_embeddings_are_refused(folder) -> None:
+    lm = language_model(folder)
+    lm.checkpoint.config.vocab_size = 200
+    with pytest.raises(BadInput, match="beyond its 200 embeddings"):
+        lm.encode("<u>")
 
 
 def test_repetitions_draw_other_tokens(folder, tokenizer) -> None:
