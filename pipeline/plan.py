@@ -23,6 +23,7 @@ from rich.console import Console
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import without_idle_teachers
 from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.log import log
 
 
 def main() -> None:
@@ -37,6 +38,11 @@ def main() -> None:
         "--gpu-tflops", type=PositiveFloat, default=989.0, help="peak of a GPU in TFLOP/s (H100: 989 in bf16)"
     )
     p.add_argument("--mfu", type=ClosedUnitInterval, default=0.3, help="share of the peak that the run reaches")
+    p.add_argument("--launch-us", type=PositiveFloat, default=10.0, help="host time per operation, in microseconds")
+    p.add_argument("--network", type=PositiveFloat, default=50.0, help="GB/s that a GPU sends to other nodes")
+    p.add_argument(
+        "--expert-imbalance", type=PositiveFloat, default=1.0, help="busiest expert-parallel rank's tokens / the mean"
+    )
     p.add_argument("--rows", type=PositiveInt, default=None, help="training rows, where nothing is aligned yet")
     p.add_argument("--mean-tokens", type=PositiveInt, default=None, help="tokens of an average row, likewise")
     p.add_argument("--config", action="append", default=[], help="NAME=FILE: config.json of `student` or of a teacher")
@@ -45,10 +51,11 @@ def main() -> None:
     recipe, flags = parse(p)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing here needs a GPU, nor the tools to find one
 
+    from pipeline.capacity.compute import Machine
     from pipeline.capacity.fake_step import FakeStep
     from pipeline.capacity.inputs import read_configs, read_data
     from pipeline.capacity.planned_run import plan_run, row_means
-    from pipeline.capacity.report import GB, Machine, capacity_report
+    from pipeline.capacity.report import GB, capacity_report
     from pipeline.capacity.tables import details, refusal, summary
     from pipeline.capacity.zero3 import read_settings
     from pipeline.training.engine import read_engine_config
@@ -58,8 +65,12 @@ def main() -> None:
     recipe = without_idle_teachers(recipe)
     configs, data = read_configs(recipe, flags.config), read_data(recipe, flags.rows, flags.mean_tokens)
     runs = [plan_run(recipe, engine, configs, data, nodes, flags.gpus_per_node) for nodes in flags.nodes]
-    step, means = FakeStep(runs[0], configs[0], list(configs[1].values()), flags.device), row_means(runs[0])
+    step, means = (
+        FakeStep(runs[0], configs[0], list(configs[1].values()), flags.device, flags.expert_imbalance),
+        row_means(runs[0]),
+    )
     gpu = (flags.gpus_per_node, flags.gpu_memory * GB, flags.headroom, flags.gpu_tflops * 1e12, flags.mfu)
+    gpu += (flags.launch_us / 1e6, flags.network * GB)
     reports = [
         capacity_report(run, step, settings, means, Machine(nodes, *gpu))
         for run, nodes in zip(runs, flags.nodes, strict=True)
@@ -69,6 +80,8 @@ def main() -> None:
     else:
         # wide enough for any table: a pipe or a file would get 80 columns
         Console(width=160).print(summary(reports) if len(reports) > 1 else details(reports[0]))
+        for warning in filter(None, (report.warning for report in reports)):
+            log.warning(warning)
     if refused := [refusal(report) for report in reports if not report.fits]:
         raise BadInput("; ".join(refused))
 

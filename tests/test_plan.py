@@ -17,13 +17,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import align, plan
 from pipeline.alignment.sources import open_source
-from pipeline.capacity.inputs import Lengths, synthetic_row
+from pipeline.capacity.compute import StepTime, arithmetic
+from pipeline.capacity.fake_step import FakeStep, trace_step, with_checkpointing
+from pipeline.capacity.inputs import Lengths, read_configs, read_data, synthetic_row
 from pipeline.capacity.memory_tracker import MemoryTracker
 from pipeline.capacity.model_stats import model_stats
+from pipeline.capacity.planned_run import plan_run, row_means
 from pipeline.capacity.zero3 import ZeroSettings, gathered_elements
+from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Source
 from pipeline.core.errors import BadInput, exit_code
+from pipeline.method.chunked_lm_head import chunks_as_on
 from pipeline.models.loading import build, read_config
+from pipeline.training.engine import read_engine_config
 from tests import launch
 
 SLOW = pytest.mark.slow
@@ -59,6 +65,9 @@ def test_real_models_on_80_gb(recipe, strategy, capsys, monkeypatch):
     assert found[0]["accumulation"] == 1  # as published: the whole batch of a GPU at once
     totals, hours = ([a[name] for a in found] for name in ("total_gb", "hours_per_epoch"))
     assert totals == sorted(totals, reverse=True) and hours == sorted(hours, reverse=True)
+    last = found[-1]  # a row or two per GPU: its host is slower than it
+    assert last["bound_by"] == "launches" and "wait for the host" in last["warning"] and last["operations"] > 4000
+    assert last["host_waits"] == (19 if recipe == "llada2_mini" else 0)
     first = found[0]
     teacher = sum(size for part, size in first["memory_gb"].items() if part.startswith("teacher"))
     whole = {"llada2_mini": 16.26e9, "wedlm_8b": 8.19e9}[recipe]  # parameters of the published models
@@ -190,6 +199,46 @@ def test_live_bytes_are_what_autograd_keeps(dtype):
             assert tracker.current == pytest.approx(expected, rel=0.01)
 
 
+def fake_step(layers: int, *, imbalance: float = 1.0, words: tuple[str, ...] = ()) -> FakeStep:
+    """The demo's micro-step with models of so many layers, its experts shared out over two ranks."""
+    recipe, _ = parse(parser(""), ["--data.aligned", "nowhere", *words])
+    student, teachers = read_configs(recipe, [])
+    for model in (student, *teachers.values()):
+        model.num_hidden_layers = layers
+        model.layer_types = ["full_attention"] * layers
+    engine = read_engine_config(launch.ROOT / "ds_configs/zero3_bf16.json")
+    run = plan_run(recipe, engine, (student, teachers), read_data(recipe, None, None), 1, 2)
+    return FakeStep(run, student, list(teachers.values()), "cuda", imbalance)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_two_depths_tell_of_all(checkpointing):
+    """Layers are alike: what is traced at two depths is, at a third one, exactly what a trace of all layers says."""
+    step = fake_step(5)
+    plan = with_checkpointing(step.run.plan, checkpointing)
+    with chunks_as_on("cuda"):
+        whole = trace_step(plan, step.configs, step.run.full_batch(3), expert_imbalance=1.0)
+    assert step.trace(3, checkpointing) == whole
+
+
+def test_imbalance_costs_the_teacher():
+    even, uneven = fake_step(3), fake_step(3, imbalance=2.0)
+    a, b = even.trace(2, False), uneven.trace(2, False)
+    assert b.teachers[0] > a.teachers[0] and (b.student, b.activations) == (a.student, a.activations)
+    means = row_means(even.run)
+    costs = [arithmetic(step.run, step, means) for step in (even, uneven)]
+    experts = even.teachers[0].flops.experts
+    assert costs[1].teacher_tokens["llada2"] - costs[0].teacher_tokens["llada2"] == pytest.approx(experts)
+
+
+def test_the_longest_of_three_bounds_a_step():
+    time = partial(StepTime, compute=2.0, waits=0)
+    assert time(launch=1.0, waiting=0.0, network=1.0).bound_by == "arithmetic"
+    slow_host = time(launch=1.5, waiting=1.0, network=1.0)  # waiting for half of the arithmetic
+    assert (slow_host.bound_by, slow_host.total) == ("launches", 2.5)
+    assert time(launch=1.0, waiting=0.0, network=3.0).bound_by == "network"
+
+
 def test_flops_are_torch_s():
     with FakeTensorMode():
         model = build(config(), dtype=torch.float32, device="cpu")
@@ -206,7 +255,7 @@ def test_flops_are_torch_s():
 def test_gathered_parameters_by_hand():
     """Three modules of 10, 20 and 30 elements, and the first weight again at the end, as a tied head."""
     order = [{0: 10}, {1: 20}, {2: 30}, {0: 10}]
-    settings = partial(ZeroSettings, 1, 0, persistent=1, offload_optimizer=False, offload_parameters=False)
+    settings = partial(ZeroSettings, 4, 4, 4, 1, 0, persistent=1, offload_optimizer=False, offload_parameters=False)
     assert gathered_elements(order, settings(reuse_distance=1000)) == (60, 60)  # all stay from the forward on
     # given up after each use, but for the head, whose backward is next: 10 + 20 + 30 + 10, then 30 + 20 + 10
     assert gathered_elements(order, settings(reuse_distance=1)) == (30, 130)

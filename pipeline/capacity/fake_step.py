@@ -26,13 +26,13 @@ from pipeline.training.build import student_with_loss
 from pipeline.training.engine import student_dtype
 from pipeline.training.preflight import Plan
 
-TRACED_ROWS = (1, 4, 16, 64)  # by `estimate`
+TRACED_ROWS = (1, 8, 32, 64)  # by `estimate`; from 32 on the layers outgrow the head chunks, and all is linear
 TRACED_LAYERS = (1, 2)  # behind the leading dense ones: each further layer of the student adds as much again
 
 
 @dataclass(frozen=True)
-class StepMemory:
-    """Bytes of one micro-step beside weights and their gradients."""
+class StepTrace:
+    """Bytes of one micro-step beside weights and their gradients, and what is launched."""
 
     batch: int
     teachers: tuple[int, ...]
@@ -45,18 +45,22 @@ class StepMemory:
     """What the student's forward keeps for its backward"""
     student: int
     """Most that the student's forward and backward hold, activations included"""
+    operations: tuple[int, ...]
+    """Kernels that the student's forward and backward launch, then each teacher's forward; DeepSpeed's left out"""
 
 
 class BalancedExperts(nn.Module):
-    """Experts that all get as many rows: the bytes of the real ones, whose row counts only values could tell."""
+    """Experts with a known number of rows, `load` times as many as come in: the bytes of the real ones, whose row counts
+    only values could tell."""
 
-    def __init__(self, experts: nn.Module):
+    def __init__(self, experts: nn.Module, load: float):
         super().__init__()
-        self.gate_up_proj, self.down_proj = experts.gate_up_proj, experts.down_proj
+        self.gate_up_proj, self.down_proj, self.load = experts.gate_up_proj, experts.down_proj, load
 
     def forward(self, rows: Tensor, _counts: Tensor) -> Tensor:
-        gate, up = F.linear(rows, self.gate_up_proj[0]).chunk(2, dim=1)
-        return F.linear(F.silu(gate) * up, self.down_proj[0])
+        received = rows if self.load == 1 else rows.new_empty(round(self.load * len(rows)), rows.shape[1])
+        gate, up = F.linear(received, self.gate_up_proj[0]).chunk(2, dim=1)
+        return F.linear(F.silu(gate) * up, self.down_proj[0])[: len(rows)]
 
 
 class FakeStep:
@@ -64,24 +68,34 @@ class FakeStep:
 
     Args:
         device: type of the device that the run is to be on: chunks of the LM heads differ.
+        expert_imbalance: tokens of the busiest expert-parallel rank, as a multiple of the mean.
 
     Attributes:
+        run, configs: as given, the student's config first.
         student, teachers: sizes of the models.
     """
 
-    def __init__(self, run: PlannedRun, student: PreTrainedConfig, teachers: Sequence[PreTrainedConfig], device: str):
-        self._run, self._configs, self._device = run, (student, *teachers), device
+    def __init__(
+        self,
+        run: PlannedRun,
+        student: PreTrainedConfig,
+        teachers: Sequence[PreTrainedConfig],
+        device: str,
+        expert_imbalance: float = 1.0,
+    ):
+        self.run, self.configs, self._device = run, (student, *teachers), device
+        self.expert_imbalance = expert_imbalance
         with FakeTensorMode():
-            models = _build_models(run.plan, self._configs)
+            models = _build_models(run.plan, self.configs, expert_imbalance)
             self._module = student_with_loss(run.plan, models[0], models[1:])
         self.student, *self.teachers = map(model_stats, models)
         self.trace = cache(self._trace)
 
     def shards(self, settings: ZeroSettings, ranks: int) -> Shards:
         """What ZeRO-3 makes of the student on this many GPUs."""
-        return shards(self._module, settings, ranks, self._module.model.dtype.itemsize)
+        return shards(self._module, settings, ranks)
 
-    def estimate(self, rows: int, checkpointing: bool) -> StepMemory:
+    def estimate(self, rows: int, checkpointing: bool) -> StepTrace:
         """`trace`, for searches: linear between the rows that are traced, and beyond."""
         if rows in TRACED_ROWS:
             return self.trace(rows, checkpointing)
@@ -89,20 +103,24 @@ class FakeStep:
         below, above = self.trace(low, checkpointing), self.trace(high, checkpointing)
         return _line(below, above, (rows - low) / (high - low))
 
-    def _trace(self, rows: int, checkpointing: bool) -> StepMemory:
+    def _trace(self, rows: int, checkpointing: bool) -> StepTrace:
         """A micro-batch of this many longest rows, all masked."""
-        batch = self._run.full_batch(rows)
-        plan = _with_checkpointing(self._run.plan, checkpointing)
-        shallow, deep = ([_with_layers(config, n) for config in self._configs] for n in TRACED_LAYERS)
-        few, more, all_layers = (models[0].num_hidden_layers for models in (shallow, deep, self._configs))
+        batch = self.run.full_batch(rows)
+        plan = with_checkpointing(self.run.plan, checkpointing)
+        shallow, deep = ([_with_layers(config, n) for config in self.configs] for n in TRACED_LAYERS)
         with chunks_as_on(self._device):
-            low = trace_step(plan, shallow, batch)
-            if few == more:
-                return low
-            return _line(low, trace_step(plan, deep, batch), (all_layers - few) / (more - few))
+            low, high = (trace_step(plan, configs, batch, self.expert_imbalance) for configs in (shallow, deep))
+        student, *teachers = (
+            (config.num_hidden_layers - a.num_hidden_layers) / max(1, b.num_hidden_layers - a.num_hidden_layers)
+            for config, a, b in zip(self.configs, shallow, deep, strict=True)
+        )
+        operations = zip((student, *teachers), low.operations, high.operations, strict=True)
+        return replace(
+            _line(low, high, student), operations=tuple(round(a + (b - a) * share) for share, a, b in operations)
+        )
 
 
-def _line(low: StepMemory, high: StepMemory, share: float) -> StepMemory:
+def _line(low: StepTrace, high: StepTrace, share: float) -> StepTrace:
     """The point at `share` of the way from one to the other, or beyond."""
 
     def at(a: int, b: int) -> int:
@@ -111,13 +129,14 @@ def _line(low: StepMemory, high: StepMemory, share: float) -> StepMemory:
     def each(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(map(at, a, b))
 
-    return StepMemory(
+    return StepTrace(
         at(low.batch, high.batch),
         each(low.teachers, high.teachers),
         each(low.teacher_tokens, high.teacher_tokens),
         at(low.teacher_outputs, high.teacher_outputs),
         at(low.activations, high.activations),
         at(low.student, high.student),
+        each(low.operations, high.operations),
     )
 
 
@@ -130,12 +149,12 @@ def _with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     return config
 
 
-def _with_checkpointing(plan: Plan, enabled: bool) -> Plan:
+def with_checkpointing(plan: Plan, enabled: bool) -> Plan:
     student = replace(plan.recipe.student, activation_checkpointing=enabled)
     return replace(plan, recipe=replace(plan.recipe, student=student))
 
 
-def _build_models(plan: Plan, configs: Sequence[PreTrainedConfig]) -> list[PreTrainedModel]:
+def _build_models(plan: Plan, configs: Sequence[PreTrainedConfig], imbalance: float) -> list[PreTrainedModel]:
     """Student and frozen teachers, inside a FakeTensorMode."""
     dtypes = [student_dtype(plan.engine_config), *(getattr(torch, teacher.dtype) for teacher in plan.recipe.teachers)]
     student, *teachers = (build(c, dtype=dtype, device="cpu") for c, dtype in zip(configs, dtypes, strict=True))
@@ -143,33 +162,35 @@ def _build_models(plan: Plan, configs: Sequence[PreTrainedConfig]) -> list[PreTr
         teacher.requires_grad_(False).eval()
         for module in teacher.modules():
             if isinstance(module, MoE):
-                module.experts = BalancedExperts(module.experts)
+                module.experts = BalancedExperts(module.experts, imbalance)
     return [student.train(), *teachers]
 
 
-def trace_step(plan: Plan, configs: Sequence[PreTrainedConfig], batch: Batch) -> StepMemory:
+def trace_step(plan: Plan, configs: Sequence[PreTrainedConfig], batch: Batch, expert_imbalance: float) -> StepTrace:
     """Runs the micro-step of this batch: every teacher's forward, then the student's forward and backward."""
     with FakeTensorMode() as mode:
-        student, *teachers = models = _build_models(plan, configs)
+        student, *teachers = models = _build_models(plan, configs, expert_imbalance)
         for parameter in student.parameters():
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
         module = student_with_loss(plan, student, teachers)
         fake = batch.map(mode.from_tensor)
         with MemoryTracker(t for m in models for t in (*m.parameters(), *m.buffers())) as tracker:
-            peaks, outputs = [], []
+            peaks, outputs, operations = [], [], []
             for term, teacher, teacher_batch in zip(module.terms, teachers, fake.teachers, strict=True):
-                before = tracker.current
+                before, launched = tracker.current, tracker.operations
                 tracker.reset_peak()
                 outputs.append(term.teacher_forward(teacher, teacher_batch))
                 peaks.append(tracker.peak - before)
-            kept = tracker.current
+                operations.append(tracker.operations - launched)
+            kept, launched = tracker.current, tracker.operations
             tracker.reset_peak()
             sums = module(fake, outputs, 0.5)
             activations = tracker.current - kept
             sums.sum().backward()
             student_peak = tracker.peak - kept
+            operations.insert(0, tracker.operations - launched)
     tokens = tuple(teacher.input.ids.numel() for teacher in batch.teachers)
-    return StepMemory(_storage_bytes(batch), tuple(peaks), tokens, kept, activations, student_peak)
+    return StepTrace(_storage_bytes(batch), tuple(peaks), tokens, kept, activations, student_peak, tuple(operations))
 
 
 def _drop_gradient(parameter: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.capacity.fake_step import FakeStep, StepMemory
+from pipeline.capacity.fake_step import FakeStep, StepTrace
 from pipeline.capacity.planned_run import PlannedRun
 from pipeline.capacity.zero3 import Shards
 
@@ -24,7 +24,7 @@ class GpuMemory:
         return sum(self.always.values()) + max(self.phases.values())
 
 
-def gpu_memory(run: PlannedRun, step: FakeStep, shards: Shards, traced: StepMemory) -> GpuMemory:
+def gpu_memory(run: PlannedRun, step: FakeStep, shards: Shards, traced: StepTrace) -> GpuMemory:
     """With micro-batches as traced."""
     always, phases = {}, {}
     for teacher, stats, peak, tokens in zip(
@@ -34,8 +34,8 @@ def gpu_memory(run: PlannedRun, step: FakeStep, shards: Shards, traced: StepMemo
         always[f"teacher {teacher.name}: dense part"] = stats.dense_bytes
         always[f"teacher {teacher.name}: experts / {size}"] = stats.expert_bytes // size
         # AutoEP's buffers: a layer's tokens for their experts, as sent, as received and in the experts' order
-        exchanged = 3 * tokens * stats.routed_bytes if size > 1 else 0
-        phases[f"teacher {teacher.name}: forward"] = peak + exchanged
+        buffers = 1 + 2 * step.expert_imbalance if size > 1 else 0
+        phases[f"teacher {teacher.name}: forward"] = peak + round(buffers * tokens * stats.routed_bytes)
     always |= {
         "student: parameters": shards.parameters,
         "student: gradients": shards.gradients,

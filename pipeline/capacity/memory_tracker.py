@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Counts bytes of storages that operations make, until they are freed.
+    """Counts bytes of storages that operations make, until they are freed, and the operations that a device would run.
 
     (torch.distributed._tools.MemTracker gives the same numbers, in thirty times the time.)
 
@@ -26,13 +26,15 @@ class MemoryTracker(TorchDispatchMode):
 
     def __init__(self, existing: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.current = self.peak = 0
+        self.current = self.peak = self.operations = 0
         self._sizes: dict[int, int] = {}
         self._existing = list(existing)  # kept alive, so that no other storage takes their address
         self._ignored = {tensor.untyped_storage()._cdata for tensor in self._existing}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if not func.is_view and "empty" not in func.__name__:
+            self.operations += 1
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._add(leaf)

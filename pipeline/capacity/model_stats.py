@@ -15,6 +15,8 @@ class Flops:
 
     token: int
     """Per token through the layers, attention and head left out: twice the weights that it meets"""
+    experts: int
+    """Of these, in routed experts"""
     pair: int
     """Per token attending to another one, in all layers"""
     head: int
@@ -60,8 +62,8 @@ def _flops(model: PreTrainedModel, experts: int) -> Flops:
     config = model.config
     ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     matrices = sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in ends)
-    if experts:  # a token meets a few of them
-        matrices -= experts - experts * config.num_experts_per_tok // config.num_experts
+    met = experts * config.num_experts_per_tok // config.num_experts if experts else 0
+    matrices += met - experts
     heads, layers = config.num_attention_heads, config.num_hidden_layers
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return Flops(2 * matrices, 4 * heads * width * layers, 2 * model.get_output_embeddings().weight.numel())
+    return Flops(2 * matrices, 2 * met, 4 * heads * width * layers, 2 * model.get_output_embeddings().weight.numel())

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.capacity.compute import Arithmetic, Epoch, arithmetic, epoch, traffic
-from pipeline.capacity.fake_step import FakeStep, StepMemory
+from pipeline.capacity.compute import (
+    Arithmetic,
+    Epoch,
+    Machine,
+    StepTime,
+    arithmetic,
+    epoch,
+    step_time,
+    traffic,
+)
+from pipeline.capacity.fake_step import FakeStep, StepTrace
 from pipeline.capacity.memory import GpuMemory, gpu_memory, largest_rows
 from pipeline.capacity.planned_run import PlannedRun, RowMeans
 from pipeline.capacity.zero3 import Shards, ZeroSettings
 
 GB = 1e9
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The GPUs."""
-
-    nodes: int
-    gpus_per_node: int
-    gpu_bytes: float
-    headroom: float
-    """Share of the memory that is left to the CUDA context, NCCL and fragmentation"""
-    gpu_flops: float
-    """Peak of one GPU, per second"""
-    mfu: float
-    """Share of the peak that a run reaches"""
-
-    @property
-    def ranks(self) -> int:
-        return self.nodes * self.gpus_per_node
-
-    @property
-    def limit(self) -> float:
-        """Bytes that a run may take of a GPU."""
-        return self.gpu_bytes * (1 - self.headroom)
 
 
 @dataclass(frozen=True)
@@ -72,11 +58,28 @@ class CapacityReport:
     """From no saving to all of them"""
     sent: dict[str, float]
     arithmetic: Arithmetic
+    operations: int
+    """Kernels launched per micro-step, DeepSpeed's left out"""
+    time: StepTime
     epoch: Epoch | None
 
     @property
     def fits(self) -> bool:
         return self.memory.total <= self.machine.limit
+
+    @property
+    def warning(self) -> str | None:
+        """Says so where the GPUs wait for the host, and how many rows per GPU would keep them busy."""
+        time, plan = self.time, self.run.plan
+        if time.bound_by != "launches":
+            return None
+        rows = plan.recipe.optim.global_batch / (self.machine.ranks * plan.accumulation)
+        enough = math.ceil(rows * time.launch / (time.compute - time.waiting))
+        return (
+            f"{self.machine.nodes} x {self.machine.gpus_per_node} GPUs wait for the host: {rows:g} rows per GPU are "
+            f"{1000 * time.compute:.0f} ms of arithmetic, launching {self.operations:,} operations takes "
+            f"{1000 * time.launch:.0f} ms; {enough} rows or more would keep them busy"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Values for scripts, in GB of 10^9 bytes and TFLOP."""
@@ -118,6 +121,11 @@ class CapacityReport:
                 "teacher_tokens": {name: value / 1e12 for name, value in flops.teacher_tokens.items()},
                 "row": flops.row / 1e12,
             },
+            "operations": self.operations,
+            "host_waits": self.time.waits,
+            "seconds_per_micro_step": self.time.total,
+            "bound_by": self.time.bound_by,
+            "warning": self.warning,
             "mfu": self.machine.mfu,
             "gpu_tflops": self.machine.gpu_flops / 1e12,
             "rows": self.epoch and self.epoch.rows,
@@ -137,6 +145,8 @@ def capacity_report(
     shards, offloaded = (step.shards(s, machine.ranks) for s in (settings, settings.with_offload()))
     checkpointing = run.plan.recipe.student.activation_checkpointing
     traced, flops = step.trace(run.rows, checkpointing), arithmetic(run, step, means)
+    sent = traffic(run, step, shards, means)
+    time = step_time(run, step, traced, flops, sent, machine)
     return CapacityReport(
         run,
         machine,
@@ -149,20 +159,22 @@ def capacity_report(
         },
         host=machine.gpus_per_node * shards.host,
         options=tuple(
-            _option(run, step, own, machine, checkpointing=checkpointing, offload=own is offloaded)
-            for own in (shards, offloaded)
+            _option(run, step, option_shards, machine, checkpointing=checkpointing, offload=offload)
+            for offload, option_shards in ((False, shards), (True, offloaded))
             for checkpointing in (False, True)
         ),
-        sent=traffic(run, step, shards, means),
+        sent=sent,
         arithmetic=flops,
-        epoch=epoch(run, flops, machine.ranks * machine.gpu_flops * machine.mfu),
+        operations=sum(traced.operations),
+        time=time,
+        epoch=epoch(run, time),
     )
 
 
 def _option(
     run: PlannedRun, step: FakeStep, shards: Shards, machine: Machine, *, checkpointing: bool, offload: bool
 ) -> Option:
-    def total(rows: int, memory: Callable[[int, bool], StepMemory] = step.estimate) -> int:
+    def total(rows: int, memory: Callable[[int, bool], StepTrace] = step.estimate) -> int:
         return gpu_memory(run, step, shards, memory(rows, checkpointing)).total
 
     return Option(

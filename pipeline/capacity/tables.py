@@ -108,11 +108,22 @@ def _work(report: CapacityReport) -> Table:
         table.add_row(f"teacher {name}: forward, per token", f"{value / 1e9:,.2f} GFLOP")
     table.add_row("an average row: all models and heads", f"{flops.row / 1e9:,.2f} GFLOP")
     table.add_section()
+    time = report.time
     table.add_row(
-        f"an epoch at {machine.mfu:.0%} of {machine.gpu_flops / 1e12:g} TFLOP/s",
-        _hours(report) + " hours" * bool(report.epoch),
+        f"arithmetic at {machine.mfu:.0%} of {machine.gpu_flops / 1e12:g} TFLOP/s", _milliseconds(time.compute)
     )
+    microseconds = machine.seconds_per_operation * 1e6
+    table.add_row(f"launching {report.operations:,} operations at {microseconds:g} us", _milliseconds(time.launch))
+    table.add_row("times that the host waits for the GPU", str(time.waits))
+    if machine.nodes > 1:
+        table.add_row(f"collectives between nodes at {machine.network / GB:g} GB/s", _milliseconds(time.network))
+    table.add_row(f"a micro-step, bound by {time.bound_by}", _milliseconds(time.total))
+    table.add_row("an epoch", _hours(report) + " hours" * bool(report.epoch))
     return table
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:,.1f} ms"
 
 
 def _hours(report: CapacityReport) -> str:

@@ -12,17 +12,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.core.errors import BadInput
-from pipeline.training.engine import zero_stage
+from pipeline.training.engine import student_dtype, zero_stage
 from pipeline.training.step import StudentWithLoss
 
 MASTER, MOMENTS = 4, 8
 """Bytes per element of the float32 weights, and of AdamW's two moments."""
 
 
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
 @dataclass(frozen=True)
 class ZeroSettings:
     """What an engine config says of memory; defaults are DeepSpeed's."""
 
+    element: int
+    """Bytes of a parameter's element; then, of a gradient's while it accumulates and while it is sent"""
+    accumulation: int
+    communication: int
     reduce_bucket: int
     prefetch: int
     reuse_distance: int
@@ -40,7 +47,11 @@ def read_settings(config: dict[str, Any], path: str) -> ZeroSettings:
     if zero_stage(config) != 3:
         raise BadInput(f"plan counts ZeRO stage 3, and {path} has stage {zero_stage(config)}: give another --deepspeed")
     zero = config["zero_optimization"]
+    element = student_dtype(config).itemsize
     return ZeroSettings(
+        element=element,
+        accumulation=_BYTES.get(config.get("data_types", {}).get("grad_accum_dtype"), element),
+        communication=_BYTES.get(config.get("communication_data_type"), element),
         reduce_bucket=int(zero.get("reduce_bucket_size", 5e8)),
         prefetch=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
         reuse_distance=int(zero.get("stage3_max_reuse_distance", 1e9)),
@@ -66,16 +77,17 @@ class Shards:
     stepping: int
     """Gradients in float32, and AdamW's workspace"""
     host: int
-    full: int
-    """All parameters"""
+    reduced: int
+    """All gradients, as they are sent"""
     persistent: int
     """Parameters too small to be given up: gathered once per optimizer step"""
     gathers: int
     """Other parameters that all-gathers bring together in one micro-step"""
 
 
-def shards(module: StudentWithLoss, settings: ZeroSettings, ranks: int, element: int) -> Shards:
-    """element: bytes of a parameter. Works on parameters without memory."""
+def shards(module: StudentWithLoss, settings: ZeroSettings, ranks: int) -> Shards:
+    """Works on parameters without memory."""
+    element = settings.element
     sizes = [parameter.numel() for parameter in module.model.parameters()]
     total, shard = sum(sizes), sum(math.ceil(size / ranks) for size in sizes)
     persistent = sum(size for size in sizes if size < settings.persistent)
@@ -85,18 +97,20 @@ def shards(module: StudentWithLoss, settings: ZeroSettings, ranks: int, element:
     master = 0 if element == MASTER else MASTER  # float32 weights are their own master copy
     host = element * shard if settings.offload_parameters else 0
     if settings.offload_optimizer:
-        host += (element + MASTER + MASTER + MOMENTS) * shard  # gradients twice: as they come and in float32
+        host += (
+            settings.accumulation + MASTER + MASTER + MOMENTS
+        ) * shard  # gradients twice: as they come and in float32
     on_gpu = 0 if settings.offload_optimizer else 1
     return Shards(
         parameters=0 if settings.offload_parameters else element * shard,
-        gradients=on_gpu * element * shard,
-        bucket=element * settings.reduce_bucket,
+        gradients=on_gpu * settings.accumulation * shard,
+        bucket=settings.communication * settings.reduce_bucket,
         optimizer=on_gpu * (master + MOMENTS) * shard,
         gathered=0 if ranks == 1 else element * gathered,  # one rank works on its shard, which is everything
-        reducing=element * min(total, max(settings.reduce_bucket, max(sizes))),
+        reducing=settings.communication * min(total, max(settings.reduce_bucket, max(sizes))),
         stepping=on_gpu * 2 * MASTER * shard,
         host=host,
-        full=element * total,
+        reduced=settings.communication * total,
         persistent=element * persistent,
         gathers=element * gathers,
     )
