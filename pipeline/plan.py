@@ -65,14 +65,20 @@ def main() -> None:
     recipe = without_idle_teachers(recipe)
     configs, data = read_configs(recipe, flags.config), read_data(recipe, flags.rows, flags.mean_tokens)
     runs = [plan_run(recipe, engine, configs, data, nodes, flags.gpus_per_node) for nodes in flags.nodes]
-    step, means = (
-        FakeStep(runs[0], configs[0], list(configs[1].values()), flags.device, flags.expert_imbalance),
-        row_means(runs[0]),
+    step = FakeStep(runs[0], configs[0], list(configs[1].values()), flags.device, flags.expert_imbalance)
+    means = row_means(runs[0])
+    machine = partial(
+        Machine,
+        gpus_per_node=flags.gpus_per_node,
+        gpu_bytes=flags.gpu_memory * GB,
+        headroom=flags.headroom,
+        gpu_flops=flags.gpu_tflops * 1e12,
+        mfu=flags.mfu,
+        seconds_per_operation=flags.launch_us / 1e6,
+        network=flags.network * GB,
     )
-    gpu = (flags.gpus_per_node, flags.gpu_memory * GB, flags.headroom, flags.gpu_tflops * 1e12, flags.mfu)
-    gpu += (flags.launch_us / 1e6, flags.network * GB)
     reports = [
-        capacity_report(run, step, settings, means, Machine(nodes, *gpu))
+        capacity_report(run, step, settings, means, machine(nodes))
         for run, nodes in zip(runs, flags.nodes, strict=True)
     ]
     if flags.json:

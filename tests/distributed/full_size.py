@@ -135,6 +135,7 @@ def main(recipe_name: str, world: int, rank: int, output: Path) -> None:
     predicted = gpu_memory(run, fake_step, shards, fake_step.trace(run.rows, False))
     result: dict[str, Any] = {"planned": predicted.total, "planned_parts": predicted.always | predicted.phases}
 
+    rows = run.full_batch(run.rows)
     nn.Module.to_empty = to_empty
     nn.Module.to = lambda self, *args, **kwargs: self
     with chunks_as_on("cuda"), FakeTensorMode(allow_non_fake_inputs=True) as mode, MemoryTracker() as tracker:
@@ -152,7 +153,7 @@ def main(recipe_name: str, world: int, rank: int, output: Path) -> None:
             teachers.append(loaded.requires_grad_(False).eval())
         module = student_with_loss(run.plan, model, teachers)
         engine = build_engine(module, settings, recipe.optim, accumulation=1)
-        batch = run.full_batch(run.rows).map(mode.from_tensor)
+        batch = rows.map(mode.from_tensor)
         observed.take()
         steps = []
         for _ in range(2):
