@@ -15,6 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
+_WITHOUT_KERNEL = ("empty", "new_empty", "_unsafe_view")
+
+
 class MemoryTracker(TorchDispatchMode):
     """Counts bytes of storages that operations make, until they are freed, and the operations that a device would run.
 
@@ -33,7 +36,7 @@ class MemoryTracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not func.is_view and "empty" not in func.__name__:
+        if func.namespace == "aten" and not func.is_view and not func.__name__.startswith(_WITHOUT_KERNEL):
             self.operations += 1
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):

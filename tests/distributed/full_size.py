@@ -79,7 +79,7 @@ def replace_data_dependent(observed: Observed) -> None:
     auto_ep_layer._split_plan_from_expert_counts = observed.read_by_host("tokens per expert", balanced)
     observed.balanced = balanced
     # on CUDA a kernel does this
-    ep_kernels.fill_indices_cpu = lambda *args, max_len, **_: torch.empty(max_len, dtype=torch.int32)
+    ep_kernels.fill_indices_cpu = lambda *args: torch.empty(args[-1], dtype=torch.int32)
     parse = auto_ep_config.parse_autoep_config
     auto_ep_config.parse_autoep_config = lambda settings: parse({**settings, "use_grouped_mm": True})  # as on CUDA
 
