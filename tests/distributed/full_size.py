@@ -120,7 +120,7 @@ def main(recipe_name: str, world: int, rank: int, output: Path) -> None:
     from pipeline.capacity.zero3 import read_settings
     from pipeline.config.cli import parse, parser
     from pipeline.method.chunked_lm_head import chunks_as_on
-    from pipeline.models.expert_parallel import share_experts
+    from pipeline.models.expert_parallel import split_experts
     from pipeline.models.loading import build
     from pipeline.training.build import student_with_loss
     from pipeline.training.engine import build_engine, read_engine_config, student_dtype
@@ -147,7 +147,7 @@ def main(recipe_name: str, world: int, rank: int, output: Path) -> None:
             if size > 1:
                 with unset_fake_temporarily():
                     loaded = build(config, dtype=dtype, device="meta")
-                share_experts(loaded, size=size, device="cpu")
+                split_experts(loaded, size=size, device="cpu")
             else:
                 loaded = build(config, dtype=dtype, device="cpu")
             teachers.append(loaded.requires_grad_(False).eval())
