@@ -91,6 +91,17 @@ def test_both_teachers_at_once(capsys, monkeypatch):
     assert {"teacher llada2: forward", "teacher wedlm: forward"} < found["phases_gb"].keys()
 
 
+@SLOW
+def test_a_100b_teacher_fits_where_its_experts_are_shared_out(capsys, monkeypatch):
+    words = ["--recipe", "llada2_mini", "--teachers.path", "inclusionAI/LLaDA2.0-flash"]
+    (found,) = answers(capsys, monkeypatch, *words)
+    sizes = found["memory_gb"]
+    parameters = (sizes["teacher llada2: dense part"] + 8 * sizes["teacher llada2: experts / 8"]) / 2
+    assert parameters == pytest.approx(103, rel=0.02)  # billions
+    assert found["fits"] and found["host_waits"] == 31
+    answers(capsys, monkeypatch, *words, "--teachers.expert_parallel_size", 1, code=2)
+
+
 def test_a_run_that_does_not_fit_is_refused_with_the_numbers(capsys, monkeypatch):
     words = ["--data.aligned", "nowhere", "--gpus-per-node", 2, "--gpu-memory"]  # the demo's tiny models
     (fitting,) = answers(capsys, monkeypatch, *words, 10)

@@ -11,9 +11,9 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+    from transformers import PreTrainedConfig
+
+    from pipeline.capacity.planned_run import PlannedRun
+
 GPUS_PER_NODE = 8
+ENGINE = Path("ds_configs/zero3_bf16.json")
 COLLECTIVES = ("all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single", "all_reduce", "broadcast")
 
 
@@ -29,6 +36,8 @@ class Observed:
     """Collectives as (name, bytes, ranks), and reads of tensors by the host, since the last `take`."""
 
     def __init__(self) -> None:
+        self.routed = 0
+        """Tokens times experts per token of the forward that runs: AutoEP asks the device"""
         self.collectives: list[tuple[str, int, int]] = []
         self.host_reads: Counter[str] = Counter()
 
@@ -71,15 +80,14 @@ def replace_data_dependent(observed: Observed) -> None:
     utils.assert_lst_len_same_as_other_ranks = lambda values: None
 
     def balanced(counts: Tensor, size: int, local: int, group: Any) -> Any:
-        """As many tokens for every rank; `balanced.rows` is set to the tokens' number times experts per token."""
+        """As many tokens for every rank."""
         received = torch.empty_like(counts)
         dist.all_to_all_single(received, counts, group=group)
-        rows = [balanced.rows // size] * size
-        rows[-1] += balanced.rows - sum(rows)
+        rows = [observed.routed // size] * size
+        rows[-1] += observed.routed - sum(rows)
         return auto_ep_layer.SplitPlan(rows, rows, received.view(size, local))
 
     auto_ep_layer._split_plan_from_expert_counts = observed.read_by_host("tokens per expert", balanced)
-    observed.balanced = balanced
     # on CUDA a kernel does this
     ep_kernels.fill_indices_cpu = lambda *args: torch.empty(args[-1], dtype=torch.int32)
     parse = auto_ep_config.parse_autoep_config
@@ -114,81 +122,97 @@ def main(recipe_name: str, world: int, rank: int, output: Path) -> None:
     replace_data_dependent(observed)
     deepspeed.init_distributed(verbose=False)
 
-    from pipeline.capacity.fake_step import FakeStep
     from pipeline.capacity.inputs import read_configs, read_data
-    from pipeline.capacity.memory import gpu_memory
-    from pipeline.capacity.memory_tracker import MemoryTracker
     from pipeline.capacity.planned_run import plan_run
-    from pipeline.capacity.zero3 import read_settings
     from pipeline.config.cli import parse, parser
-    from pipeline.method.chunked_lm_head import chunks_as_on
-    from pipeline.models.expert_parallel import split_experts
-    from pipeline.models.loading import build
-    from pipeline.training.build import student_with_loss
-    from pipeline.training.engine import build_engine, read_engine_config, student_dtype
+    from pipeline.training.engine import read_engine_config
 
     recipe, _ = parse(parser(""), ["--recipe", recipe_name, "--data.aligned", "nowhere"])
-    engine_file = "ds_configs/zero3_bf16.json"
-    settings = read_engine_config(Path(engine_file))
-    (student_config, teacher_configs), data = read_configs(recipe, []), read_data(recipe, None, None)
-    run = plan_run(recipe, settings, (student_config, teacher_configs), data, world // GPUS_PER_NODE, GPUS_PER_NODE)
-    fake_step = FakeStep(run, student_config, list(teacher_configs.values()), "cuda")
-    shards = fake_step.shards(read_settings(settings, engine_file), world)
-    predicted = gpu_memory(run, fake_step, shards, fake_step.trace(run.rows, False))
-    result: dict[str, Any] = {"planned": predicted.total, "planned_parts": predicted.always | predicted.phases}
+    student, teachers = read_configs(recipe, [])
+    data, engine = read_data(recipe, None, None), read_engine_config(ENGINE)
+    run = plan_run(recipe, engine, (student, teachers), data, world // GPUS_PER_NODE, GPUS_PER_NODE)
+    configs = [student, *teachers.values()]
+    result = {"planned": planned_bytes(run, configs, world), **observe_steps(run, configs, observed)}
+    output.write_text(json.dumps(result))
 
-    rows = run.full_batch(run.rows)
+
+def planned_bytes(run: PlannedRun, configs: Sequence[PreTrainedConfig], world: int) -> int:
+    """What `plan` says of one GPU."""
+    from pipeline.capacity.fake_step import FakeStep
+    from pipeline.capacity.memory import gpu_memory
+    from pipeline.capacity.zero3 import read_settings
+
+    step = FakeStep(run, configs[0], configs[1:], "cuda")
+    shards = step.shards(read_settings(run.plan.engine_config, str(ENGINE)), world)
+    return gpu_memory(run, step, shards, step.trace(run.rows, False)).total
+
+
+def load_teacher(config: PreTrainedConfig, dtype: torch.dtype, expert_parallel_size: int) -> nn.Module:
+    """As `pipeline.models.loading.load_teacher`, without values."""
+    from pipeline.models.expert_parallel import split_experts
+    from pipeline.models.loading import build
+
+    if expert_parallel_size == 1:
+        return build(config, dtype=dtype, device="cpu").requires_grad_(False).eval()
+    with unset_fake_temporarily():
+        model = build(config, dtype=dtype, device="meta")
+    split_experts(model, size=expert_parallel_size, device="cpu")
+    return model.requires_grad_(False).eval()
+
+
+def observe_steps(run: PlannedRun, configs: Sequence[PreTrainedConfig], observed: Observed) -> dict[str, Any]:
+    """Two optimizer steps of one micro-batch each: what every phase holds at most, collectives, host reads, operations."""
+    from pipeline.capacity.memory_tracker import MemoryTracker
+    from pipeline.method.chunked_lm_head import chunks_as_on
+    from pipeline.models.loading import build
+    from pipeline.training.build import student_with_loss
+    from pipeline.training.engine import build_engine, student_dtype
+
+    plan, rows = run.plan, run.full_batch(run.rows)
     nn.Module.to_empty = to_empty
     nn.Module.to = lambda self, *args, **kwargs: self
     with chunks_as_on("cuda"), FakeTensorMode(allow_non_fake_inputs=True) as mode, MemoryTracker() as tracker:
-        model = build(student_config, dtype=student_dtype(settings), device="cpu").train()
-        teachers = []
-        for teacher in recipe.teachers:
-            config, dtype = teacher_configs[teacher.name], getattr(torch, teacher.dtype)
-            size = run.plan.expert_parallel_size[teacher.name]
-            if size > 1:
-                with unset_fake_temporarily():
-                    loaded = build(config, dtype=dtype, device="meta")
-                split_experts(loaded, size=size, device="cpu")
-            else:
-                loaded = build(config, dtype=dtype, device="cpu")
-            teachers.append(loaded.requires_grad_(False).eval())
-        module = student_with_loss(run.plan, model, teachers)
-        engine = build_engine(module, settings, recipe.optim, accumulation=1)
+        model = build(configs[0], dtype=student_dtype(plan.engine_config), device="cpu").train()
+        teachers = [
+            load_teacher(config, getattr(torch, teacher.dtype), plan.expert_parallel_size[teacher.name])
+            for config, teacher in zip(configs[1:], plan.recipe.teachers, strict=True)
+        ]
+        module = student_with_loss(plan, model, teachers)
+        engine = build_engine(module, plan.engine_config, plan.recipe.optim, accumulation=1)
         batch = rows.map(mode.from_tensor)
         observed.take()
         steps = []
         for _ in range(2):
-            peaks = {}
-            outputs = []
+            before, outputs, peaks = tracker.operations, [], {}
             for term, teacher, teacher_batch in zip(module.terms, teachers, batch.teachers, strict=True):
-                observed.balanced.rows = teacher_batch.input.ids.numel() * getattr(
-                    teacher.config, "num_experts_per_tok", 0
-                )
+                per_token = getattr(teacher.config, "num_experts_per_tok", 0)
+                observed.routed = teacher_batch.input.ids.numel() * per_token
                 tracker.reset_peak()
                 outputs.append(term.teacher_forward(teacher, teacher_batch))
                 peaks[f"teacher {term.name}: forward"] = tracker.peak
             tracker.reset_peak()
-            sums = engine(batch, outputs, 0.5)
-            engine.backward(sums.sum())
+            engine.backward(engine(batch, outputs, 0.5).sum())
             peaks["student: forward and backward"] = tracker.peak
             tracker.reset_peak()
             engine.step()
             peaks["student: optimizer step"] = tracker.peak
-            del sums, outputs
-            steps.append({"peaks": peaks, **observed.take()})
-        dtypes = {
-            "student": {str(p.dtype) for p in model.parameters()},
-            "teachers": {str(p.dtype) for t in teachers for name, p in t.named_parameters()},
-            "master": {str(p.dtype) for p in engine.optimizer.fp32_partitioned_groups_flat},
-            "optimizer": {
-                str(v.dtype) for s in engine.optimizer.optimizer.state.values() for k, v in s.items() if k != "step"
-            },
-            "communication": {str(engine.communication_data_type)},
-            "accumulation": {str(engine.optimizer.gradient_accumulation_dtype)},
-        }
-    result |= {"steps": steps, "dtypes": {name: sorted(values) for name, values in dtypes.items()}}
-    output.write_text(json.dumps(result))
+            steps.append({"peaks": peaks, "operations": tracker.operations - before, **observed.take()})
+        return {"steps": steps, "dtypes": dtypes(model, teachers, engine)}
+
+
+def dtypes(model: nn.Module, teachers: Sequence[nn.Module], engine: DeepSpeedEngine) -> dict[str, list[str]]:
+    """Of every group of tensors."""
+    zero = engine.optimizer
+    moments = [tensor for state in zero.optimizer.state.values() for key, tensor in state.items() if key != "step"]
+    groups = {
+        "student": [parameter.dtype for parameter in model.parameters()],
+        "teachers": [parameter.dtype for teacher in teachers for parameter in teacher.parameters()],
+        "master": [tensor.dtype for tensor in zero.fp32_partitioned_groups_flat],
+        "optimizer": [tensor.dtype for tensor in moments],
+        "communication": [engine.communication_data_type],
+        "accumulation": [zero.gradient_accumulation_dtype],
+    }
+    return {name: sorted({str(dtype) for dtype in values}) for name, values in groups.items()}
 
 
 if __name__ == "__main__":
