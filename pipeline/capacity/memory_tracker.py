@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-
 _WITHOUT_KERNEL = ("empty", "new_empty", "_unsafe_view")
 
 
