@@ -65,8 +65,8 @@ def test_real_models_on_80_gb(recipe, strategy, capsys, monkeypatch):
     assert found[0]["accumulation"] == 1  # as published: the whole batch of a GPU at once
     totals, hours = ([a[name] for a in found] for name in ("total_gb", "hours_per_epoch"))
     assert totals == sorted(totals, reverse=True) and hours == sorted(hours, reverse=True)
-    last = found[-1]  # a row or two per GPU: its host is slower than it
-    assert last["bound_by"] == "launches" and "wait for the host" in last["warning"] and last["operations"] > 4000
+    last = found[-1]  # a row or two per GPU: its host or the network is slower than it
+    assert last["bound_by"] != "arithmetic" and "GPUs wait for the" in last["warning"] and last["operations"] > 4000
     assert last["host_waits"] == (19 if recipe == "llada2_mini" else 0)
     first = found[0]
     teacher = sum(size for part, size in first["memory_gb"].items() if part.startswith("teacher"))

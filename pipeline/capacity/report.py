@@ -69,16 +69,18 @@ class CapacityReport:
 
     @property
     def warning(self) -> str | None:
-        """Says so where the GPUs wait for the host, and how many rows per GPU would keep them busy."""
+        """Says so where the GPUs wait for the host or the network, and how many rows per GPU would keep them busy."""
         time, plan = self.time, self.run.plan
-        if time.bound_by != "launches":
+        if time.bound_by == "arithmetic":
             return None
         rows = plan.recipe.optim.global_batch / (self.machine.ranks * plan.accumulation)
-        enough = math.ceil(rows * time.launch / (time.compute - time.waiting))
+        enough = math.ceil(rows * max(time.launch / (time.compute - time.waiting), time.network / time.compute))
         return (
-            f"{self.machine.nodes} x {self.machine.gpus_per_node} GPUs wait for the host: {rows:g} rows per GPU are "
+            f"{self.machine.nodes} x {self.machine.gpus_per_node} GPUs wait for the "
+            f"{'host' if time.bound_by == 'launches' else 'network'}: {rows:g} rows per GPU are "
             f"{1000 * time.compute:.0f} ms of arithmetic, launching {self.operations:,} operations takes "
-            f"{1000 * time.launch:.0f} ms; {enough} rows or more would keep them busy"
+            f"{1000 * time.launch:.0f} ms, collectives between nodes {1000 * time.network:.0f} ms; {enough} rows or "
+            "more would keep them busy"
         )
 
     def to_json(self) -> dict[str, Any]:
