@@ -8,7 +8,9 @@ shift || true
 started=$SECONDS
 say() { printf '\n== %s (%d s so far)\n' "$*" $((SECONDS - started)); }
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-train() { deepspeed --num_gpus "$ranks" --master_port "$port" pipeline/distill.py --deepspeed ds_configs/zero3.json "$@"; }
+# DeepSpeed's launchers keep to errors; told the device, they need not warn that they found no other
+python -c 'import sys, torch; sys.exit(torch.accelerator.is_available())' && export DS_ACCELERATOR=cpu
+train() { deepspeed --log_level error --num_gpus "$ranks" --master_port "$port" pipeline/distill.py --deepspeed ds_configs/zero3.json "$@"; }
 wait_for() { for job in "$@"; do wait "$job"; done; }
 
 say "align: tie the tokens of both tokenizers by the bytes they spell"

@@ -11,6 +11,7 @@ Other commands: `evaluate.py compare A B` (which differences are real), `prefetc
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def main() -> None:
     argv = sys.argv[1:]
     if argv and argv[0] in COMMANDS:
         return import_module(COMMANDS[argv[0]]).main(argv[1:])
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness draws a bar for prompts that take it a second to build
     from pipeline.evaluation.stage import Request, of_watched_run, run
 
     p = parser(__doc__)

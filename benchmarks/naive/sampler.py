@@ -48,10 +48,10 @@ def generate(model: nn.Module, prompts: list[list[int]], config: GenerateConfig)
     return [_until_end(row[length:].tolist(), end) for row in ids]
 
 
-def _commit(block: Tensor, logits: Tensor, count: int, mask: int, never: list[int]) -> None:
+def _commit(block: Tensor, logits: Tensor, count: int, mask: int, suppressed_ids: list[int]) -> None:
     """Decides the `count` most confident masked positions of every row, in place."""
     probabilities = logits.softmax(-1)
-    logits[..., never] = -torch.inf
+    logits[..., suppressed_ids] = -torch.inf
     tokens = logits.argmax(-1)
     confidence = probabilities.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     confidence[block != mask] = -torch.inf

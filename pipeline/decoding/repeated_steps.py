@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.core.log import log
+from pipeline.decoding.cached_model import CachedModel, choose
 from pipeline.decoding.canvas import PADDING, BlockState, Canvas, GenerateConfig, schedule
 from pipeline.decoding.kv_cache import StaticColumns, static_buffers
-from pipeline.decoding.reader import Reader, choose
 
 ALIGNMENT = 16  # of the mask's rows, in elements: attention kernels would copy others
 
@@ -68,24 +68,30 @@ def as_it_is(work: Callable[[], None]) -> Callable[[], None]:
 class Decoder:
     """What all forwards share: the model over a static cache, and the settings."""
 
-    reader: Reader
+    cached_model: CachedModel
     target: StaticColumns
     columns: int
     """of the cache: the canvas's, rounded up"""
     ends: Tensor
-    never: Tensor
+    suppressed_ids: Tensor
     threshold: float
     repeat: Repeat
 
     @classmethod
     def of(
-        cls, model: nn.Module, canvas: Canvas, config: GenerateConfig, ends: Tensor, never: Tensor, repeat: Repeat
+        cls,
+        model: nn.Module,
+        canvas: Canvas,
+        config: GenerateConfig,
+        ends: Tensor,
+        suppressed_ids: Tensor,
+        repeat: Repeat,
     ) -> Decoder:
         """With an empty cache."""
         columns = -(-canvas.ids.shape[1] // ALIGNMENT) * ALIGNMENT
         target = StaticColumns(torch.arange(columns, device=canvas.ids.device))
-        reader = Reader.of(model, lambda: static_buffers(columns, target))
-        return cls(reader, target, columns, ends, never, config.least_probability, repeat)
+        cached_model = CachedModel.of(model, lambda: static_buffers(columns, target))
+        return cls(cached_model, target, columns, ends, suppressed_ids, config.least_probability, repeat)
 
     def mask(self, canvas: Canvas, rows: Tensor, new: slice) -> Tensor:
         """bool [R, 1, new columns, all columns]. Padding sees everything, lest it be NaN."""
@@ -101,8 +107,8 @@ class Decoder:
         state.count_forward(self.ends)
         index = state.masked_first()
         self.target.columns = columns
-        logits = self.reader.logits(ids, positions, mask, index + (ids.shape[1] - index.shape[1]))
-        tokens, confidence = choose(logits, self.never)
+        logits = self.cached_model.logits(ids, positions, mask, index + (ids.shape[1] - index.shape[1]))
+        tokens, confidence = choose(logits, self.suppressed_ids)
         state.commit(index, tokens, confidence, count, self.threshold)
 
 
@@ -197,10 +203,10 @@ class Batch:
 
 
 def fill_repeating(
-    model: nn.Module, canvas: Canvas, config: GenerateConfig, ends: Tensor, never: Tensor, repeat: Repeat
+    model: nn.Module, canvas: Canvas, config: GenerateConfig, ends: Tensor, suppressed_ids: Tensor, repeat: Repeat
 ) -> None:
     """Decides the canvas in place, except blocks behind a row's first end token."""
-    decoder = Decoder.of(model, canvas, config, ends, never, repeat)
+    decoder = Decoder.of(model, canvas, config, ends, suppressed_ids, repeat)
     rows, batch = torch.arange(canvas.ids.shape[0], device=canvas.ids.device), None
     before = 0  # columns of the block before
     for block in canvas.generated_blocks(config.block_size):
@@ -214,7 +220,7 @@ def fill_repeating(
                 rows, batch = rows[going], None
                 if not rows.numel():
                     return
-                decoder.reader.keep(going)
+                decoder.cached_model.keep(going)
         before = block.stop - block.start
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.core.rng import generator_for
+from pipeline.decoding.cached_model import CachedModel, choose, takes_cache
 from pipeline.decoding.canvas import BlockState, Canvas, GenerateConfig, Response, schedule
 from pipeline.decoding.kv_cache import buffers
-from pipeline.decoding.reader import Reader, choose, takes_cache
 from pipeline.decoding.repeated_steps import CudaGraph, Repeat, fill_repeating
 
 
@@ -53,12 +53,21 @@ def decode(
         repeat = CudaGraph
     with torch.inference_mode():
         canvas = Canvas.lay_out(prompts, config, special.mask, device)
-        ends, never = (torch.tensor(ids, dtype=torch.long, device=device) for ids in (special.ends, special.never))
+        ends, suppressed_ids = (
+            torch.tensor(ids, dtype=torch.long, device=device) for ids in (special.ends, special.suppressed_ids)
+        )
         if repeat and config.temperature == 0 and takes_cache(model):
-            fill_repeating(model, canvas, config, ends, never, repeat)
+            fill_repeating(model, canvas, config, ends, suppressed_ids, repeat)
         else:
             generators = [generator_for(config.seed, *prompt) for prompt in prompts]
-            _fill(Reader.of(model, partial(buffers, canvas.ids.shape[1])), canvas, config, ends, never, generators)
+            _fill(
+                CachedModel.of(model, partial(buffers, canvas.ids.shape[1])),
+                canvas,
+                config,
+                ends,
+                suppressed_ids,
+                generators,
+            )
     return [canvas.read(row, special.ends) for row in range(len(prompts))]
 
 
@@ -68,7 +77,7 @@ class SpecialTokens:
 
     mask: int
     ends: list[int]
-    never: list[int]
+    suppressed_ids: list[int]
     """Ids that are never committed."""
 
     @classmethod
@@ -82,11 +91,11 @@ class SpecialTokens:
 
 
 def _fill(
-    reader: Reader,
+    cached_model: CachedModel,
     canvas: Canvas,
     config: GenerateConfig,
     ends: Tensor,
-    never: Tensor,
+    suppressed_ids: Tensor,
     generators: list[torch.Generator],
 ) -> None:
     """Decides the canvas in place, except columns behind a row's first end token; the host looks at every forward."""
@@ -101,12 +110,12 @@ def _fill(
                 break
             state.count_forward(ends)
             index = state.masked_first()[:, : max(masked)]
-            logits = reader.open_block(canvas, rows, block, index)
+            logits = cached_model.open_block(canvas, rows, block, index)
             noise = None
             if config.temperature > 0:
                 noise = config.temperature * _gumbel(masked, logits.shape[2], [generators[i] for i in rows.tolist()])
                 noise = noise.to(device)
-            tokens, confidence = choose(logits, never, noise)
+            tokens, confidence = choose(logits, suppressed_ids, noise)
             count = torch.tensor(counts, device=device)[rows]
             state.commit(index, tokens, confidence, count, config.least_probability)
             state.store(canvas, rows, block)
@@ -116,7 +125,7 @@ def _fill(
                 rows = rows[going]
                 if not rows.numel():
                     return
-                reader.keep(going)
+                cached_model.keep(going)
 
 
 def _gumbel(masked: Sequence[int], vocabulary: int, generators: list[torch.Generator]) -> Tensor:

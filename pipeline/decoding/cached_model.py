@@ -18,7 +18,7 @@ SOFTMAX_ROWS = {"cpu": 32, "cuda": 1024}
 
 
 @dataclass
-class Reader:
+class CachedModel:
     """The model and, where it takes one, the cache of the columns before the block in work."""
 
     model: nn.Module
@@ -27,7 +27,7 @@ class Reader:
     """Whether the model's head can be spared the positions that nobody asks for."""
 
     @classmethod
-    def of(cls, model: nn.Module, make_cache: Callable[[], Cache]) -> Reader:
+    def of(cls, model: nn.Module, make_cache: Callable[[], Cache]) -> CachedModel:
         """`make_cache` makes an empty cache, for a model that takes one."""
         cache = make_cache() if takes_cache(model) else None
         return cls(model, cache, "logits_to_keep" in inspect.signature(model.forward).parameters)
@@ -63,17 +63,17 @@ def takes_cache(model: nn.Module) -> bool:
     return "past_key_values" in inspect.signature(model.forward).parameters
 
 
-def choose(logits: Tensor, never: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def choose(logits: Tensor, suppressed_ids: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The token for each position and its probability: [R, P, V] -> [R, P] each.
 
     Probabilities are over the whole vocabulary, as published: where the model would rather keep the mask, whatever is
     chosen in its place has little confidence and waits.
     """
     logits, shape = logits.flatten(0, 1), logits.shape[:2]
-    kept = logits.index_select(1, never)
-    logits.index_fill_(1, never, -math.inf)
+    kept = logits.index_select(1, suppressed_ids)
+    logits.index_fill_(1, suppressed_ids, -math.inf)
     tokens = (logits if noise is None else logits + noise.flatten(0, 1)).argmax(1)
-    logits.index_copy_(1, never, kept)
+    logits.index_copy_(1, suppressed_ids, kept)
     pieces = SOFTMAX_ROWS[logits.device.type]  # all at once would fill memory with temporaries
     pairs = zip(logits.split(pieces), tokens.split(pieces), strict=True)
     confidence = torch.cat([few.softmax(1).gather(1, chosen[:, None])[:, 0] for few, chosen in pairs])
