@@ -25,13 +25,12 @@ from pipeline.models.loading import (
     MASK_TOKEN,
     WEIGHT_FILES,
     build,
-    embedding_weight,
     fetch,
     read_config,
     read_raw_config,
     read_tokenizer,
 )
-from pipeline.models.weights import check_files, check_shapes, checkpoint_views, fill, shapes, weight_files
+from pipeline.models.weights import TiedHead, check_files, check_shapes, checkpoint_views, fill, shapes, weight_files
 
 SOURCES = ("llama", "qwen2", "qwen3")
 ROUND_TO = 64  # rows of resized embeddings: matrix products of GPUs want multiples
@@ -122,9 +121,9 @@ def _read_folder(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast,
     tokenizer = read_tokenizer(source)
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     model = build(config, dtype=dtype, device="cpu")
-    views, tied = checkpoint_views(model), config.tie_word_embeddings
-    check_files(folder, shapes(views), tied=tied)
-    fill(folder, views, tied_head=embedding_weight(model) if tied else None)
+    views, tied = checkpoint_views(model), TiedHead.of(model)
+    check_files(folder, shapes(views), tied_head=tied)
+    fill(folder, views, tied_head=tied)
     return model, tokenizer, weight_files(folder)
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import MethodType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -19,17 +19,18 @@ from transformers.initialization import no_init_weights
 
 from pipeline.core.errors import BadInput
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size, split_experts, verify_experts
+from pipeline.models.families.family import Raw
 from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM, check_mask
-from pipeline.models.weights import check_files, checkpoint_views, fill, init_weights, shapes
+from pipeline.models.families.table import family_of, find_family
+from pipeline.models.weights import TiedHead, check_files, checkpoint_views, fill, init_weights, shapes
 
 Weights = Literal["pretrained", "random"]
 
-ARCHITECTURES = ("llada2_moe", "llama", "qwen2", "qwen3")
 CONFIG_FILES = ["config.json"]
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 MASK_TOKEN = "<|mask|>"
-WEDLM_MASK = 151665  # in WeDLM's code, where its config.json names none
+NOT_FIELDS = ("auto_map", "architectures", "library", "model_type", "transformers_version")  # of the library's configs
 
 
 def fetch(path: str, patterns: Sequence[str]) -> Path:
@@ -44,22 +45,34 @@ def fetch(path: str, patterns: Sequence[str]) -> Path:
 
 
 def read_config(path: str) -> PreTrainedConfig:
-    """A model's configuration as one of ARCHITECTURES, of its folder, hub name or config file.
+    """A model's configuration as its family's class in transformers reads it, of its folder, hub name or config file.
 
-    Raises BadInput for others and for settings that do not fit.
+    Raises BadInput for families that are not in the table, for quantized weights and for settings that do not fit.
     """
     file = Path(path) if Path(path).is_file() else fetch(path, CONFIG_FILES) / "config.json"
     if not file.is_file():
         raise BadInput(f"{path}: no config.json; give the folder of a model")
-    raw = read_raw_config(file)
-    architecture = _architecture(raw)
-    if architecture not in ARCHITECTURES:
-        raise BadInput(f"{file}: model_type {raw.get('model_type')!r} is none of {', '.join(ARCHITECTURES)}")
-    unused = ("auto_map", "architectures", "model_type", "transformers_version")
+    return library_config(read_raw_config(file), str(file))
+
+
+def library_config(raw: Raw, where: str) -> PreTrainedConfig:
+    """Of the content of a config.json. Raises BadInput as `read_config` does."""
+    family = find_family(raw, where)
+    if raw.get("quantization_config"):
+        raise BadInput(f"{where}: the model is quantized (quantization_config); give the one that is not")
     try:
-        return AutoConfig.for_model(architecture, **{k: v for k, v in raw.items() if k not in unused})
+        fields = family.fields(raw)
+        arguments = {name: value for name, value in fields.items() if name not in NOT_FIELDS}
+        config = AutoConfig.for_model(fields.get("library", family.library), **arguments)
+    except KeyError as error:
+        raise BadInput(f"{where}: {error.args[0]} is missing") from None
     except (StrictDataclassError, TypeError, ValueError) as error:
-        raise BadInput(f"{file}: {' '.join(str(error).split())}") from None
+        raise BadInput(f"{where}: {' '.join(str(error).split())}") from None
+    if family.block_size and getattr(config, "block_size", None) is None:
+        config.block_size = family.block_size
+    if family.keeps_name:
+        config.published = dict(raw)
+    return config
 
 
 def read_raw_config(file: Path) -> dict[str, Any]:
@@ -71,14 +84,6 @@ def read_raw_config(file: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise BadInput(f"{file}: not a JSON object of settings")
     return raw
-
-
-def _architecture(raw: dict[str, Any]) -> str:
-    """Other names of the same architectures: WeDLM is Qwen3 (with q/k norms) or Qwen2, `a2d-` marks BD3LM students."""
-    name = str(raw.get("model_type"))
-    if name == "wedlm":
-        return "qwen3" if raw.get("qk_norm", True) else "qwen2"
-    return name.removeprefix("a2d-").removesuffix("_veomni")
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
@@ -114,14 +119,23 @@ def read_tokenizer(path: str) -> PreTrainedTokenizerFast:
 
 
 def _name_mask_token(tokenizer: PreTrainedTokenizerFast, config: Path) -> None:
-    """Takes the mask token from the model's config, for models whose tokenizer does not know it (WeDLM)."""
+    """Takes the mask token from the model's config or its family, for models whose tokenizer does not know it (WeDLM).
+
+    Raises BadInput where that id is another added token: Qwen3's tool tokens stand where Qwen2's diffusion models have their mask.
+    """
     raw = read_raw_config(config) if config.is_file() else {}
     mask = raw.get("mask_token_id")
-    if mask is None and raw.get("model_type") == "wedlm":
-        mask = WEDLM_MASK
+    if mask is None and raw:
+        mask = find_family(raw, str(config)).mask_token_id
     if mask == len(tokenizer):
         tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
     elif mask is not None:
+        added = tokenizer.added_tokens_decoder.get(mask)
+        if added and not added.special and "mask" not in added.content.lower():
+            raise BadInput(
+                f"{config.parent}: mask token {mask} is {added.content} in this tokenizer, which is another family's: fetch the"
+                " model's own"
+            )
         tokenizer.mask_token = tokenizer.convert_ids_to_tokens(mask)
 
 
@@ -188,11 +202,6 @@ def build(config: PreTrainedConfig, *, dtype: torch.dtype, device: torch.device 
     return model
 
 
-def embedding_weight(model: PreTrainedModel) -> Tensor:
-    """Of the input embedding: [V, H]."""
-    return cast(nn.Embedding, model.get_input_embeddings()).weight
-
-
 def fuse_norms(model: nn.Module) -> None:
     """On a GPU, transformers' norms as one kernel instead of seven: a sixth of a training step, half of a decoding one."""
     for module in model.modules():
@@ -229,8 +238,8 @@ def _prepare(
     if weights == "random":
         return config, None
     folder = fetch(path, CONFIG_FILES + WEIGHT_FILES)
-    expected = shapes(checkpoint_views(build(config, dtype=torch.float32, device="meta")))
-    check_files(folder, expected, tied=config.tie_word_embeddings)
+    model = build(config, dtype=torch.float32, device="meta")
+    check_files(folder, shapes(checkpoint_views(model)), tied_head=TiedHead.of(model))
     return config, folder
 
 
@@ -242,6 +251,17 @@ def _name_special_tokens(config: PreTrainedConfig, path: str, tokenizer: PreTrai
         tokenizer = load_tokenizer(path)
     for name in silent:
         setattr(config, name, getattr(tokenizer, name, None))
+    if (
+        config.mask_token_id is None
+        and (published := family_of(config).mask_token_id or config.vocab_size) < config.vocab_size
+    ):
+        config.mask_token_id = published
+    known = getattr(tokenizer, "mask_token_id", None)
+    if known is not None and known != config.mask_token_id:
+        raise BadInput(
+            f"{path}: mask token {config.mask_token_id}, but {known} in its tokenizer, which is another family's: fetch the"
+            " model's own"
+        )
     if config.pad_token_id is None:
         config.pad_token_id = getattr(tokenizer, "eos_token_id", None)
     if config.mask_token_id is not None and config.mask_token_id >= config.vocab_size:
@@ -256,5 +276,4 @@ def _write_weights(model: PreTrainedModel, folder: Path | None, seed: int, first
     if folder is None:
         init_weights(views, seed=seed, std=model.config.initializer_range)
     else:
-        tied = model.config.tie_word_embeddings
-        fill(folder, views, tied_head=embedding_weight(model) if tied else None)
+        fill(folder, views, tied_head=TiedHead.of(model))

@@ -1,4 +1,4 @@
-"""Checkpoint files: strict loading, seeded drawing, and the names that LLaDA2's published files use.
+"""Checkpoint files: strict loading, seeded drawing, and the names that a family's published files use.
 
 A model's weights are handled as views: checkpoint name -> the part of one of our tensors that holds it. Loading fills
 the views, drawing draws into them, exporting writes them: names are mapped once, and a rank touches its experts only.
@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.core.errors import BadInput
 from pipeline.core.rng import generator_for
-from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
+from pipeline.models.families.family import Family
+from pipeline.models.families.table import family_of
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -44,17 +47,34 @@ def checkpoint_views(
     state = dict(model.state_dict() if state is None else state)
     if model.config.tie_word_embeddings:
         state.pop(HEAD, None)
-    return official_views(state, first_expert) if isinstance(model, LLaDA2MoeModelLM) else state
+    return published_views(state, family_of(model.config), first_expert)
 
 
-def official_views(state: Mapping[str, Tensor], first_expert: int = 0) -> dict[str, Tensor]:
-    """LLaDA2's published names: one tensor a projection of an expert, and `expert_bias` for the selection bias."""
+@dataclass(frozen=True)
+class TiedHead:
+    """An LM head that is the embedding: files may hold it, and need not."""
+
+    name: str
+    """in published files"""
+    embedding: Tensor
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> TiedHead | None:
+        """None where the head is a matrix of its own."""
+        if not model.config.tie_word_embeddings:
+            return None
+        embedding = cast(nn.Embedding, model.get_input_embeddings()).weight
+        return cls(family_of(model.config).published_name(HEAD), embedding)
+
+
+def published_views(state: Mapping[str, Tensor], family: Family, first_expert: int = 0) -> dict[str, Tensor]:
+    """The family's published names, with one tensor a projection of an expert where the model stacks them."""
     views = {}
     for name, tensor in state.items():
         layer, _, stacked = name.partition(".mlp.experts.")
         if not stacked:
             name = name.replace(".mlp.router.gate.", ".mlp.gate.")  # AutoEP's layer holds our gate in its router
-            views[name.replace(".gate.e_score_correction_bias", ".gate.expert_bias")] = tensor
+            views[family.published_name(name)] = tensor
             continue
         projections = PROJECTIONS[stacked]
         for expert, weight in enumerate(tensor.unbind(), start=first_expert):
@@ -93,15 +113,15 @@ def _weight_map(folder: Path) -> dict[str, str]:
     return weight_map
 
 
-def check_files(folder: Path, expected: Shapes, *, tied: bool) -> None:
+def check_files(folder: Path, expected: Shapes, *, tied_head: TiedHead | None) -> None:
     """Reads the headers only. Raises BadInput naming tensors that are missing, surplus or misshapen, that are no
     floating-point numbers, and that are in two files or in another one than the index says.
 
     With a tied head, the files may hold the head as well.
     """
     stored = _headers(folder)
-    if tied:
-        stored.pop(HEAD, None)
+    if tied_head:
+        stored.pop(tied_head.name, None)
     check_shapes(str(folder), stored, expected)
 
 
@@ -162,19 +182,25 @@ def read(folder: Path, wanted: Container[str]) -> Iterator[tuple[str, Tensor]]:
                     yield name, tensors.get_tensor(name)
 
 
-def fill(folder: Path, views: Mapping[str, Tensor], *, tied_head: Tensor | None = None) -> None:
+def fill(folder: Path, views: Mapping[str, Tensor], *, tied_head: TiedHead | None = None) -> None:
     """Copies each view's tensor from the files, already checked. Memory beside the views: one tensor of the files.
 
-    Raises BadInput when the files hold a head that differs from `tied_head`, the embedding it should be tied to.
+    Raises BadInput when the files hold a head that differs from the embedding that `tied_head` says it is.
     """
     head = None
-    for name, tensor in read(folder, views.keys() | ({HEAD} if tied_head is not None else set())):
+    for name, tensor in read(folder, views.keys() | ({tied_head.name} if tied_head else set())):
         if name in views:
             views[name].copy_(tensor)
         else:
             head = tensor
-    if head is not None and tied_head is not None and not torch.equal(head.to(tied_head), tied_head):
-        raise BadInput(f"{folder}: {HEAD} differs from the embedding; set tie_word_embeddings to false in config.json")
+    if (
+        head is not None
+        and tied_head is not None
+        and not torch.equal(head.to(tied_head.embedding), tied_head.embedding)
+    ):
+        raise BadInput(
+            f"{folder}: {tied_head.name} differs from the embedding; set tie_word_embeddings to false in config.json"
+        )
 
 
 def init_weights(views: Mapping[str, Tensor], *, seed: int, std: float) -> None:

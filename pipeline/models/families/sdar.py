@@ -1,0 +1,36 @@
+"""SDAR (JetAstra): Qwen3 continued as block diffusion, blocks counted from the start of the sequence, no shift.
+
+Folders on the hub may lack block size and mask id: those published are 4 and 151669.
+"""
+
+from __future__ import annotations
+
+from pipeline.models.families.family import Family, Raw, without
+
+INERT = (
+    "attn_implementation",
+    "debug",
+    "ep_size",
+    "fuse_cross_entropy",
+    "micro_forward",
+    "skip_checkpoint",
+    "use_deepep",
+)
+"""Settings of its training code."""
+
+
+def sdar_fields(raw: Raw) -> Raw:
+    """Those of Qwen3, dense or MoE."""
+    return without(raw, *INERT)
+
+
+FAMILY = Family(
+    name="SDAR",
+    model_types=("sdar",),
+    library="qwen3",
+    inputs=("block",),
+    fields=sdar_fields,
+    mask_token_id=151669,
+    block_size=4,
+    keeps_name=True,
+)
