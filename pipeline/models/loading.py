@@ -153,6 +153,8 @@ def load_student(
     from the tokenizer (default: the model's own, if any). Raises BadInput naming every tensor that does not fit.
     """
     config, folder = _prepare(path, weights, tokenizer)
+    if not (family := family_of(config)).student:
+        raise BadInput(f"{path}: {family.name} can be a teacher, not a student")
     model = build(config, dtype=dtype, device="cpu")
     _write_weights(model, folder, seed)
     return model.train()

@@ -45,7 +45,7 @@ def _fields(raw: Raw) -> Raw:
     fields = {ours: raw[theirs] for theirs, ours in SIZES.items() if raw.get(theirs) is not None}
     heads = raw["n_heads"]
     fields["vocab_size"] = raw.get("embedding_size") or raw["vocab_size"]  # padded to a round number of rows
-    fields["intermediate_size"] = raw.get("mlp_hidden_size") or raw.get("mlp_ratio", 4) * raw["d_model"]
+    fields["intermediate_size"] = raw.get("mlp_hidden_size") or int(raw.get("mlp_ratio", 4) * raw["d_model"])
     fields["num_key_value_heads"] = raw.get("n_kv_heads") or (1 if raw.get("multi_query_attention") else heads)
     # Qwen2 is Llama with biases of queries, keys and values.
     return {**fields, "library": "qwen2" if raw.get("include_qkv_bias") else "llama"}

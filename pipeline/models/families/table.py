@@ -57,8 +57,8 @@ def find_family(raw: Raw, where: str) -> Family:
             f"{where}: model_type {kind!r} is {' or '.join(f.name for f in found)}: name the class in `architectures`"
         )
     known = ", ".join(dict.fromkeys(family.model_types[0] for family in FAMILIES))
-    named = f" (architectures {', '.join(map(str, classes))})" if classes else ""
-    raise BadInput(f"{where}: model_type {kind!r} is none of {known}{named}")
+    written = f" (architectures {', '.join(map(str, classes))})" if classes else ""
+    raise BadInput(f"{where}: model_type {kind!r} is none of {known}{written}")
 
 
 def family_of(config: PreTrainedConfig) -> Family:
