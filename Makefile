@@ -1,12 +1,10 @@
-# `make demo` and `make test` need Python 3.11 with venv, g++ and the Python headers; everything else they install in .venv/.
+# `make demo` and `make test` need Python 3.11 with venv; everything else they install in .venv/.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
 VENV := .venv# relative: make's targets cannot hold spaces, and the path of a checkout may
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-compile --progress-bar off
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-# DeepSpeed compiles one op on first use; a cache of our own is not rebuilt by other projects' compilers
-export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 RANKS ?= 2
 WORKERS ?= 2
 DISTILL := deepspeed --num_gpus $(RANKS) pipeline/distill.py --deepspeed ds_configs/zero3.json
@@ -30,9 +28,6 @@ log=$(VENV)/install.log; \
 endef
 
 $(VENV)/.installed: requirements.txt constraints.txt
-	@command -v g++ > /dev/null || { echo "make: g++ is missing: install a C++ compiler (Debian: apt-get install g++)"; exit 2; }
-	@$(PYTHON) -c 'import pathlib, sysconfig, sys; sys.exit(not pathlib.Path(sysconfig.get_paths()["include"], "Python.h").exists())' \
-	  || { echo "make: the headers of $(PYTHON) are missing: install them (Debian: apt-get install python3-dev)"; exit 2; }
 	@echo "== installing requirements.txt into .venv (about a minute)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(call pip_install,-r requirements.txt)

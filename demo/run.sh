@@ -14,9 +14,7 @@ train() { deepspeed --log_level error --num_gpus "$ranks" --master_port "$port" 
 wait_for() { for job in "$@"; do wait "$job"; done; }
 
 say "align: tie the tokens of both tokenizers by the bytes they spell"
-python -c 'from pipeline.distributed.launcher_env import build_cpu_ops; build_cpu_ops()' > /dev/null & # compiles, once
 python pipeline/align.py "$@"
-wait_for $!
 say "undistilled: the student goes on alone, with data of which 30% lack the carry"
 train --name demo-undistilled --data.aligned runs/aligned/demo --teachers '[]' "$@"
 say "CALM: the same start, data, steps and seed beside the MoE teacher"

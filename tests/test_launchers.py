@@ -129,20 +129,6 @@ def test_deepspeed_with_a_missing_hostfile_ends():
     assert done.returncode and "distill: no hostfile nowhere" in done.stderr
 
 
-@pytest.mark.launch
-def test_a_lock_that_a_killed_process_left_holds_nobody_up():
-    """torch waits for it for ever."""
-    build = "import os; from pipeline.distributed.launcher_env import build_cpu_ops; build_cpu_ops(); print(os.environ['TORCH_EXTENSIONS_DIR'])"
-    cache = Path(launch.python("-c", build).stdout.split()[-1])
-    left = cache / "deepspeed_shm_comm/lock"
-    left.touch()
-    try:
-        launch.python("-c", build, timeout=600)
-        assert not left.exists()
-    finally:
-        left.unlink(missing_ok=True)
-
-
 def missing(*programs: str) -> pytest.MarkDecorator:
     """Skips where a program is not installed, and says how to install it."""
     lacking = [p for p in programs if not shutil.which(p, path=f"{os.environ['PATH']}:/usr/sbin")]

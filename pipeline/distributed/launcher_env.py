@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import stat
@@ -93,19 +92,11 @@ def _keep_caches_local() -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
 
 
-def build_cpu_ops() -> None:
-    """Compiles DeepSpeed's CPU communication op where it is missing: one process of a node, the others wait.
+def spare_inference_op() -> None:
+    """To be called before DeepSpeed's `init_distributed`, which on a CPU compiles an op that inference alone uses.
 
-    torch guards its cache with a file that a killed process leaves behind, and everyone waits for that file for ever.
-    The lock here ends with its holder; whoever has it may delete what the dead have left.
+    It would take a minute and a C++ compiler, and 66 MiB of shared memory per rank.
     """
-    from deepspeed.comm.torch import build_shm_op
+    import deepspeed.ops
 
-    _keep_caches_local()
-    cache = Path(os.environ["TORCH_EXTENSIONS_DIR"])
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / ".tide-lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        for left in cache.glob("deepspeed_shm_comm/lock"):
-            left.unlink()
-        build_shm_op()
+    deepspeed.ops.__compatible_ops__ = {}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import io
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +18,7 @@ from torch.distributed import distributed_c10d
 from pipeline.core.errors import BadInput
 from pipeline.core.log import log
 from pipeline.distributed import flight_recorder
-from pipeline.distributed.launcher_env import build_cpu_ops
+from pipeline.distributed.launcher_env import spare_inference_op
 
 T = TypeVar("T")
 
@@ -94,17 +92,14 @@ def start(timeout: timedelta) -> Topology:
             )
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // here.local_world_size))
-        with redirect_stdout(io.StringIO()):  # DeepSpeed prints that it has built it; failures raise
-            build_cpu_ops()
+        spare_inference_op()
     else:
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
         # float32 means float32: TF32 keeps 10 bits of the mantissa. bf16 does not care
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
     backend = "gloo" if cpu else accelerator.communication_backend_name()
-    with redirect_stdout(io.StringIO()):
-        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
-    atexit.register(remove_shared_memory, here.rank)
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     if cpu:
         atexit.register(_leave)
     device = torch.device(accelerator.current_device_name())
@@ -149,9 +144,3 @@ def _leave() -> None:
     """Ends gloo's threads before Python ends: a process that dies with them running is aborted now and then."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def remove_shared_memory(rank: int) -> None:
-    """DeepSpeed's CPU collectives leave 66 MiB per rank in /dev/shm, under a name of the port."""
-    for file in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{os.environ['MASTER_PORT']}_{rank}"):
-        file.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from typing import Any, cast
 
 from pipeline.core.errors import BAD_INPUT, BadInput, StoppedEarly
 from pipeline.distributed import device_reads
-from pipeline.distributed.topology import Topology, remove_shared_memory
+from pipeline.distributed.topology import Topology
 
 BEAT, SILENCE = 5.0, 120.0
 """Seconds between two notes of a rank, and without one before a rank counts as cut off."""
@@ -203,7 +203,6 @@ class Watchdog:
         with suppress(OSError):
             self.fail(message, code)
         faulthandler.dump_traceback()
-        remove_shared_memory(self.topology.rank)
         os._exit(code)
 
 

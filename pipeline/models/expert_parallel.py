@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from pipeline.core.errors import BadInput
+from pipeline.distributed.launcher_env import spare_inference_op
 from pipeline.models.families.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModelLM
 from pipeline.models.families.llada2_moe_layers import Gate, MoE
 from pipeline.models.weights import Shapes, checkpoint_views, read, shapes
@@ -77,6 +78,7 @@ def split_experts(model: LLaDA2MoeModelLM, *, size: int, device: torch.device | 
     from deepspeed.module_inject.auto_ep_config import parse_autoep_config
     from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 
+    spare_inference_op()
     deepspeed.init_distributed()
     config = model.config
     settings = {

@@ -118,7 +118,9 @@ def main(recipe_name: str, world: int, rank: int, output: Path) -> None:
         observed.record(name)
     import deepspeed
 
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+    from pipeline.distributed.launcher_env import spare_inference_op
+
+    spare_inference_op()
     replace_data_dependent(observed)
     deepspeed.init_distributed(verbose=False)
 
