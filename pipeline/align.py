@@ -15,13 +15,12 @@ if not __package__:  # run as a script: the root, not pipeline/, belongs on the 
 import os
 from functools import partial
 
-from rich.console import Console
-
 from pipeline.alignment.build import align
 from pipeline.alignment.summary import table
 from pipeline.config.cli import parse, parser
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.stage_status import record_status
+from pipeline.core.terminal import Console
 from pipeline.distributed.mpi_ranks import Ranks
 
 

@@ -18,12 +18,12 @@ from functools import partial
 from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
-from rich.console import Console
 
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import without_idle_teachers
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.log import log
+from pipeline.core.terminal import Console
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ if not __package__:  # run as a script: the root, not pipeline/, belongs on the 
 from collections import Counter
 from functools import partial
 
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.alignment.formats import BadRow
@@ -25,6 +24,7 @@ from pipeline.config.recipe import Source, Validation
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.log import log
 from pipeline.core.stage_status import record_status
+from pipeline.core.terminal import Console
 
 
 def main() -> None:

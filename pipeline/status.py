@@ -15,10 +15,9 @@ import json
 import time
 from functools import partial
 
-from rich.console import Console
-
 from pipeline.config.cli import parse, parser
 from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.terminal import Console
 from pipeline.reporting.run_record import read_run
 from pipeline.reporting.run_status import run_status
 
@@ -36,7 +35,7 @@ def main() -> None:
     if flags.json:
         print(json.dumps(status.to_json(), indent=1))
     else:
-        Console(highlight=False).print(status.table())
+        Console().print(status.table())
 
 
 command = partial(exit_code, "status", main)

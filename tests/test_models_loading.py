@@ -219,7 +219,41 @@ def test_configs_that_cannot_be_used_are_one_line(tmp_path):
     assert "not JSON" in refused("{")
     assert "not a JSON object" in refused("[]")
     assert "use_bias=True is not supported" in refused('{"model_type": "llada2_moe", "use_bias": true}')
-    assert "hidden_size" in refused('{"model_type": "qwen3", "hidden_size": "wide"}')
+    for size in ('"wide"', "-64", "0", "1e3", "true", "[1]"):
+        assert "hidden_size is" in refused(f'{{"model_type": "qwen3", "hidden_size": {size}}}')
+    assert "not JSON" in refused("[" * 100_000)
+
+
+WRONG_FILES = {
+    "tokenizer.json": ['{"model": ', '{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "[]", "", "\xff"],
+    "tokenizer_config.json": ["{", "[]", '{"eos_token": 5}', "[" * 100_000],
+    "chat_template.jinja": [
+        "{% for %}",
+        "\xff",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in WRONG_FILES.items() for text in texts])
+def test_tokenizer_files_that_cannot_be_used_are_one_line(tmp_path, monkeypatch, name, text):
+    monkeypatch.setattr("pipeline.models.chat_template.SECONDS", 0.2)
+    folder = shutil.copytree(STUDENT, tmp_path / "tokenizer")
+    (folder / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(BadInput) as error:
+        load_tokenizer(str(folder))
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "ids", ['"mask_token_id": "x"', '"mask_token_id": -1', '"eos_token_id": "x"', '"eos_token_id": ["x"]']
+)
+def test_ids_that_are_none_are_one_line(tmp_path, ids):
+    folder = shutil.copytree(STUDENT, tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text()) | json.loads(f"{{{ids}}}")
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(BadInput, match="_token_id"):
+        load_student(str(folder), dtype=torch.float32, weights="random")
 
 
 def test_an_unknown_folder_is_one_line(monkeypatch):

@@ -132,6 +132,12 @@ BAD_FILES = {
     LEAST + "teachers: [{name: a}]\n": "required: path",
     LEAST + "teachers: {name: a}\n": '"teachers": Expected a list',
     LEAST + "data: {seed: x}\n": '"data.seed": Expected a int. Got value: x',
+    LEAST + "data: {seed: 1}\ndata: {student_length: 64}\n": "'data' stands twice",
+    LEAST + "data: {seed: 1, seed: 2}\n": "'seed' stands twice",
+    LEAST + "teachers:" + " [" * 2000: "recursion",
+    LEAST + "a: &a {a: *a}\n": "stand for more than",
+    "name: &a [x, x]\n"
+    + "".join(f"{c}: &{c} [{', '.join([f'*{b}'] * 9)}]\n" for b, c in pairwise("abcdefgh")): "stand for more than",
     LEAST.replace("least", "3"): '"name": Expected a str',
 }
 

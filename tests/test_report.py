@@ -19,7 +19,7 @@ from pipeline.alignment.chunks import align_chunks
 from pipeline.alignment.vocabulary import token_bytes
 from pipeline.evaluation.results import Score
 from pipeline.models.loading import load_tokenizer
-from pipeline.reporting import chunk_view
+from pipeline.reporting import chunk_view, figures
 from pipeline.reporting.figures import smooth
 from pipeline.reporting.page import number, render
 from pipeline.reporting.run_record import read_run
@@ -306,6 +306,15 @@ def test_graded_scores_without_an_interval(run_dirs):
     write(run / "evaluation/step-00000400/similarity.samples.jsonl", json.dumps(sample) + "\n")
     state = read_run(run)
     assert "chrf 0.25" in render(state, read_models(state, [], "teacher"))
+
+
+def test_a_metric_that_is_no_share_is_on_its_figure(run_dirs):
+    run, _ = run_dirs
+    score = {"task": "text", "metric": "word_perplexity", "value": 35.2, "n": 2, "low": None, "high": None}
+    write(run / "evaluation/step-00000400/text.json", score)
+    models = [model for model in read_models(read_run(run), [], "teacher") if "text" in model.scores]
+    drawn = figures.scores(models, "text")
+    assert max(float(label) for label in re.findall(r">(\d+\.?\d*)</text>", drawn) if label != "35.200") > 30
 
 
 def test_a_repeated_step_counts_once(run_dirs):

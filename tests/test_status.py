@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.core.errors import BadInput
 from pipeline.core.run_directory import read_metrics
+from pipeline.reporting.run_record import read_run
 from pipeline.training.monitor import PACKAGES, check_packages, events
 from tests import launch
 
@@ -81,6 +82,20 @@ def test_one_screen_says_where_a_run_stands(made):
 def test_a_run_that_could_not_say_how_it_ended(made):
     (made / "status/distill.json").unlink()
     assert facts(made)["state"] == "killed"
+
+
+def test_words_of_others_are_text(made):
+    write(made / "status/align.json", {"state": "failed", "exit_code": 2, "message": "role '[/INST]'"}, 1)
+    assert "role '[/INST]'" in status(made)
+
+
+@pytest.mark.parametrize(
+    "recipe", ["", "name: [", "[]", "data:", "teachers: [{}]", "objective: {tidal: {}}", "x: \x00"]
+)
+def test_a_damaged_recipe_is_named(made, recipe):
+    (made / "recipe.yaml").write_text(recipe)
+    with pytest.raises(BadInput, match="recipe.yaml .*put back the one that the run was started with"):
+        read_run(made)
 
 
 def test_a_run_directory_with_nothing_in_it(tmp_path):

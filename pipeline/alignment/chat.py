@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.alignment.control_tokens import MARKUP
 from pipeline.alignment.formats import Message
+from pipeline.core.errors import one_line
 
 Messages = Sequence[Message]
 
@@ -60,7 +60,7 @@ class ChatTemplate:
         """The text of every conversation, or why the template refuses it (an unknown role, turns out of order)."""
         try:
             return self._apply(conversations)
-        except (TemplateError, TypeError, ValueError):
+        except Exception:  # a template can raise anything
             return [self._render_one(messages) for messages in conversations]
 
     def locate(self, messages: Messages, text: bytes) -> list[Run] | None:
@@ -92,8 +92,8 @@ class ChatTemplate:
     def _render_one(self, messages: Messages) -> str | Refusal:
         try:
             return self._apply([messages])[0]
-        except (TemplateError, TypeError, ValueError) as error:
-            return Refusal(" ".join(str(error).split()))
+        except Exception as error:
+            return Refusal(one_line(error))
 
     def _render_fixed_text(self, shape: tuple[tuple[str, str], ...]) -> list[str] | None:
         """Fixed text and numbers of holes in turn, as the template renders this shape."""

@@ -12,7 +12,8 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from pipeline.config.checks import check
 from pipeline.config.recipe import Recipe
-from pipeline.core.errors import BadInput
+from pipeline.config.recipe_file import read_recipe_file
+from pipeline.core.errors import BadInput, one_line
 from pipeline.core.log import set_verbosity
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help shows the text under each field
@@ -53,7 +54,7 @@ def parse(p: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Recipe,
         files = [word for path in _with_extended(recipe_file) for word in ("--recipe", str(path))]
         namespace = p.parse_args([*files, *rest])
         recipe = p.instantiate(namespace)
-    except (ArgumentError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (ArgumentError, yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         where = f"recipe {recipe_file} and its overrides; --help explains every field"
         raise BadInput(f"{_plain(error)} ({where})") from None
     resolved = Recipe(**{name: getattr(recipe, name) for name in Recipe.__dataclass_fields__})
@@ -65,7 +66,7 @@ def parse(p: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Recipe,
 
 def _plain(error: Exception) -> str:
     """The message on one line, with `int` for "<class 'int'>" and `Literal` for "typing.Literal"."""
-    words = " ".join(str(error).split())
+    words = one_line(error)
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.(\w+)", r"\1\2", words)
 
 
@@ -103,5 +104,5 @@ def _with_extended(path: Path) -> list[Path]:
 
 
 def _extended(path: Path) -> str:
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_recipe_file(path)
     return str(content.get("extends") or "") if isinstance(content, dict) else ""

@@ -9,10 +9,17 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from pipeline.core.log import rank
+from pipeline.core.terminal import visible
 
 
 class BadInput(Exception):
     """Something that the user can put right: one line that names the thing and the remedy; exit code 2."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line of at most 500 characters; its kind where it says nothing."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 500 else f"{words[:497]}..."
 
 
 DONE, BAD_INPUT, STOPPED_EARLY = 0, 2, 75
@@ -31,7 +38,7 @@ def exit_code(stage: str, main: Callable[[], None]) -> int:
         main()
     except BadInput as error:
         if int(os.environ.get("LOCAL_RANK", rank())) == 0:  # a node may lack what the others have
-            print(f"{stage}: {error}", file=sys.stderr, flush=True)
+            print(visible(f"{stage}: {error}"), file=sys.stderr, flush=True)
         # A launcher ends all ranks after the first: rank 0, which may be slower, writes the status file.
         if rank() != 0:
             with suppress(StoppedEarly):
@@ -39,6 +46,6 @@ def exit_code(stage: str, main: Callable[[], None]) -> int:
         return BAD_INPUT
     except StoppedEarly as stop:
         if rank() == 0:
-            print(f"{stage}: {stop}", flush=True)
+            print(visible(f"{stage}: {stop}"), flush=True)
         return STOPPED_EARLY
     return DONE

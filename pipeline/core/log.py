@@ -11,6 +11,8 @@ import os
 import sys
 from typing import TextIO
 
+from pipeline.core.terminal import visible
+
 
 def rank() -> int:
     """Rank of this process as its launcher says, 0 without one."""
@@ -32,7 +34,7 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno == logging.INFO else f"{record.levelname} "
         speaker = f"[rank {rank()}] " if rank() else ""
-        return f"{self.formatTime(record, '%H:%M:%S')} {level}{speaker}{super().format(record)}"
+        return f"{self.formatTime(record, '%H:%M:%S')} {level}{speaker}{visible(super().format(record))}"
 
 
 def _audible(record: logging.LogRecord) -> bool:

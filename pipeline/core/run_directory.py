@@ -17,7 +17,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines):
         try:
             records.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             if number + 1 < len(lines):
                 raise BadInput(f"{path}: line {number + 1} is not JSON") from None
     return records

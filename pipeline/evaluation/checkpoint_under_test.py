@@ -17,6 +17,7 @@ from pipeline.alignment.vocabulary import token_bytes
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256
 from pipeline.decoding.sampler import SpecialTokens
+from pipeline.models.chat_template import check_chat_template
 from pipeline.models.loading import (
     CONFIG_FILES,
     TOKENIZER_FILES,
@@ -52,7 +53,13 @@ class CheckpointUnderTest:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        return load_tokenizer(self.path)
+        return load_tokenizer(self.path, chat=False)
+
+    @cached_property
+    def chat_tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer, whose chat template can be used."""
+        check_chat_template(self.tokenizer, self.path)
+        return self.tokenizer
 
     @cached_property
     def control_tokens(self) -> ControlTokens:
@@ -74,7 +81,13 @@ class CheckpointUnderTest:
 
     def blocks(self, size: int = 32, blocks: str = "sequence") -> tuple[int, str]:
         """Block size and cut (as GenerateConfig names it) that config.json says the model was trained with, or these."""
-        return getattr(self.config, "block_size", size), CUTS[getattr(self.config, "blocks", blocks)]
+        size, blocks = getattr(self.config, "block_size", size), getattr(self.config, "blocks", blocks)
+        if not (isinstance(size, int) and size > 0 and blocks in CUTS):
+            raise BadInput(
+                f"{self.path}: config.json has block_size {size!r} and blocks {blocks!r}; block_size must be above 0, and "
+                f"blocks one of {', '.join(CUTS)}"
+            )
+        return size, CUTS[blocks]
 
     @cached_property
     def checksum(self) -> str:

@@ -15,11 +15,11 @@ from pathlib import Path
 from statistics import fmean
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json
+from pipeline.core.terminal import Console
 from pipeline.evaluation.results import SAMPLES, Sample, Score, read_samples, read_score
 from pipeline.evaluation.statistics import bootstrap, holm, mcnemar, sign_flip
 

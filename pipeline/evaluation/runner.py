@@ -6,12 +6,11 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from rich.console import Console
-
 from pipeline.config.recipe import Evaluation, Recipe
 from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json, write_json_lines
 from pipeline.core.log import log
+from pipeline.core.terminal import Console
 from pipeline.core.version import code_version
 from pipeline.decoding.canvas import GenerateConfig
 from pipeline.evaluation.answer_cache import EVERYTHING, AnswerCache, Shard

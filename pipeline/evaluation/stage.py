@@ -28,7 +28,7 @@ class Request:
     """answer this part of the problems: 2/8, counting from 0"""
     show: int = 0
     """print this many samples of each task, coloured by filling order"""
-    prompt: str = ""
+    prompt: str | None = None
     """answer this text, and do nothing else"""
     every: float = 30.0
     """seconds between looks of --watch"""
@@ -39,7 +39,8 @@ def run(recipe: Recipe, request: Request, watched: bool = False) -> None:
 
     Raises BadInput for what is not there, StoppedEarly after SIGTERM.
     """
-    if request.prompt:
+    if request.prompt is not None:
+        check_prompt(request.prompt)
         folder = request.model or str(export_of(Path(recipe.run_dir), request.step))
         from pipeline.evaluation.runner import answer
 
@@ -62,6 +63,16 @@ def run(recipe: Recipe, request: Request, watched: bool = False) -> None:
         from pipeline.evaluation.runner import evaluate  # imports torch: what is not there is told before that
 
         evaluate(recipe, folder, label, shard, request.show)
+
+
+def check_prompt(prompt: str) -> None:
+    """Raises BadInput for what no tokenizer reads."""
+    if not prompt.strip():
+        raise BadInput("--prompt is empty: give it a text to answer")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise BadInput("--prompt is not UTF-8") from None
 
 
 def of_watched_run(argv: list[str]) -> list[str]:

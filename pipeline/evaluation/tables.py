@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.core.terminal import Console
 from pipeline.evaluation.results import Sample, Score
 
 
@@ -44,7 +44,7 @@ def print_samples(console: Console, samples: Sequence[Sample]) -> None:
         else:
             console.print(Text(sample.prompt, style="dim"))
             for c in sorted(sample.choices, key=lambda c: -c.log_likelihood):
-                console.print(f"{c.log_likelihood:9.3f} ± {c.stderr:.3f} {c.text!r}", markup=False)
+                console.print(f"{c.log_likelihood:9.3f} ± {c.stderr:.3f} {c.text!r}")
 
 
 def print_scores(console: Console, scores: Sequence[Score], title: str) -> None:
@@ -61,6 +61,6 @@ def print_scores(console: Console, scores: Sequence[Score], title: str) -> None:
     console.print(table)
     for s in scores:
         for alarm in s.alarms:
-            console.print(f"{s.task}: {alarm}", style="bold red", markup=False)
+            console.print(f"{s.task}: {alarm}", style="bold red")
         for output in s.raw_outputs:
-            console.print(f"  {output['response']!r}", markup=False)
+            console.print(f"  {output['response']!r}")

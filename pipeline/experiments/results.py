@@ -9,11 +9,11 @@ from typing import Any, Self
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
 from pipeline.core.files import read_json, write_text
+from pipeline.core.terminal import Console
 from pipeline.evaluation.results import Part
 from pipeline.evaluation.statistics import holm, sign_flip
 from pipeline.experiments.grid import START, Study

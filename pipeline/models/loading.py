@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.initialization import no_init_weights
 
-from pipeline.core.errors import BadInput
+from pipeline.core.errors import BadInput, one_line
+from pipeline.models.chat_template import check_chat_template
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size, split_experts, verify_experts
 from pipeline.models.families.family import Raw
 from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM, check_mask
@@ -26,6 +27,10 @@ from pipeline.models.weights import TiedHead, check_files, checkpoint_views, fil
 
 Weights = Literal["pretrained", "random"]
 
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "max_position_embeddings",
+)  # fmt: skip
 CONFIG_FILES = ["config.json"]
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
@@ -58,6 +63,9 @@ def read_config(path: str) -> PreTrainedConfig:
 def library_config(raw: Raw, where: str) -> PreTrainedConfig:
     """Of the content of a config.json. Raises BadInput as `read_config` does."""
     family = find_family(raw, where)
+    for name in SIZES:
+        if (size := raw.get(name)) is not None and not (type(size) is int and size > 0):
+            raise BadInput(f"{where}: {name} is {str(size)[:40]!r}, must be a whole number above 0")
     if raw.get("quantization_config"):
         raise BadInput(f"{where}: the model is quantized (quantization_config); give the one that is not")
     try:
@@ -66,8 +74,8 @@ def library_config(raw: Raw, where: str) -> PreTrainedConfig:
         config = AutoConfig.for_model(fields.get("library", family.library), **arguments)
     except KeyError as error:
         raise BadInput(f"{where}: {error.args[0]} is missing") from None
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        raise BadInput(f"{where}: {' '.join(str(error).split())}") from None
+    except (StrictDataclassError, TypeError, ValueError, ArithmeticError) as error:
+        raise BadInput(f"{where}: {one_line(error)}") from None
     if family.block_size and getattr(config, "block_size", None) is None:
         config.block_size = family.block_size
     if family.keeps_name:
@@ -79,19 +87,19 @@ def read_raw_config(file: Path) -> dict[str, Any]:
     """What config.json says. Raises BadInput for a file that is no JSON object."""
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError too
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
         raise BadInput(f"{file}: not JSON ({error})") from None
     if not isinstance(raw, dict):
         raise BadInput(f"{file}: not a JSON object of settings")
     return raw
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of tokenizer.json, unchanged, with a chat template and a mask token.
+def load_tokenizer(path: str, *, chat: bool = True) -> PreTrainedTokenizerFast:
+    """The tokenizer of tokenizer.json, unchanged, with a mask token, and (unless `chat` is False) a chat template.
 
-    Raises BadInput when one of the three is missing.
+    Raises BadInput when one of the three is missing or cannot be used.
     """
-    tokenizer = read_tokenizer(path)
+    tokenizer = read_tokenizer(path, chat=chat)
     if tokenizer.mask_token is None:
         _name_mask_token(tokenizer, fetch(path, [*CONFIG_FILES, *TOKENIZER_FILES]) / "config.json")
     if tokenizer.mask_token is None:
@@ -101,20 +109,24 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def read_tokenizer(path: str) -> PreTrainedTokenizerFast:
+def read_tokenizer(path: str, *, chat: bool = True) -> PreTrainedTokenizerFast:
     """As `load_tokenizer`, of any model: it may have no mask token."""
     folder = fetch(path, TOKENIZER_FILES)
     if not (folder / "tokenizer.json").is_file():
         raise BadInput(f"{path}: no tokenizer.json; save the tokenizer as a fast one (`save_pretrained`)")
-    # The class that tokenizer_config.json names may rebuild normalizer and pre-tokenizer its own way.
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    try:
+        # The class that tokenizer_config.json names may rebuild normalizer and pre-tokenizer its own way.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        if not tokenizer.get_vocab():
+            raise BadInput(f"{path}: its tokenizer.json has no tokens")
+    except BadInput:
+        raise
+    except Exception as error:  # the libraries raise what they like for files that are cut or of another kind
+        raise BadInput(f"{path}: cannot read its tokenizer files ({one_line(error)}); save them again") from None
     if tokenizer.mask_token is None and MASK_TOKEN in tokenizer.get_vocab():
         tokenizer.mask_token = MASK_TOKEN
-    if not tokenizer.chat_template:
-        raise BadInput(f"{path}: no chat template; add chat_template.jinja to the tokenizer")
-    if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
-        names = ", ".join(tokenizer.chat_template)
-        raise BadInput(f"{path}: chat templates {names}, but no default; save the one to use as chat_template.jinja")
+    if chat:
+        check_chat_template(tokenizer, path)
     return tokenizer
 
 
@@ -127,6 +139,8 @@ def _name_mask_token(tokenizer: PreTrainedTokenizerFast, config: Path) -> None:
     mask = raw.get("mask_token_id")
     if mask is None and raw:
         mask = find_family(raw, str(config)).mask_token_id
+    if mask is not None and not (isinstance(mask, int) and 0 <= mask < 2**31):
+        raise BadInput(f"{config}: mask_token_id {mask!r} is no token id")
     if mask == len(tokenizer):
         tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
     elif mask is not None:
@@ -240,7 +254,12 @@ def _prepare(
     if weights == "random":
         return config, None
     folder = fetch(path, CONFIG_FILES + WEIGHT_FILES)
-    model = build(config, dtype=torch.float32, device="meta")
+    try:
+        model = build(config, dtype=torch.float32, device="meta")
+    except BadInput:
+        raise
+    except Exception as error:  # the library raises what it likes for settings that make no model
+        raise BadInput(f"{path}: config.json describes no model ({one_line(error)})") from None
     check_files(folder, shapes(checkpoint_views(model)), tied_head=TiedHead.of(model))
     return config, folder
 
@@ -250,7 +269,12 @@ def _name_special_tokens(config: PreTrainedConfig, path: str, tokenizer: PreTrai
     names = [f"{role}_token_id" for role in ("mask", "eos", "pad")]
     silent = [name for name in names if getattr(config, name, None) is None]
     if silent and tokenizer is None and (fetch(path, TOKENIZER_FILES) / "tokenizer.json").is_file():
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(path, chat=False)
+    for name in names[:2]:
+        value = getattr(config, name, None)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(index, int) and index >= 0 for index in ids):
+            raise BadInput(f"{path}: {name} {value!r} in config.json is no token id")
     for name in silent:
         setattr(config, name, getattr(tokenizer, name, None))
     if (

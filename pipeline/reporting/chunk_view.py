@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.alignment.vocabulary import token_bytes
+from pipeline.core.errors import BadInput, one_line
 from pipeline.models.loading import load_tokenizer
 from pipeline.reporting.run_record import Run
 
@@ -26,18 +27,23 @@ class Chunk:
 def first_row_chunks(run: Run) -> dict[str, list[Chunk]]:
     """{teacher: the first chunks of the first training row}; {} where the dataset is not at hand.
 
-    Raises BadInput when a tokenizer cannot be loaded, ValueError when its tokens do not spell bytes.
+    Raises BadInput when a tokenizer or a shard cannot be read, ValueError when its tokens do not spell bytes.
     """
     path = next((shard for shard in run.alignment.shards if shard.is_file()), None) if run.alignment else None
     if path is None:
         return {}
-    with pa.memory_map(str(path)) as source:
-        row = pa.ipc.open_stream(source).read_next_batch().slice(0, 1).to_pylist()[0]
-    student = token_bytes(load_tokenizer(run.student_tokenizer))
+    try:
+        with pa.memory_map(str(path)) as source:
+            row = pa.ipc.open_stream(source).read_next_batch().slice(0, 1).to_pylist()[0]
+    except (OSError, StopIteration, IndexError, pa.ArrowException) as error:
+        raise BadInput(f"{path} is damaged ({one_line(error)}): run align again") from None
+    student = token_bytes(load_tokenizer(run.student_tokenizer, chat=False))
     return {
         name: pair(
             by_chunk(row["input_ids"], row[f"{name}_student_chunk_ids"], student),
-            by_chunk(row[f"{name}_input_ids"], row[f"{name}_chunk_ids"], token_bytes(load_tokenizer(tokenizer))),
+            by_chunk(
+                row[f"{name}_input_ids"], row[f"{name}_chunk_ids"], token_bytes(load_tokenizer(tokenizer, chat=False))
+            ),
         )
         for name, tokenizer in run.teachers.items()
         if f"{name}_chunk_ids" in row

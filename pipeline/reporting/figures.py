@@ -71,7 +71,9 @@ def scores(models: Sequence[Model], task: str) -> Markup:
             axes.plot([score.value], [row], "o", color=model.colour, markersize=8)
             axes.annotate(f"{score.value:.3f}", (score.value, row), (0, 7), textcoords="offset points", ha="center")
         axes.set_yticks(range(len(models)), [model.label for model in models])
-        axes.set(ylim=(len(models) - 0.5, -0.7), xlim=(-0.02, 1.02), xlabel=models[0].scores[task].metric)
+        axes.set(ylim=(len(models) - 0.5, -0.7), xlabel=models[0].scores[task].metric)
+        if all(0 <= model.scores[task].value <= 1 for model in models):  # a share
+            axes.set_xlim(-0.02, 1.02)
         return svg(figure, "scores")
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from rich.console import Console
 
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json, write_text
 from pipeline.core.stage_status import record_status
+from pipeline.core.terminal import Console
 from pipeline.evaluation.compare import HEADINGS, Comparison, Scored, comparable, compare, table_rows
 from pipeline.evaluation.results import read_samples
 from pipeline.reporting import figures

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from pipeline.config.recipe import Recipe
+from pipeline.core.errors import BadInput, one_line
 from pipeline.core.files import read_json
 from pipeline.core.run_directory import read_metrics
 from pipeline.evaluation.results import Score, read_scores
@@ -92,10 +93,14 @@ def read_run(folder: Path, fallback: Recipe | None = None) -> Run:
     Raises BadInput for a file that is not JSON.
     """
     file = folder / "recipe.yaml"
-    recipe = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else asdict(fallback) if fallback else {}
+    recipe = _read_yaml(file) if file.is_file() else asdict(fallback) if fallback else {}
     environment = read_json(folder / "environment.json") or {}
-    objective, aligned = recipe.get("objective", {}), Path(recipe.get("data", {}).get("aligned", ""))
-    teachers = {teacher["name"]: teacher.get("tokenizer", "") for teacher in recipe.get("teachers", [])}
+    try:
+        of_recipe = _of_recipe(recipe)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BadInput(
+            f"{file} is damaged ({one_line(error)}): put back the one that the run was started with"
+        ) from None
     metrics = {(line["step"], line.pop("kind")): line for line in read_metrics(folder)}
     lines = sorted(metrics.items())
     status = {path.stem: read_json(path) for path in sorted((folder / "status").glob("*.json"))}
@@ -103,13 +108,7 @@ def read_run(folder: Path, fallback: Recipe | None = None) -> Run:
     return Run(
         folder=folder,
         recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else "",
-        student_tokenizer=recipe.get("student", {}).get("tokenizer", ""),
-        teachers=teachers,
-        strategy=objective.get("strategy", "") if teachers else "bd3lm",
-        objective=_objective(objective) if "tidal" in objective else None,
-        tasks=recipe.get("evaluation", {}).get("tasks", []),
-        aligned=aligned,
-        steps=environment.get("steps") or recipe.get("optim", {}).get("steps"),
+        **of_recipe | {"steps": environment.get("steps") or of_recipe["steps"]},
         environment=yaml.safe_dump(environment, sort_keys=False) if environment else "",
         world_size=environment.get("world_size"),
         zero_stage=environment.get("zero_stage"),
@@ -119,9 +118,36 @@ def read_run(folder: Path, fallback: Recipe | None = None) -> Run:
         validation=[Validation(**line) for (_, kind), line in lines if kind == "validation"],
         probe=read_probes(probe) if probe else {},
         teacher_kl=read_json(folder / "distance.json") or {},
-        alignment=_alignment(aligned),
+        alignment=_alignment(of_recipe["aligned"]),
         evaluations=_evaluations(folder / "evaluation"),
     )
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise BadInput(
+            f"{file} is damaged ({one_line(error)}): put back the one that the run was started with"
+        ) from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{file} holds no recipe: put back the one that the run was started with")
+    return content
+
+
+def _of_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Run` that a resolved recipe says."""
+    objective = recipe.get("objective", {})
+    teachers = {teacher["name"]: teacher.get("tokenizer", "") for teacher in recipe.get("teachers", [])}
+    return {
+        "student_tokenizer": recipe.get("student", {}).get("tokenizer", ""),
+        "teachers": teachers,
+        "strategy": objective.get("strategy", "") if teachers else "bd3lm",
+        "objective": _objective(objective) if "tidal" in objective else None,
+        "tasks": recipe.get("evaluation", {}).get("tasks", []),
+        "aligned": Path(recipe.get("data", {}).get("aligned", "")),
+        "steps": recipe.get("optim", {}).get("steps"),
+    }
 
 
 def _objective(entries: Mapping[str, Any]) -> Objective:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,17 @@ def test_one_prompt_and_samples_in_colour(monkeypatch, run_dir, capsys) -> None:
     assert capsys.readouterr().out.count("forward of each token") == 3
 
 
+def test_a_base_model_has_no_chat_template(monkeypatch, folder, run_dir, tmp_path, capsys) -> None:
+    base = shutil.copytree(folder, tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    assert stage(monkeypatch, run_dir, "--model", str(base)) == 2
+    assert "no chat template" in capsys.readouterr().err
+    assert stage(monkeypatch, run_dir, "--model", str(base), "--evaluation.chat", "false") == 0
+    (base / "chat_template.jinja").write_text("{{ raise_exception('Only talk of [/cats]') }}")
+    assert stage(monkeypatch, run_dir, "--model", str(base), "--label", "b") == 2
+    assert "refuses a prompt (Only talk of [/cats])" in capsys.readouterr().err
+
+
 def test_colours_follow_the_order() -> None:
     text = ordered(["a", "b", "c"], [2, 1, 3])
     assert text.plain == "abc"
@@ -137,6 +149,8 @@ def test_stage_takes_a_step_a_folder_and_a_limit(monkeypatch, run_dir) -> None:
         (["--model", "nowhere/at/all"], "nowhere/at/all"),
         (["--shard", "3/3"], "shard 3/3"),
         (["--evaluation.likelihood_samples", "6"], "multiple of 4"),
+        (["--prompt", ""], "--prompt is empty"),
+        (["--prompt", "\ud83d"], "--prompt is not UTF-8"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -1,0 +1,48 @@
+"""What is printed: names and texts of others stay text."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.log import log
+from pipeline.core.terminal import Console
+
+EVIL = "a\x1b]52;c;ZWNobyBwd25lZA==\x1b\\\x1b[2J\x9b2J\r\x07b"
+SHOWN = r"a\x1b]52;c;ZWNobyBwd25lZA==\x1b\\x1b[2J\x9b2J\x0d\x07b"
+
+
+def table() -> Table:
+    found = Table(EVIL, title="[/red]")
+    found.add_row("[/INST] :smile:")
+    return found
+
+
+@pytest.mark.parametrize("printed", [EVIL, Text(EVIL, style="bold"), table()])
+def test_a_console_obeys_nothing_that_it_prints(printed) -> None:
+    file = io.StringIO()
+    Console(file=file, width=200).print(printed)
+    text = file.getvalue()
+    assert not {"\x1b", "\x9b", "\r", "\x07"} & {*text} and "ZWNobyBwd25lZA==" in text
+    if isinstance(printed, Table):
+        assert "[/red]" in text and "[/INST] :smile:" in text
+
+
+def test_colours_stay() -> None:
+    file = io.StringIO()
+    Console(file=file, force_terminal=True, color_system="truecolor").print(Text("red", style="red"))
+    assert "\x1b[31mred\x1b[0m" in file.getvalue()
+
+
+def test_errors_and_the_log_obey_nothing_that_they_say(capsys) -> None:
+    def main() -> None:
+        log.info("read %s", EVIL)
+        raise BadInput(f"no file {EVIL}")
+
+    assert exit_code("align", main) == 2
+    said = capsys.readouterr()
+    assert said.out.endswith(f"read {SHOWN}\n") and said.err == f"align: no file {SHOWN}\n"
