@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -164,6 +165,17 @@ def test_expert_parallel_size_divides_ranks_and_experts(refused, monkeypatch, ra
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
     error = refused(distill, "--teachers.expert_parallel_size", size)
     assert f"expert_parallel_size {size} must divide" in error and message in error
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_distill_refuses_ids_without_an_embedding(refused, place, tmp_path, side):
+    """As after a token was added to the tokenizer, and the model was not resized."""
+    (tmp_path / "config.json").write_text(
+        re.sub(r'"vocab_size": \d+', '"vocab_size": 90', (place / side / "config.json").read_text())
+    )
+    option = {"student": "--student", "teacher": "--teachers"}[side]
+    message = refused(distill, f"{option}.path", tmp_path, f"{option}.tokenizer", place / side)
+    assert f"{tmp_path} has 90 embeddings, and the aligned rows hold token" in message
 
 
 def test_distill_refuses_a_damaged_dataset(refused, place, tmp_path):

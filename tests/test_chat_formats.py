@@ -18,6 +18,7 @@ SHAPES = {
     "JSON in a string": {"messages": json.dumps([USER, ASSISTANT])},
     "text parts": {"messages": [{"role": "user", "content": PARTS}, ASSISTANT]},
     "plain parts": {"messages": [{"role": "user", "content": ["12 plus ", "30?"]}, ASSISTANT]},
+    "empty tools as text": {"messages": [USER, ASSISTANT | {"function_call": {"name": None}}], "tools": "[]", "images": [None]},
     "empty tools": {"messages": [USER, ASSISTANT | {"tool_calls": None, "name": "x"}], "tools": [], "id": 1},
     "ShareGPT": {"conversations": SHAREGPT},
     "ShareGPT, user and assistant": {"conversations": [{"from": m["role"], "value": m["content"]} for m in (USER, ASSISTANT)]},
@@ -39,10 +40,14 @@ def test_every_shape_gives_the_same_messages(shape):
     assert read(SHAPES[shape]) == [USER, ASSISTANT]
 
 
-@pytest.mark.parametrize("shape", ["ShareGPT", "Alpaca", "prompt and completion"])
+@pytest.mark.parametrize("shape", ["messages", "ShareGPT", "Alpaca", "prompt and completion"])
 def test_a_column_with_the_system_prompt_comes_first(shape):
     assert read(SHAPES[shape] | {"system": "Be brief."}) == [SYSTEM, USER, ASSISTANT]
     assert read(SHAPES[shape] | {"system": ""}) == [USER, ASSISTANT]
+
+
+def test_a_system_prompt_that_stands_twice_is_taken_once():
+    assert read({"messages": [SYSTEM, USER, ASSISTANT], "system": "Be brief."}) == [SYSTEM, USER, ASSISTANT]
 
 
 def test_the_input_of_an_instruction_follows_it():
@@ -51,7 +56,7 @@ def test_the_input_of_an_instruction_follows_it():
 
 
 def test_weights_of_0_are_kept():
-    for mark in ({"weight": 0}, {"train": False}):
+    for mark in ({"weight": 0}, {"train": False}, {"loss": False}):
         assert read({"messages": [USER, ASSISTANT | mark]})[1] == ASSISTANT | {"weight": 0}
     for mark in ({"weight": 1}, {"weight": None}, {"train": True}):
         assert read({"messages": [USER, ASSISTANT | mark]})[1] == ASSISTANT
@@ -63,6 +68,9 @@ REFUSED = {
     "reasoning_content": ({"messages": [USER, ASSISTANT | {"reasoning_content": "So."}]}, "message 1: `reasoning_content`"),
     "tools": ({"messages": [USER, ASSISTANT], "tools": [{"name": "f"}]}, "`tools` would be missing in the text"),
     "images": ({"messages": [USER, ASSISTANT], "images": ["cat.png"]}, "`images` would be missing"),
+    "history": ({"instruction": "x", "output": "y", "history": [["a", "b"]]}, "`history` would be missing"),
+    "image": ({"messages": [USER | {"image": "cat.png"}, ASSISTANT]}, "message 0: `image` would be missing"),
+    "system": ({"messages": [SYSTEM, USER, ASSISTANT], "system": "Be long."}, "two system prompts: leave one"),
     "role": ({"messages": [{"role": "developer", "content": "x"}, ASSISTANT]}, "message 0: role 'developer' is not one of"),
     "weight": ({"messages": [USER, ASSISTANT | {"weight": 0.5}]}, "message 1: weight 0.5 is neither 0 nor 1"),
     "content": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "message 0: content is list with a part of type image_url"),

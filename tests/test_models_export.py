@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from pipeline.core.checkpoint_files import inventory
 from pipeline.models.card import ScoreRow, add_scores
-from pipeline.models.export import export
+from pipeline.models.export import export, rope_of_transformers_4
 from pipeline.models.loading import load_student, load_teacher, load_tokenizer
 from tests.test_models_llada2 import golden, pair_mask, write_checkpoint
 from tests.test_models_loading import STUDENT
@@ -61,6 +61,9 @@ def test_a_student_opens_with_plain_transformers(tied, tmp_path):
         everything = live(ids, attention_mask=torch.ones(2, 1, 12, 12, dtype=torch.bool)).logits
         assert torch.equal(model(ids).logits, everything)
 
+    said = json.loads((folder / "config.json").read_text())  # as transformers 4 and servers read it
+    assert said["rope_theta"] == said["rope_parameters"]["rope_theta"] == live.config.rope_parameters["rope_theta"]
+    assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
     written = model.config
     assert written.is_causal is False and written.block_size == 32 and written.provenance == PROVENANCE
     assert written.mask_token_id == live.config.mask_token_id and written.dtype == torch.float32
@@ -69,6 +72,15 @@ def test_a_student_opens_with_plain_transformers(tied, tmp_path):
     assert tokenizer(text).input_ids == load_tokenizer(str(STUDENT))(text).input_ids
     again = load_student(str(folder), dtype=torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), live.parameters(), strict=True))
+
+
+def test_scaled_rotary_positions_are_said_as_before():
+    rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6}
+    assert rope_of_transformers_4({"rope_parameters": rope}) == {
+        "rope_theta": 1e6,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    }
+    assert rope_of_transformers_4({"rope_theta": 1e6}) == {}
 
 
 def test_the_card_names_origins(tmp_path):

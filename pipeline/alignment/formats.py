@@ -13,8 +13,11 @@ from typing import Any, NotRequired, TypedDict
 
 ROLES = ("system", "user", "assistant", "tool")
 _SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
-_UNREAD_COLUMNS = ("tools", "functions", "image", "images", "audio", "audios", "videos")
-_UNREAD_FIELDS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+_UNREAD_MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+_UNREAD_COLUMNS = ("tools", "functions", "documents", "history", *_UNREAD_MEDIA)
+_UNREAD_FIELDS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", *_UNREAD_MEDIA)
+_EMPTY = ("", "[]", "{}", "null")  # as tables write that there is nothing
+_NO_TARGET = ("train", "loss")  # false: this answer is context (Axolotl, ms-swift)
 
 
 class Message(TypedDict):
@@ -60,7 +63,7 @@ def read_row(row: Any, shape: Format) -> list[Message]:
     """The conversation of a row. Raises BadRow."""
     if not isinstance(row, dict):
         raise BadRow("not_an_object", f"no `{shape.columns[0]}`: the row is {type(row).__name__}, not an object")
-    if unread := [name for name in _UNREAD_COLUMNS if row.get(name)]:
+    if unread := [name for name in _UNREAD_COLUMNS if _is_filled(row.get(name))]:
         raise BadRow(
             unread[0], f"`{unread[0]}` would be missing in the text: write it into the messages, or drop the row"
         )
@@ -69,18 +72,33 @@ def read_row(row: Any, shape: Format) -> list[Message]:
     return shape.read(row)
 
 
+def _is_filled(value: Any) -> bool:
+    """Whether a column or field says something; Parquet fills structures with nulls."""
+    if isinstance(value, str):
+        return value.strip() not in _EMPTY
+    if isinstance(value, Mapping):
+        return any(map(_is_filled, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_is_filled, value))
+    return bool(value)
+
+
 def detect(columns: Iterable[str]) -> str | None:
     """The name of the format that has these columns, None for an unknown one."""
     present = set(columns)
     return next((name for name, shape in FORMATS.items() if present.issuperset(shape.columns)), None)
 
 
-def _messages(row: Mapping[str, Any]) -> list[Message]:
-    return _conversation(row["messages"], "messages")
+def _turns_of(column: str) -> Callable[[Mapping[str, Any]], list[Message]]:
+    def read(row: Mapping[str, Any]) -> list[Message]:
+        turns, system = _conversation(row[column], column), _system(row)
+        if not system or turns[0] == system[0]:
+            return turns
+        if turns[0]["role"] == "system":
+            raise BadRow("system", f"`system` and the first of `{column}` are two system prompts: leave one")
+        return system + turns
 
-
-def _sharegpt(row: Mapping[str, Any]) -> list[Message]:
-    return _system(row) + _conversation(row["conversations"], "conversations")
+    return read
 
 
 def _alpaca(row: Mapping[str, Any]) -> list[Message]:
@@ -125,14 +143,14 @@ def _conversation(value: Any, column: str) -> list[Message]:
 
 def _turn(turn: Any) -> Message:
     turn = turn if isinstance(turn, dict) else {}
-    if unread := [name for name in _UNREAD_FIELDS if turn.get(name)]:
+    if unread := [name for name in _UNREAD_FIELDS if _is_filled(turn.get(name))]:
         raise BadRow(unread[0], f"`{unread[0]}` would be missing in the text: write it into content, or drop the row")
     speaker = turn.get("role") or turn.get("from")
     message = _message(_SPEAKERS.get(str(speaker), speaker), turn.get("content", turn.get("value")))
     weight = turn.get("weight")
     if weight not in (None, 0, 1):
         raise BadRow("weight", f"weight {weight!r} is neither 0 nor 1")
-    if weight == 0 or turn.get("train") is False:
+    if weight == 0 or any(turn.get(name) is False for name in _NO_TARGET):
         message["weight"] = 0
     return message
 
@@ -166,8 +184,8 @@ def _part(part: Any) -> str:
 
 
 FORMATS = {
-    "messages": Format(("messages",), (), _messages),
-    "sharegpt": Format(("conversations",), ("system",), _sharegpt),
+    "messages": Format(("messages",), ("system",), _turns_of("messages")),
+    "sharegpt": Format(("conversations",), ("system",), _turns_of("conversations")),
     "alpaca": Format(("instruction", "output"), ("input", "system"), _alpaca),
     "prompt_completion": Format(("prompt", "completion"), ("system",), _prompt_and("completion")),
     "prompt_response": Format(("prompt", "response"), ("system",), _prompt_and("response")),

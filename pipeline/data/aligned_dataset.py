@@ -75,6 +75,16 @@ class AlignedRows:
         )
         return AlignedRow(_int64(row["input_ids"]), torch.from_numpy(np.array(row["maskable"], bool)), teachers)
 
+    def largest_ids(self) -> list[int]:
+        """The largest token id of the student and of each teacher; -1 without rows. Reads every id."""
+        columns = ["input_ids", *(f"{name}_input_ids" for name in self._teachers)]
+        return [
+            max((pc.max(part.flatten()).as_py() or 0 for part in self._parts(column)), default=-1) for column in columns
+        ]
+
+    def _parts(self, column: str) -> list[pa.Array]:
+        return self._rows.data.column(column).chunks if len(self) else []
+
     def pick(self, places: np.ndarray) -> AlignedRows:
         """The rows at these places alone."""
         picked = copy.copy(self)

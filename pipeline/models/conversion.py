@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256
-from pipeline.models.export import write_model
+from pipeline.models.export import save_tokenizer, write_model
 from pipeline.models.loading import (
     CONFIG_FILES,
     MASK_TOKEN,
@@ -74,7 +74,7 @@ def convert(source: str, output: Path, *, gguf: str = "") -> Conversion:
     tmp_dir = output.with_name(f".writing-{output.name}")
     shutil.rmtree(tmp_dir, ignore_errors=True)
     write_model(model, model.state_dict(), model.config, tmp_dir)
-    tokenizer.save_pretrained(tmp_dir)
+    save_tokenizer(tokenizer, tmp_dir)
     os.rename(tmp_dir, output)
     return conversion
 

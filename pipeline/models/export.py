@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from pipeline.core.files import write_text
+from pipeline.core.files import read_json, write_json, write_text
 from pipeline.models.card import model_card
 from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
 from pipeline.models.weights import HEAD, checkpoint_views
@@ -40,7 +40,7 @@ def export(
     config.blocks = provenance["recipe"]["student"].get("blocks", "sequence")
     config.provenance = provenance
     write_model(model, state_dict, config, folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     if not isinstance(model, LLaDA2MoeModelLM):  # which plain transformers does not open
         write_generate(folder)
     write_text(folder / "README.md", model_card(model, config, provenance))
@@ -63,6 +63,27 @@ def write_model(
     config.dtype = next(iter(views.values())).dtype
     config.is_causal = False
     config.save_pretrained(folder)
+    _say_as_before(folder / "config.json", rope_of_transformers_4)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Writes the tokenizer under the class name that transformers 4 has, too."""
+    tokenizer.save_pretrained(folder)
+    _say_as_before(folder / "tokenizer_config.json", lambda _: {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def rope_of_transformers_4(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_parameters` of transformers 5 as transformers 4 and most servers read them, who else take another rotary base."""
+    rope = config.get("rope_parameters") or {}
+    old = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+    if rope.get("rope_type", "default") != "default":
+        old["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
+    return old
+
+
+def _say_as_before(file: Path, settings: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+    content = read_json(file)
+    write_json(file, content | settings(content))
 
 
 def write_generate(folder: Path) -> None:

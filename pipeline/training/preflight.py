@@ -112,10 +112,12 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
     student = _check_model("data.student_length", recipe.data.student_length, recipe.student)
     tail = read_eos_tail(recipe.student, student) if recipe.student.eos_tail else None
     configs = {t.name: _check_model(f"teacher {t.name}: length", t.length, t) for t in recipe.teachers}
-    return Plan.resolve(recipe, engine, topology, configs, _check_dataset(recipe), tail)
+    return Plan.resolve(recipe, engine, topology, configs, _check_dataset(recipe, student, configs), tail)
 
 
-def _check_dataset(recipe: Recipe) -> DatasetNumbers:
+def _check_dataset(
+    recipe: Recipe, student: PreTrainedConfig, teachers: Mapping[str, PreTrainedConfig]
+) -> DatasetNumbers:
     folder = Path(recipe.data.aligned)
     manifest = load_manifest(folder)
     check_manifest(manifest, recipe)
@@ -124,11 +126,24 @@ def _check_dataset(recipe: Recipe) -> DatasetNumbers:
     rows = AlignedRows(folder, manifest.files("train"), [t.name for t in recipe.teachers])
     if not len(rows):
         raise BadInput(f"{folder} holds no training rows: see the reasons in its manifest.json")
+    if rank() == 0:
+        held_out = AlignedRows(folder, manifest.files("validation"), [t.name for t in recipe.teachers])
+        for part in (rows, held_out) if recipe.data.validation else (rows,):
+            _check_ids(part, [(recipe.student, student), *((t, teachers[t.name]) for t in recipe.teachers)])
     return DatasetNumbers(
         shared_vocab=tuple(manifest.inputs.teachers[t.name].shared_vocab or 0 for t in recipe.teachers),
         costs=row_costs(recipe, rows.student_lengths, rows.teacher_lengths),
         key=manifest.key,
     )
+
+
+def _check_ids(rows: AlignedRows, models: Sequence[tuple[Student | Teacher, PreTrainedConfig]]) -> None:
+    for (model, config), largest in zip(models, rows.largest_ids(), strict=True):
+        if largest >= config.vocab_size:
+            raise BadInput(
+                f"{model.path} has {config.vocab_size} embeddings, and the aligned rows hold token {largest} of "
+                f"{model.tokenizer}: resize its embeddings and save it again, or align with its own tokenizer"
+            )
 
 
 def row_costs(recipe: Recipe, student: np.ndarray, teachers: Sequence[np.ndarray]) -> np.ndarray:
