@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ import pytest
 
 from pipeline.core.errors import BadInput
 from pipeline.evaluation.benchmarks import read
-from pipeline.evaluation.code import bubblewrap
+from pipeline.evaluation.code import bubblewrap, system_calls
 from pipeline.evaluation.code import score as scoring
 from pipeline.evaluation.code.extract import human_eval_tests
 from pipeline.evaluation.code.sandbox import Limits, Sandbox, Tests
@@ -61,7 +62,62 @@ def test_tests_may_build_the_program_s_own_objects(sandbox) -> None:
         "", ["Node", "depth"], "root = Node(1)\nroot.left = Node(2)\nassert depth(root) == 2 and root.left.v == 2"
     )
     assert sandbox.judge(program, tests).passed
-    assert sandbox.judge(program, replace(tests, tests="assert Node(1) == Node(1)")).reason == "error"
+    assert sandbox.judge(program, replace(tests, tests="assert Node(1) == Node(1)")).reason == "unsupported"
+
+
+# Right programs whose results are no values of built-in types, by what crosses how.
+RIGHT_PROGRAMS = {
+    "views of a dict": (
+        "def f(x): return {1: 2, 3: 4}.keys(), {1: 2, 3: 1}.values(), {1: 2}.items()",
+        "a, b, c = f(0)\nassert set(a) == {1, 3} == a and sorted(b) == [1, 2] and list(c) == [(1, 2)]"),
+    "values of the standard library": (
+        "import collections, datetime, decimal, fractions\ndef f(x):\n  return [collections.deque([1], 5), decimal.Decimal('1.10'),"
+        " fractions.Fraction(1, 3), datetime.date(2026, 2, 3), datetime.timedelta(hours=3)]",
+        "import collections, datetime, decimal, fractions\nassert f(0) == [collections.deque([1]), decimal.Decimal('1.1'), "
+        "fractions.Fraction(2, 6), datetime.date(2026, 2, 3), datetime.timedelta(seconds=10800)]"),
+    "an iterator, value by value": (
+        "def f(x):\n  while True:\n    yield x\n    x += 1", "g = f(5)\nassert [next(g), next(g), next(g)] == [5, 6, 7]"),
+    "truth and None of an object": (
+        "import re\nclass N: n = None\ndef f(x): return N() if x else re.search('a', 'b')",
+        "n = f(1); c = 0\nwhile n: c += 1; n = n.n\nassert c == 1 and f(1) != None and not f(0) and f(1)"),
+    "an object like a container": (
+        "class S:\n  def __init__(s): s.x = [1, 2, 3]\n  def __len__(s): return 3\n  def __getitem__(s, i): return s.x[i]\n"
+        "  def __iter__(s): return iter(s.x)\n  def __str__(s): return 'S'\n  def __add__(s, o): return s.x + o\ndef f(x): return S()",
+        "s = f(0)\nassert len(s) == 3 and s[-1] == 3 and list(s) == [1, 2, 3] and 2 in s and str(s) == 'S' and s + [4] == [1, 2, 3, 4]"),
+    "members of an enumeration": (
+        "import enum\nclass Colour(enum.Enum): RED = 1; BLUE = 2\ndef f(x): return {Colour.RED: x}",
+        "assert f(3) == {Colour.RED: 3} and Colour.RED is not None and f(3)[Colour.RED] == 3 and isinstance(Colour.RED, Colour)"),
+    "expected exceptions": (
+        "class Own(KeyError): pass\ndef f(x):\n  if x: raise ValueError('bad')\n  raise Own(1)",
+        "try: f(1)\nexcept ValueError as e: assert str(e) == 'bad'\nelse: assert False\ntry: f(0)\nexcept LookupError: pass"),
+    "functions as arguments": (
+        "def f(g, xs): return sorted(map(g, xs), key=lambda v: -v)",
+        "def h(v):\n  if v > 5: raise ValueError\n  return v * k\nk = 2\nassert f(h, [1, 2]) == [4, 2] and f(abs, [-1]) == [1]\n"
+        "try: f(h, [9]); assert False\nexcept ValueError: pass"),
+    "an argument changed in place": (
+        "def f(a, d, deep):\n  a.sort(); d['n'] = 1; deep[0].append(2)",
+        "a, d, deep = [3, 1], {}, [[1]]\nf(a, d, deep=deep)\nassert (a, d, deep) == ([1, 3], {'n': 1}, [[1, 2]])"),
+    "20 MB in and out": ("def f(s): return s + 'b'", "s = 'a' * 20 * 10**6\nassert f(s) == s + 'b'"),
+    "asyncio": ("import asyncio\nasync def g(x):\n  await asyncio.sleep(0)\n  return x\ndef f(x): return asyncio.run(g(x))", "assert f(2) == 2"),
+    "files": (
+        "import os, shutil, tempfile\ndef f(x):\n  with open('a', 'w') as a, open(os.devnull, 'w') as n: print(x, file=a); print(x, file=n)\n"
+        "  shutil.copy2('a', 'b')\n  with tempfile.TemporaryDirectory() as d: os.rename('b', d + '/c'); return open(d + '/c').read()",
+        "assert f(2) == '2\\n'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RIGHT_PROGRAMS)
+def test_right_programs_pass(sandbox, name) -> None:
+    program, tests = RIGHT_PROGRAMS[name]
+    verdict = sandbox.judge(program, Tests("", ["Colour", "f"] if "Colour" in program else ["f"], tests))
+    assert verdict.passed, verdict
+
+
+def test_what_does_not_cross_is_said(sandbox) -> None:
+    own = "class P:\n  def __eq__(s, o): return True\n  __lt__ = __eq__\ndef f(x): return P()"
+    for test in ("assert f(1) == 14", "assert f(1) < 3", "assert f(object()) == 1"):
+        verdict = sandbox.judge(own, Tests("", ["f"], test))
+        assert (verdict.passed, verdict.reason) == (False, "unsupported"), verdict
 
 
 @pytest.mark.parametrize(
@@ -87,10 +143,15 @@ RIGHT = "\ndef f(x): return 2 * x\n"  # the attack runs first: that it succeeded
 ALWAYS = "class Same(int):\n  def __eq__(self, other): return True\n  __ne__ = __lt__ = __hash__ = None\n"
 RAW = "import os, struct\ndef f(x):\n  b = BODY\n  for fd in range(3, 1024):\n    try: os.write(fd, HEAD + b)\n    except OSError: pass\n  return 0"
 
+CALL = (
+    "import ctypes, os\nl = ctypes.CDLL(None, use_errno=True)\nl.syscall.restype = ctypes.c_long\nl.prctl.restype = ctypes.c_int\n"
+    "def call(number, *a):\n  if l.syscall(*map(ctypes.c_long, (number, *a))) < 0: raise OSError(ctypes.get_errno(), 'refused')\n"
+)
+
 # name: (program, reason, part of the detail)
 ATTACKS = {
     # what it must not use up
-    "fork bomb": ("import os\nwhile True: os.fork()" + RIGHT, "error", "BlockingIOError"),
+    "fork bomb": ("import os\nwhile True: os.fork()" + RIGHT, "error", "OSError: [Errno 38]"),
     "thread bomb": ("import threading\nwhile True: threading.Thread(target=input).start()" + RIGHT, "error", "can't start new thread"),
     "subprocess": ("import subprocess\nsubprocess.run(['/python/bin/python3'])" + RIGHT, "error", "Error"),
     "memory bomb": ("x = []\nwhile True: x.append(bytearray(10**7))" + RIGHT, "memory", ""),
@@ -118,13 +179,46 @@ ATTACKS = {
     "delete what it sees": (
         "import os, shutil\nshutil.rmtree('/work', ignore_errors=True)\nos.unlink(os.__file__)" + RIGHT, "error",
         "Read-only file system|Permission denied"),
-    "network": ("import socket\nsocket.create_connection(('127.0.0.1', PORT), 2)" + RIGHT, "error", "unreachable|refused"),
+    "network": ("import socket\nsocket.create_connection(('127.0.0.1', PORT), 2)" + RIGHT, "error", "[Errno 38]"),
     "new namespaces": (
         "import ctypes, os\nl = ctypes.CDLL(None, use_errno=True)\n"
         "if l.unshare(0x10000000): raise OSError(ctypes.get_errno(), 'unshare')" + RIGHT, "error", "unshare"),
     "become root": ("import os\nos.setuid(0)" + RIGHT, "error", "PermissionError|OSError"),
+    "many empty files": ("for i in range(10**6): open(str(i), 'w').close()" + RIGHT, "error", "No space left"),
+    "program of its own": (
+        "import os\nopen('x', 'w').write('#!/python/bin/python3')\nos.chmod('x', 0o755)\nos.execv('x', ['x'])" + RIGHT, "error", "PermissionError"),
+    "installed packages": (
+        "import glob, sys\nif glob.glob(sys.prefix + '/lib*/python*/*-packages/*'): raise OSError('seen')\nraise LookupError" + RIGHT,
+        "error", "LookupError"),
+    "ptrace of init": (CALL + "call(101, 16, 1, 0, 0)" + RIGHT, "error", "Errno 38"),
+    "init without limits": (
+        "import resource\nif resource.prlimit(1, resource.RLIMIT_AS)[0] > 200 << 20: raise LookupError\nraise ValueError('limited')" + RIGHT,
+        "error", "PermissionError|limited"),
+    "calls of 32 bits": (
+        "import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7)\nm.write(bytes.fromhex('b814000000cd80c3'))  # mov eax, 20; int 0x80\n"
+        "ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))()" + RIGHT, "exited", "SIGSYS|SIGSEGV"),
+    "calls of x32": (CALL + "call(0x40000027)" + RIGHT, "", ""),
     "kill all": ("import os\nos.kill(-1, 9)\nos.kill(1, 9)\nos.kill(os.getppid(), 9)\nos.kill(os.getpid(), 9)" + RIGHT, "", ""),
+    # what must not end scoring
+    "exit code 255": ("import os\nos._exit(255)", "exited", "exit code 255"),
+    "real-time signal": ("import os\ndef f(x): os.kill(os.getpid(), 40)", "exited", "exit code 168"),
+    "half a surrogate pair": ("def f(x): raise ValueError(chr(0xd800))", "error", "ValueError: ?"),
+    "control characters": ("def f(x): raise ValueError(chr(27) + ']0;x' + chr(7) + chr(0))", "error", "ValueError"),
+    "exception without a word": ("class E(Exception):\n  def __str__(s): raise s\ndef f(x): raise E", "error", "E"),
+    "unhashable in a set": ("class H(int): __hash__ = None\ndef f(x): return frozenset([object()]), memoryview(b'')", "unsupported|wrong answer", ""),
     # what it must not feign
+    "ends on a call that may fail": ("import os\ndef f(x):\n  if x < 0: os._exit(0)\n  return 2 * x", "exited", "exit code 0"),
+    "StopIteration ends a test's loop": ("def f(x): raise StopIteration", "error", "StopIteration"),
+    "AssertionError of its own": ("def f(x): raise AssertionError", "error", "AssertionError"),
+    "patches a class of the judge's": (
+        RAW.replace("HEAD", "struct.pack('>I', len(b))").replace(
+            "BODY", "b'cfractions\\nFraction\\n(N(dS\"__eq__\"\\ncbuiltins\\nbool\\nstb.'"), "exited", ""),
+    "calls a function that it never got": (
+        RAW.replace("HEAD", "struct.pack('>I', len(b))").replace("BODY", "pickle.dumps(('call', print, (), {}))").replace(
+            "import os", "import pickle, os"), "exited", ""),
+    "iterator that never ends": ("def f(x):\n  while True: yield 2 * x", "unsupported", ""),
+    "truth that is no truth": ("class T:\n  def __bool__(s): return 3\ndef f(x): return T() if x == 0 else 2 * x", "error", "TypeError"),
+    "length of its own": ("class L(list):\n  def __len__(s): return 14\n  def __eq__(s, o): return True\ndef f(x): return L()", "wrong answer", ""),
     "_exit": ("import os\nos._exit(0)", "exited", "exit code 0"),
     "_exit in a call": ("import os\ndef f(x): os._exit(0)", "exited", "exit code 0"),
     "sys.exit": ("import sys\nsys.exit(0)", "error", "SystemExit"),
@@ -132,7 +226,7 @@ ATTACKS = {
     "closed pipes": ("import os\nos.closerange(0, 99)\nwhile True: pass", "", ""),
     "patched builtins": ("import builtins\nbuiltins.AssertionError = builtins.bool = lambda *a: True\ndef f(x): return 0", "wrong answer", ""),
     "equals everything": (ALWAYS + "def f(x): return Same()", "wrong answer", ""),
-    "equals everything, no data": (ALWAYS.replace("int", "object") + "def f(x): return Same()", "error", "no plain data"),
+    "equals everything, no data": (ALWAYS.replace("int", "object") + "def f(x): return Same()", "unsupported", "only plain data"),
     "list that equals everything": (ALWAYS.replace("int", "list") + "def f(x): return Same()", "wrong answer", ""),
     "says that it passed": ("print('{\"passed\": true}')\ndef f(x): return 0", "wrong answer", ""),
     "writes a verdict": (RAW.replace("HEAD + b", "b").replace("BODY", "b'{\"passed\": true, \"reason\": \"passed\"}'"), "exited", ""),
@@ -145,7 +239,7 @@ ATTACKS = {
         "  assert not any('== ' + '14' in s for s in seen), 'found them'\n  return 0", "wrong answer", ""),
     "patches its own worker": (
         "import __main__, sys\n__main__.judge = lambda *a: (True, 'passed', '')\n"
-        "__main__.OPERATIONS['call'] = lambda *a: True\ndef f(x): return 0", "wrong answer", ""),
+        "__main__.Candidate.call = lambda *a: (True, [])\ndef f(x): return 0", "wrong answer", ""),
 }  # fmt: skip
 
 
@@ -171,15 +265,40 @@ def test_attacks_are_contained_and_fail(sandbox, world, name) -> None:
         program = program.replace(word, value)
     verdict = sandbox.judge(program, DOUBLE)
     assert not verdict.passed
-    assert reason in ("", verdict.reason), verdict
+    assert not reason or verdict.reason in reason.split("|"), verdict
+    json.dumps(verdict.detail, ensure_ascii=False).encode()  # a file can hold it
     assert any(part in verdict.detail for part in detail.split("|")), verdict
     assert len(verdict.output) <= 2_000
     assert not _left_over()
 
 
+REFUSED = """
+ptrace process_vm_readv process_vm_writev pidfd_open pidfd_getfd kcmp keyctl add_key request_key shmget shmat semget msgget
+mq_open memfd_create memfd_secret execveat io_uring_setup userfaultfd bpf perf_event_open unshare setns clone clone3 fork vfork
+socket mount umount2 pivot_root chroot fsopen open_tree move_mount init_module finit_module kexec_load reboot swapon personality
+prctl seccomp capset setuid setgroups mknod mknodat name_to_handle_at open_by_handle_at fanotify_init inotify_init1 quotactl
+acct syslog sethostname settimeofday clock_settime iopl ioperm modify_ldt vmsplice splice tee setxattr sched_setscheduler
+sched_setaffinity setpriority ioprio_set mlock mlockall timer_create timerfd_create eventfd2 signalfd4 landlock_create_ruleset
+process_madvise sendmsg recvmsg sendmmsg rt_sigqueueinfo
+""".split()  # noqa: SIM905
+
+
+def test_system_calls_that_no_program_needs_do_not_exist(sandbox) -> None:
+    library = ctypes.CDLL(system_calls.LIBRARY)
+    numbers = {name: library.seccomp_syscall_resolve_name(name.encode()) for name in REFUSED}
+    assert sum(number > 0 for number in numbers.values()) > 70  # the rest are of other architectures
+    probe = CALL + (
+        "def f(x):\n  there = []\n  for name, number in numbers.items():\n    try: call(number, *[0] * 6)\n    except OSError as e:\n"
+        "      if e.errno == 38: continue\n    there.append(name)\n  return there"
+    )
+    probe = f"numbers = { ({n: v for n, v in numbers.items() if v > 0}) }\n" + probe
+    verdict = sandbox.judge(probe, Tests("", ["f"], "assert f(0) == [], f(0)"))
+    assert verdict.passed, verdict
+
+
 def test_sleepers_are_woken_and_neighbours_live(sandbox) -> None:
     """Wall time; and while one program kills all it can, others in the same seconds pass."""
-    short = Sandbox(sandbox.command, replace(LIMITS, wall_seconds=2.0))
+    short = Sandbox(replace(LIMITS, wall_seconds=2.0))
     slow = "import time\ntime.sleep(1)\ndef f(x): return 2 * x"
     with ThreadPoolExecutor(4) as pool:
         neighbours = [pool.submit(sandbox.judge, slow, DOUBLE) for _ in range(2)]
@@ -293,6 +412,24 @@ def test_zero_is_an_alarm_and_nothing_to_score_is_one_line(samples, tmp_path) ->
     ):
         with pytest.raises(BadInput, match=words):
             scoring.main(["--run_dir", str(tmp_path), *bad])
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [["--memory_mb", "1"], ["--memory_mb", "99999999999999"], ["--cpu_seconds", "9" * 20], ["--wall_seconds", "0.001"]],
+)
+def test_limits_that_leave_no_room_are_refused_before_a_score_is_lost(samples, tmp_path, limit) -> None:
+    before = {path: path.read_bytes() for path in samples.iterdir()}
+    with pytest.raises(BadInput, match="a right program does not pass within these limits"):
+        scoring.main(["--run_dir", str(tmp_path), *limit])
+    assert {path: path.read_bytes() for path in samples.iterdir()} == before
+
+
+@pytest.mark.parametrize("label", ["..", "../..", "a/b", "/etc", "a\x1b[2J"])
+def test_a_label_never_leads_out_of_the_run(samples, tmp_path, label) -> None:
+    with pytest.raises(BadInput, match="is no label"):
+        scoring.main(["--run_dir", str(samples / "mine"), "--label", label])
+    assert not (samples / "mbpp.verdicts.jsonl").exists()
 
 
 @pytest.mark.slow

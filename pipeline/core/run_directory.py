@@ -23,6 +23,13 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return records
 
 
+def evaluation_folder(run_dir: Path, label: str) -> Path:
+    """Where the scores of a step or label are. Raises BadInput for a label that is no plain name: it would lead elsewhere."""
+    if not label.isprintable() or "/" in label or label in ("", ".", ".."):
+        raise BadInput(f"{label!r} is no label: a label is one name below {run_dir / 'evaluation'}, without slashes")
+    return run_dir / "evaluation" / label
+
+
 def best_file(run_dir: Path) -> Path:
     """The step with the best score so far, as `evaluate --watch` found it."""
     return run_dir / "evaluation" / "best.json"

@@ -10,6 +10,7 @@ from pipeline.config.recipe import Evaluation, Recipe
 from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json, write_json_lines
 from pipeline.core.log import log
+from pipeline.core.run_directory import evaluation_folder
 from pipeline.core.terminal import Console
 from pipeline.core.version import code_version
 from pipeline.decoding.canvas import GenerateConfig
@@ -49,7 +50,7 @@ def evaluate(recipe: Recipe, folder: str, label: str, shard: Shard = EVERYTHING,
     checkpoint = CheckpointUnderTest.of(folder, wanted.dtype, shard.index)
     decoding(recipe, checkpoint, "")  # an unknown preset or model is told before anything is loaded
     tasks = load_tasks(wanted.tasks)
-    into = Path(recipe.run_dir) / "evaluation" / label
+    into = evaluation_folder(Path(recipe.run_dir), label)
     scores: list[Score] = []
     for name, task in tasks.items():
         config = decoding(recipe, checkpoint, name)

@@ -139,6 +139,8 @@ def alarms(score: Score) -> list[str]:
         problems.append(f"{share} of the responses reach the length limit without an end token")
     if score.generation and score.generation.masks_left:
         problems.append(f"{score.generation.masks_left} mask tokens are left in the responses: the sampler is broken")
+    if score.programs and (unsupported := score.programs.reasons.get("unsupported")):
+        problems.append(f"{unsupported} programs failed because the sandbox does not carry what their tests ask for")
     if score.likelihood and score.likelihood.unsure > MANY_UNSURE:
         share = f"{score.likelihood.unsure:.0%}"
         problems.append(f"{share} of the choices are within the estimator's noise: raise evaluation.likelihood_samples")

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.recipe import Recipe
-from pipeline.core.checkpoint_files import complete_checkpoints, step_name, step_of
+from pipeline.core.checkpoint_files import complete_checkpoints, damaged_file, step_name, step_of
 from pipeline.core.errors import BadInput, StoppedEarly
+from pipeline.core.run_directory import evaluation_folder
 from pipeline.core.stage_status import record_status
 from pipeline.evaluation.answer_cache import Shard
 
@@ -59,6 +60,12 @@ def run(recipe: Recipe, request: Request, watched: bool = False) -> None:
             export = export_of(Path(recipe.run_dir), request.step)
             folder, label = str(export), request.label or export.parent.name
             status["step"] = step_of(export.parent)
+            if damaged := damaged_file(export.parent, below="export/"):
+                raise BadInput(
+                    f"{export.parent} is damaged: {damaged} is not as it was saved; evaluate another --step, or train on from "
+                    "the checkpoint before it"
+                )
+        evaluation_folder(Path(recipe.run_dir), label)  # a bad label is told before anything is loaded
         status["message"] = label
         from pipeline.evaluation.runner import evaluate  # imports torch: what is not there is told before that
 

@@ -1,11 +1,20 @@
 """What runs inside the sandbox: `candidate` holds the generated program, `judge` its tests. Standard library only.
 
 The two are processes in sandboxes of their own and talk through two pipes. The tests never enter the candidate's process
-and its objects never leave it: results cross as plain data, anything else as a handle that compares with nothing. So a
+and its objects never leave it: results cross as plain data, anything else as a handle that equals nothing but itself. So a
 program that patches the interpreter, ends early, prints what a passing one prints or returns objects that equal everything
-only changes itself. `python -c "$(cat inside.py)" ROLE LIMITS READ_FD WRITE_FD [VERDICT_FD]`.
+only changes itself. `python -c "$(cat guest.py)" ROLE LIMITS READ_FD WRITE_FD [VERDICT_FD]`.
+
+A message is a pickled tuple. The judge asks (OPERATION, ...); the candidate replies ("value", VALUE, changed arguments) or
+("raised", class, nearest built-in class, message), or first asks ("call", ...) for a function of the tests, and is replied to
+in the same way.
 """
 
+import builtins
+import collections
+import datetime
+import decimal
+import fractions
 import io
 import json
 import os
@@ -16,28 +25,61 @@ import sys
 import types
 from collections.abc import Iterator
 
-MAX_MESSAGE = 1 << 24
-PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray, tuple, list, dict, set, frozenset, range)
-CALLED = (*PLAIN, iter)  # the only callables that a message may name
+MAX_MESSAGE = 1 << 28
+BUILT_IN = (bool, int, float, complex, str, bytes, bytearray, tuple, list, dict, set, frozenset, range)
+VALUES = (
+    *(collections.deque, decimal.Decimal, datetime.date, datetime.time),
+    *(datetime.datetime, datetime.timedelta, datetime.timezone),
+)
+MUTABLE = (list, dict, set, bytearray, collections.deque)
 
 
-class Gone(Exception):
-    """The other process has ended or talks nonsense."""
+class Gone(BaseException):
+    """The other process has ended or talks nonsense. No `except Exception` of the tests may take it for the program's."""
+
+
+class Unsupported(TypeError):
+    """Something that does not cross between the two processes."""
 
 
 class CandidateError(Exception):
     """The candidate raised; `kind` is the exception's name."""
 
     def __init__(self, kind, message):
-        super().__init__(f"{kind}: {message}" if message else kind)
-        self.kind = kind
+        self.kind, self.args = kind, (message,)
+
+    def __str__(self):
+        return self.args[0]
+
+
+# What a message of the candidate's may call: types that nothing can patch, and functions for what has no such type.
+
+
+def keys_view(keys):
+    return dict.fromkeys(keys).keys()
+
+
+def values_view(values):
+    return dict(enumerate(values)).values()
+
+
+def items_view(items):
+    return dict(items).items()
+
+
+def fraction(numerator, denominator):
+    return fractions.Fraction(numerator, denominator)
+
+
+VIEWS = {type({}.keys()): keys_view, type({}.values()): values_view, type({}.items()): items_view}
+CALLED = (*BUILT_IN, *VALUES, *VIEWS.values(), fraction)
 
 
 def send(pipe, body):
     try:
         pipe.write(struct.pack(">I", len(body)) + body)
         pipe.flush()
-    except (BrokenPipeError, struct.error):
+    except BrokenPipeError:
         raise Gone from None
 
 
@@ -50,166 +92,350 @@ def receive(pipe):
     return body
 
 
+class Pickler(pickle.Pickler):
+    """What both sides' picklers do."""
+
+    def reducer_override(self, value):
+        if type(value) in VIEWS:
+            return VIEWS[type(value)], (list(value),)
+        if type(value) is fractions.Fraction:
+            return fraction, (value.numerator, value.denominator)
+        return NotImplemented
+
+    @classmethod
+    def bytes(cls, side, message):
+        """Raises Unsupported for what is too large."""
+        buffer = io.BytesIO()
+        pickler = cls(buffer)
+        pickler.side = side
+        pickler.dump(message)
+        if buffer.tell() > MAX_MESSAGE:
+            raise Unsupported(f"a value of {buffer.tell():,} bytes does not cross: {MAX_MESSAGE:,} are the most")
+        return buffer.getvalue()
+
+
+def raised(error):
+    """An exception as the message that says so."""
+    try:
+        message = str(error)[:500]
+    except Exception:
+        message = ""
+    nearest = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
+    return "raised", type(error).__name__, nearest.__name__, message
+
+
+def exception_class(name):
+    """The built-in exception of that name that a test may expect; not those that end loops or processes in silence."""
+    kind = getattr(builtins, name, None)
+    loops = (StopIteration, StopAsyncIteration)
+    fine = isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, loops)
+    return kind if fine and not name.endswith("Group") else Exception
+
+
 # ---- the candidate's side
 
 
-handles = []  # of the candidate's, by index
-
-
-class CandidatePickler(pickle.Pickler):
-    """Values of built-in types (and of their subclasses, as the built-in type); iterators as lists; the rest as handles."""
+class CandidatePickler(Pickler):
+    """Values of built-in types (and of their subclasses, as the built-in type); the rest as handles."""
 
     def persistent_id(self, value):
-        if isinstance(value, (*PLAIN, Iterator)) or any(value is called for called in CALLED):
+        if type(value) is Callback:
+            return "callback", value.index
+        crosses = isinstance(value, (types.NoneType, *BUILT_IN)) or type(value) in (*VALUES, *VIEWS, fractions.Fraction)
+        if crosses or any(value is called for called in CALLED):
             return None
-        handles.append(value)
-        return len(handles) - 1
+        return "iterator" if isinstance(value, Iterator) else "object", self.side.index(value)
 
     def reducer_override(self, value):
-        if isinstance(value, Iterator):
-            return iter, (list(value),)
-        for kind in PLAIN:
+        for kind in BUILT_IN:
             if isinstance(value, kind) and type(value) is not kind:
                 return kind, (kind(value),)
-        return NotImplemented
+        return super().reducer_override(value)
 
 
 class CandidateUnpickler(pickle.Unpickler):
-    def persistent_load(self, index):
-        return handles[index]
+    def __init__(self, body, side):
+        super().__init__(io.BytesIO(body))
+        self.side = side
+
+    def persistent_load(self, reference):
+        kind, index = reference
+        return Callback(self.side, index) if kind == "callback" else self.side.objects[index]
 
 
-def candidate(reading, writing):
-    """Executes the program, then answers until the judge is done."""
-    program, failure = sys.stdin.buffer.read(), None
-    module = types.ModuleType("solution")  # not __main__: what stands below that `if` is no part of the answer
-    sys.argv, sys.modules["solution"] = ["solution.py"], module
-    try:
-        exec(compile(program, "solution.py", "exec"), module.__dict__)
-    except BaseException as error:
-        failure = told(error)
-        module.__dict__.clear()  # it may have filled the memory that telling needs
-    while True:
+class Callback:
+    """A function of the tests that the candidate got as an argument: it can be called."""
+
+    def __init__(self, side, index):
+        self.side, self.index = side, index
+
+    def __call__(self, *arguments, **keywords):
+        self.side.say("call", self, arguments, keywords)
+        return self.side.serve()
+
+
+class Candidate:
+    """The program's module, and those of its objects that the judge has handles of."""
+
+    def __init__(self, reading, writing):
+        self.reading, self.writing = reading, writing
+        self.objects, self.indices = [], {}
+        self.module = types.ModuleType("solution")  # not __main__: what stands below that `if` is no part of the answer
+        self.failure = None
+
+    def index(self, value):
+        """The same for the same object, which is kept."""
+        if id(value) not in self.indices:
+            self.indices[id(value)] = len(self.objects)
+            self.objects.append(value)
+        return self.indices[id(value)]
+
+    def say(self, *message):
+        send(self.writing, CandidatePickler.bytes(self, message))
+
+    def execute(self, program):
+        sys.argv, sys.modules["solution"] = ["solution.py"], self.module
         try:
-            operation, *arguments = CandidateUnpickler(io.BytesIO(receive(reading))).load()
-            reply = failure or pickled((True, OPERATIONS[operation](module, *arguments)))
-        except Gone:
-            return
+            exec(compile(program, "solution.py", "exec"), self.module.__dict__)
         except BaseException as error:
-            reply = told(error)
-        send(writing, reply)
+            self.failure = raised(error)
+            self.module.__dict__.clear()  # it may have filled the memory that telling needs
 
+    def serve(self):
+        """Answers the judge, until it replies to a call of a function of the tests."""
+        while True:
+            operation, *rest = CandidateUnpickler(receive(self.reading), self).load()
+            if operation == "value":
+                return rest[0]
+            if operation == "raised":
+                raise exception_class(rest[1])(rest[2])
+            try:
+                self.say(*(self.failure or ("value", *getattr(self, operation)(*rest))))
+            except Gone:
+                raise
+            except BaseException as error:
+                self.say(*raised(error))
 
-def pickled(reply):
-    buffer = io.BytesIO()
-    CandidatePickler(buffer).dump(reply)
-    return buffer.getvalue()
+    # operations: each returns its value and the arguments as they are afterwards
 
+    def name(self, name):
+        if name not in self.module.__dict__:
+            raise NameError(f"{name} is not defined")
+        return self.module.__dict__[name], []
 
-def told(error):
-    """An exception as the reply that says so."""
-    return pickled((False, (type(error).__name__, str(error)[:500])))
+    def call(self, function, arguments, keywords):
+        mutable = [value for value in (*arguments, *keywords.values()) if type(value) in MUTABLE]
+        before = CandidatePickler.bytes(self, mutable)
+        value = function(*arguments, **keywords)
+        return value, mutable if CandidatePickler.bytes(self, mutable) != before else []
 
+    def apply(self, module, name, *values):
+        return getattr(sys.modules[module], name)(*values), []
 
-def defined(module, name):
-    if name not in module.__dict__:
-        raise NameError(f"{name} is not defined")
-    return module.__dict__[name]
-
-
-OPERATIONS = {
-    "name": defined,
-    "call": lambda _, function, arguments, keywords: function(*arguments, **keywords),
-    "get": lambda _, owner, name: getattr(owner, name),
-    "set": lambda _, owner, name, value: setattr(owner, name, value),
-}
+    def next(self, iterator):
+        """A tuple of the next value, () at the end."""
+        for value in iterator:
+            return (value,), []
+        return (), []
 
 
 # ---- the judge's side
 
 
+def forward(name, module="operator", swapped=False):
+    def method(self, *values):
+        return self._judge.ask("apply", module, name, *((*values, self) if swapped else (self, *values)))
+
+    return method
+
+
 class Handle:
-    """Something of the candidate's that is no plain data: it can be called, and its attributes read and set."""
+    """Something of the candidate's that is no plain data. What is done to it happens in the candidate's process; but whether
+    it equals something is not the candidate's to say."""
 
-    __slots__ = ("_ask", "_index")
-    __hash__ = None
+    __slots__ = ("_index", "_judge")
 
-    def __init__(self, ask, index):
-        object.__setattr__(self, "_ask", ask)
+    def __init__(self, judge, index):
+        object.__setattr__(self, "_judge", judge)
         object.__setattr__(self, "_index", index)
 
     def __call__(self, *arguments, **keywords):
-        return self._ask("call", self, arguments, keywords)
+        mutable = [value for value in (*arguments, *keywords.values()) if type(value) in MUTABLE]
+        return self._judge.ask("call", self, arguments, keywords, mutable=mutable)
 
-    def __getattr__(self, name):
-        return self._ask("get", self, name)
+    __len__, __bool__, __str__, __repr__, __iter__ = (
+        forward(n, "builtins") for n in ("len", "bool", "str", "repr", "iter")
+    )
+    __abs__ = forward("abs")
+    __getattr__, __setattr__ = forward("getattr", "builtins"), forward("setattr", "builtins")
+    __getitem__, __setitem__, __delitem__ = forward("getitem"), forward("setitem"), forward("delitem")
+    __instancecheck__ = forward("isinstance", "builtins", swapped=True)
+    for _name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow"):
+        locals()[f"__{_name}__"], locals()[f"__r{_name}__"] = forward(_name), forward(_name, swapped=True)
+    __neg__ = forward("neg")
 
-    def __setattr__(self, name, value):
-        self._ask("set", self, name, value)
+    def __hash__(self):
+        return hash(self._index)
 
-    def _refuse(self, *_):
-        raise TypeError("the candidate returned something that is no plain data")
+    def __eq__(self, other):
+        if other is None or (type(other) is type(self) and other._index == self._index):
+            return other is not None
+        raise Unsupported("the candidate returned an object of its own class, and only plain data can be compared")
 
-    __eq__ = __ne__ = __bool__ = _refuse
+    def __lt__(self, other):
+        raise Unsupported("the candidate returned an object of its own class, and only plain data can be compared")
+
+    __gt__ = __le__ = __ge__ = __lt__
 
 
-class JudgePickler(pickle.Pickler):
+class RemoteIterator(Handle):
+    """One of the candidate's, one value at a time."""
+
+    __slots__ = ()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        for value in self._judge.ask("next", self):
+            return value
+        raise StopIteration
+
+
+class JudgePickler(Pickler):
+    """Plain data; handles as what they stand for; functions of the tests as callbacks; generators as lists."""
+
     def persistent_id(self, value):
-        return value._index if type(value) is Handle else None
+        if isinstance(value, type):
+            return None
+        if isinstance(value, Handle):
+            return "object", value._index
+        if type(value) is types.FunctionType and value.__module__ == "tests":
+            self.side.functions.append(value)
+            return "callback", len(self.side.functions) - 1
+        return None
+
+    def reducer_override(self, value):
+        if type(value) is types.GeneratorType:
+            return iter, (list(value),)
+        return super().reducer_override(value)
 
 
 class JudgeUnpickler(pickle.Unpickler):
-    """Builds built-in types and handles, and refuses every other name (see pickle's `Restricting Globals`)."""
+    """Builds plain data and handles, and refuses every other name (see pickle's `Restricting Globals`)."""
 
-    def __init__(self, body, ask):
+    def __init__(self, body, side):
         super().__init__(io.BytesIO(body))
-        self.ask = ask
+        self.side = side
 
     def find_class(self, module, name):
         for called in CALLED:
-            if (module, name) == ("builtins", called.__name__):
+            if (module, name) == (called.__module__, called.__name__):
                 return called
         raise pickle.UnpicklingError(f"{module}.{name} is no plain data")
 
-    def persistent_load(self, index):
-        return Handle(self.ask, index)
+    def persistent_load(self, reference):
+        kind, index = reference
+        if kind == "callback":
+            return self.side.functions[index]
+        return (RemoteIterator if kind == "iterator" else Handle)(self.side, index)
 
 
-def judge(reading, writing):
-    """Runs the tests. Returns (passed, reason, detail); nothing that the candidate does makes it return True."""
-    tests = json.load(sys.stdin)
+class Judge:
+    """Asks the candidate for the tests."""
 
-    def ask(*question):
-        buffer = io.BytesIO()
-        JudgePickler(buffer).dump(question)
-        send(writing, buffer.getvalue())
+    def __init__(self, reading, writing):
+        self.reading, self.writing = reading, writing
+        self.functions = []
+        self.lost = False
+        """The candidate is gone: whatever the tests make of it, it has not passed."""
+
+    def say(self, *message):
         try:
-            well, value = JudgeUnpickler(receive(reading), ask).load()
-            kind, message = ("", "") if well else map(str, value)
+            send(self.writing, JudgePickler.bytes(self, message))
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise Unsupported(f"an argument does not cross to the candidate: {error}") from None
+
+    def ask(self, *question, mutable=()):
+        """The candidate's value; `mutable` arguments become what the candidate has made of them. Raises CandidateError."""
+        try:
+            if self.lost:
+                raise Gone
+            self.say(*question)
+            while True:
+                kind, *rest = self.heard()
+                if kind == "call":
+                    self.call(*rest)
+                elif kind == "raised":
+                    base = exception_class(rest[1])
+                    raise type(base.__name__, (CandidateError, base), {})(rest[0], rest[2])
+                else:
+                    value, changed = rest
+                    for old, new in zip(mutable, changed, strict=bool(changed)):
+                        update(old, new)
+                    return value
+        except Gone:
+            self.lost = True
+            raise
+
+    def heard(self):
+        """The candidate's message: of one of three forms, and of plain data only."""
+        try:
+            kind, *rest = JudgeUnpickler(receive(self.reading), self).load()
+            if kind == "raised":
+                return kind, *map(str.__str__, rest)
+            if kind == "value" and type(rest[1]) is list:
+                return kind, *rest
+            function, arguments, keywords = rest
+            if kind == "call" and type(function) is types.FunctionType:
+                return kind, function, tuple(arguments), dict(keywords)
         except (Gone, MemoryError):
             raise
         except Exception:
             raise Gone from None
-        if well is True:
-            return value
-        raise CandidateError(kind, message)
+        raise Gone
 
+    def call(self, function, arguments, keywords):
+        try:
+            reply = "value", function(*arguments, **keywords)
+        except Exception as error:
+            reply = raised(error)
+        self.say(*reply)
+
+
+def update(old, new):
+    """In place."""
+    if type(old) in (list, bytearray):
+        old[:] = new
+    else:
+        old.clear()
+        (old.extend if type(old) is collections.deque else old.update)(new)
+
+
+def verdict(judge):
+    """Runs the tests. Returns (passed, reason, detail); nothing that the candidate does makes it return True."""
+    tests = json.load(sys.stdin)
     namespace = {"__name__": "tests"}
+    outcome = True, "passed", ""
     try:
         exec(tests["setup"], namespace)
         for name in tests["names"]:
-            namespace[name] = ask("name", name)
+            namespace[name] = judge.ask("name", name)
         exec(tests["tests"], namespace)
-    except Gone:
-        return False, "exited", ""
     except CandidateError as error:
-        known = {"SyntaxError": "syntax error", "IndentationError": "syntax error", "MemoryError": "memory"}
-        return False, known.get(error.kind, "error"), str(error)[:500]
+        reasons = {"SyntaxError": "syntax error", "IndentationError": "syntax error", "MemoryError": "memory"}
+        reasons |= {"Unsupported": "unsupported"}
+        detail = f"{error.kind}: {error}" if str(error) else error.kind
+        outcome = False, reasons.get(error.kind, "error"), detail[:500]
+    except Unsupported as error:
+        outcome = False, "unsupported", str(error)[:500]
     except AssertionError as error:
-        return False, "wrong answer", str(error)[:500]
+        outcome = False, "wrong answer", str(error)[:500]
+    except MemoryError:
+        outcome = False, "memory", ""
     except BaseException as error:
-        return False, "error", f"{type(error).__name__}: {error}"[:500]
-    return True, "passed", ""
+        outcome = False, "error", f"{type(error).__name__}: {error}"[:500]
+    return (False, "exited", "") if judge.lost else outcome
 
 
 def main():
@@ -219,11 +445,16 @@ def main():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), values)
     pipes = os.fdopen(int(reading), "rb"), os.fdopen(int(writing), "wb")
     if role == "candidate":
-        candidate(*pipes)
+        candidate = Candidate(*pipes)
+        try:
+            candidate.execute(sys.stdin.buffer.read())
+            candidate.serve()
+        except Gone:
+            pass
     else:
-        passed, reason, detail = judge(*pipes)
-        with os.fdopen(int(sys.argv[5]), "w") as verdict:
-            json.dump({"passed": passed, "reason": reason, "detail": detail}, verdict)
+        passed, reason, detail = verdict(Judge(*pipes))
+        with os.fdopen(int(sys.argv[5]), "w") as file:
+            json.dump({"passed": passed, "reason": reason, "detail": detail}, file)
     os._exit(0)  # no clean-up of the program's
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,9 @@ from pathlib import Path
 from rich.progress import track
 
 from pipeline.config.cli import parse, parser
-from pipeline.core.errors import BadInput
+from pipeline.core.errors import BadInput, StoppedEarly
 from pipeline.core.files import write_json, write_json_lines
+from pipeline.core.run_directory import evaluation_folder
 from pipeline.core.stage_status import record_status
 from pipeline.evaluation import scoring
 from pipeline.evaluation.answer_cache import AnswerCache, request_key
@@ -44,18 +46,24 @@ def main(argv: list[str]) -> None:
     limits = replace(
         defaults, cpu_seconds=flags.cpu_seconds, wall_seconds=flags.wall_seconds, memory_bytes=flags.memory_mb << 20
     )
-    root = Path(recipe.run_dir) / "evaluation"
-    with record_status(Path(recipe.run_dir), "score"):
-        paths = list(code_samples(root / flags.label if flags.label else root))
+    run_dir = Path(recipe.run_dir)
+    folder = evaluation_folder(run_dir, flags.label) if flags.label else run_dir / "evaluation"
+    with record_status(run_dir, "score"):
+        signal.signal(signal.SIGTERM, _stop)
+        paths = list(code_samples(folder))
         if not paths:
             raise BadInput(
-                f"no saved samples of a code task in {root / flags.label}: run `python pipeline/evaluate.py` with task "
-                "humaneval or mbpp first"
+                f"no saved samples of a code task in {folder}: run `python pipeline/evaluate.py` with task humaneval or "
+                "mbpp first"
             )
         with Sandbox.open(limits) as sandbox:
             for path in paths:
                 score = score_samples(path, sandbox, flags.workers)
                 print_score(path, score)
+
+
+def _stop(*_signal: object) -> None:
+    raise StoppedEarly("stopped by SIGTERM; verdicts so far are kept, the same command goes on")
 
 
 def code_samples(root: Path) -> Iterator[Path]:
