@@ -136,6 +136,7 @@ FULL_DISTRIBUTIONS = ("kl", "reverse_kl", "tidal", "reverse_tidal")
         (["--teachers.length", "129"], "teacher llada2: length 129 is beyond the 128 positions of {place}/teacher"),
         (["--student.block_size", "101"], "student.block_size 101 is above data.student_length 100"),
         (["--teachers.expert_parallel_size", "2"], "size 2 must divide the ranks (1) and the experts (8)"),
+        (["--checkpoint.formats", '["sdar"]'], "checkpoint.formats: {place}/student cannot be exported as sdar: "),
         (["--student.path", "{place}/nowhere"], "{place}/nowhere: no such folder"),
         (["--student.path", "{place}"], "{place}: no config.json"),
         (["--student.weights", "pretrained"], "{place}/student: no model.safetensors; weights must be safetensors"),

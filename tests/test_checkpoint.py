@@ -29,7 +29,7 @@ ALONE = Topology(0, 1, 1, torch.device("cpu"))
 def place(tmp_path_factory) -> Path:
     """A finished run of one rank with four checkpoints, in place/run, and its aligned dataset."""
     folder = tmp_path_factory.mktemp("place")
-    tiny.train(tiny.make(folder), folder / "run", 1)
+    tiny.train(tiny.make(folder), folder / "run", 1, "--checkpoint.formats", '["transformers"]')
     return folder
 
 
@@ -79,12 +79,13 @@ def test_every_file_of_a_checkpoint(place, how):
     checkpoint = complete_checkpoints(place / "run")[-1]
     names = [str(path.relative_to(checkpoint)) for path in files(checkpoint)]
     assert {"COMPLETE", "state/rank-00000-of-00001.safetensors", "export/model.safetensors"} <= set(names)
+    assert "export-transformers/model.safetensors" in names
     assert damaged_file(checkpoint) is None
     for name in names:
         with damaged(checkpoint / name, DAMAGE[how]):
             # the model card may be written again (evaluation adds scores), and no program reads it
             found = damaged_file(checkpoint)
-            assert (found is None) == (name == "export/README.md") and (found in (name, None) or name == "COMPLETE")
+            assert (found is None) == name.endswith("/README.md") and (found in (name, None) or name == "COMPLETE")
             if (name, how) == ("COMPLETE", "missing"):
                 assert checkpoint not in complete_checkpoints(place / "run")
 

@@ -17,8 +17,8 @@ FLOORS = (
     {"models"},
     {"alignment", "decoding"},
     {"evaluation", "training"},
-    {"capacity", "experiments", "reporting"},
-    {"align", "convert", "distill", "evaluate", "plan", "prepare", "report", "status", "study"},
+    {"capacity", "conversation", "experiments", "reporting"},
+    {"align", "chat", "convert", "distill", "evaluate", "export", "plan", "prepare", "report", "status", "study"},
 )
 """From below; the last are the stage scripts."""
 

@@ -32,7 +32,7 @@ PROVENANCE = {
 }
 SCORES = [
     ScoreRow("sums", "exact_match", 0.5, "0.400 to 0.600", 90, "demo", "abcd"),
-    ScoreRow("chats", "", None, "", 3, "demo", "abcd"),
+    ScoreRow("chats", "", None, "", 3, "demo", "abcd", ["a third is cut off"]),
 ]
 
 
@@ -102,7 +102,7 @@ def test_scores_come_into_the_card_and_are_replaced(tmp_path):
     for value in (0.25, 0.5):
         add_scores(tmp_path, [replace(score, value=score.value and value) for score in SCORES])
     card = ModelCard.load(tmp_path / "README.md")
-    assert card.text.count("| sums |") == 1
+    assert card.text.count("| sums |") == 1 and card.text.count("Alarm, chats: a third is cut off.") == 1
     assert "| sums | exact_match | 0.500 | 0.400 to 0.600 | 90 | demo (abcd) |\n| chats |  |  |  | 3 |" in card.text
     assert card.text.partition("## Provenance")[2] == before.text.partition("## Provenance")[2]
     (result,) = card.data.eval_results

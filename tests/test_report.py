@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TS = [0.1, 0.3, 0.5, 0.7, 0.9]
 SCORES = {"teacher": (0.97, 0.95, 0.99), "undistilled": (0.83, 0.80, 0.86), "distilled": (0.96, 0.94, 0.975)}
 SECTIONS = [
-    "Scores: arithmetic", "Training losses", "Validation loss by t", "What the teacher knows",
+    "Scores: arithmetic", "Tokens per forward: arithmetic", "Training losses", "Validation loss by t", "What the teacher knows",
     "KL to the teachers", "Gradient of CALM and Reverse CALM", "TIDAL lambda",
     "Alignment", "Sample chunks", "Throughput", "Sample generations", "Recipe", "Environment",
 ]  # fmt: skip
@@ -147,6 +147,7 @@ def run_dirs(tmp_path: Path) -> tuple[Path, Path]:
     run, baseline = tmp_path / "demo", tmp_path / "demo-undistilled"
     write_run(run, "distilled", 0.1, "llada2")
     write_scores(run, "teacher", "teacher")
+    write_scores(run, "step-00000400/sweep/threshold-0.9", "distilled")
     write_scores(run, "step-00000200", "undistilled")  # an older step, which the report must not take
     write_run(baseline, "undistilled", 0.4, None)
     write_aligned(tmp_path / "aligned", "There are 61 apples in all.")
@@ -238,7 +239,7 @@ def test_an_empty_run_directory(tmp_path):
     done = report("--recipe", minimal_recipe(tmp_path, run))
     assert done.returncode == 0, done.stderr
     page = Page((run / "report.html").read_text())
-    assert page.headings == ["Scores", *SECTIONS[1:]]
+    assert page.headings == ["Scores", *SECTIONS[2:]]
     assert " ".join(page.text).count("has not run") >= 4
     assert json.loads((run / "summary.json").read_text()) == {"scores": {}, "strategy": "bd3lm", "seconds": {}}
 

@@ -23,6 +23,8 @@ Strategy = Literal[
 
 Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "prompt_response"]
 
+ExportFormat = Literal["transformers", "sdar", "llada2"]
+
 
 @dataclass
 class Source:
@@ -224,6 +226,8 @@ class Checkpoint:
     """Save also when this much time has passed."""
     keep: int = 3
     """Complete checkpoints kept."""
+    formats: list[ExportFormat] = field(default_factory=list)
+    """Formats of every checkpoint's model beside `export`, each in a folder export-FORMAT: docs/serving.md."""
 
 
 @dataclass

@@ -7,7 +7,7 @@ in place. On a GPU the other forwards of a block are repeated without the host (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -20,6 +20,8 @@ from pipeline.decoding.cached_model import CachedModel, choose, takes_cache
 from pipeline.decoding.canvas import BlockState, Canvas, GenerateConfig, Response, schedule
 from pipeline.decoding.kv_cache import buffers
 from pipeline.decoding.repeated_steps import CudaGraph, Repeat, fill_repeating
+
+Watch = Callable[[Canvas], None]
 
 
 def generate(model: nn.Module, prompts: list[list[int]], config: GenerateConfig) -> list[list[int]]:
@@ -39,17 +41,24 @@ def generate(model: nn.Module, prompts: list[list[int]], config: GenerateConfig)
 
 
 def decode(
-    model: nn.Module, prompts: list[list[int]], config: GenerateConfig, repeat: Repeat | None = None
+    model: nn.Module,
+    prompts: list[list[int]],
+    config: GenerateConfig,
+    repeat: Repeat | None = None,
+    watch: Watch | None = None,
 ) -> list[Response]:
     """`generate`'s responses, with the order in which their positions were filled.
 
     repeat: how the forwards of a block after its first are run, a model with a cache and no sampling given: by default
     as CUDA graphs on a GPU, and on a CPU one by one, without work for positions and rows that need none.
+    watch: sees the canvas after every forward, which are then run one by one.
     """
     if not prompts:
         return []
     special, device = SpecialTokens.of(model), next(model.parameters()).device
-    if repeat is None and device.type == "cuda":
+    if watch is not None:
+        repeat = None
+    elif repeat is None and device.type == "cuda":
         repeat = CudaGraph
     with torch.inference_mode():
         canvas = Canvas.lay_out(prompts, config, special.mask, device)
@@ -60,14 +69,8 @@ def decode(
             fill_repeating(model, canvas, config, ends, suppressed_ids, repeat)
         else:
             generators = [generator_for(config.seed, *prompt) for prompt in prompts]
-            _fill(
-                CachedModel.of(model, partial(buffers, canvas.ids.shape[1])),
-                canvas,
-                config,
-                ends,
-                suppressed_ids,
-                generators,
-            )
+            cached_model = CachedModel.of(model, partial(buffers, canvas.ids.shape[1]))
+            _fill(cached_model, canvas, config, ends, suppressed_ids, generators, watch)
     return [canvas.read(row, special.ends) for row in range(len(prompts))]
 
 
@@ -97,6 +100,7 @@ def _fill(
     ends: Tensor,
     suppressed_ids: Tensor,
     generators: list[torch.Generator],
+    watch: Watch | None,
 ) -> None:
     """Decides the canvas in place, except columns behind a row's first end token; the host looks at every forward."""
     device = canvas.ids.device
@@ -119,6 +123,8 @@ def _fill(
             count = torch.tensor(counts, device=device)[rows]
             state.commit(index, tokens, confidence, count, config.least_probability)
             state.store(canvas, rows, block)
+            if watch:
+                watch(canvas)
 
             going = ~(state.ended(ends) | ~canvas.masked[rows].any(1))
             if not going.all():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+
+from lm_eval.api.task import ConfigurableTask
 
 from pipeline.config.recipe import Evaluation, Recipe
 from pipeline.core.errors import BadInput
@@ -21,7 +24,9 @@ from pipeline.evaluation.lm_eval_tasks import load_tasks, run_task
 from pipeline.evaluation.presets import preset, preset_hash, shots
 from pipeline.evaluation.results import SAMPLES, Provenance, Score
 from pipeline.evaluation.scoring import update_card
-from pipeline.evaluation.tables import print_response, print_samples, print_scores
+from pipeline.evaluation.sweep import FOLDER as SWEEP_FOLDER
+from pipeline.evaluation.sweep import Sweep, read_sweep
+from pipeline.evaluation.tables import print_response, print_samples, print_scores, print_sweep
 
 
 def check_settings(wanted: Evaluation) -> None:
@@ -45,19 +50,59 @@ def evaluate(recipe: Recipe, folder: str, label: str, shard: Shard = EVERYTHING,
 
     Answers that are there already are not asked for again. A shard writes answers alone, unless they are the last.
     """
-    wanted, console = recipe.evaluation, Console()
-    check_settings(wanted)
-    checkpoint = CheckpointUnderTest.of(folder, wanted.dtype, shard.index)
-    decoding(recipe, checkpoint, "")  # an unknown preset or model is told before anything is loaded
-    tasks = load_tasks(wanted.tasks)
+    checkpoint, tasks = _prepare(recipe, folder, shard)
     into = evaluation_folder(Path(recipe.run_dir), label)
-    scores: list[Score] = []
+    configs = {name: decoding(recipe, checkpoint, name) for name in tasks}
+    if scores := _score(recipe, checkpoint, tasks, configs, label, into, shard, shown):
+        update_card(into)
+        hashes = ", ".join(dict.fromkeys(score.provenance.preset_hash for score in scores if score.provenance))
+        print_scores(Console(), scores, f"preset {recipe.evaluation.preset} ({hashes})")
+        log.info(f"written to {into}")
+
+
+def evaluate_sweep(recipe: Recipe, folder: str, label: str, sweep: Sweep, shard: Shard = EVERYTHING) -> None:
+    """As `evaluate`, the tasks that generate text, once a threshold; scores go below LABEL/sweep.
+
+    Raises BadInput where no task generates.
+    """
+    checkpoint, every = _prepare(recipe, folder, shard)
+    tasks = {name: task for name, task in every.items() if task.OUTPUT_TYPE == "generate_until"}
+    if not tasks:
+        raise BadInput(f"--sweep: none of {', '.join(every)} generates text: name one in evaluation.tasks")
+    into = evaluation_folder(Path(recipe.run_dir), label)
+    for place, threshold in sweep.settings():
+        configs = {name: replace(decoding(recipe, checkpoint, name), threshold=threshold) for name in tasks}
+        _score(recipe, checkpoint, tasks, configs, label, into / place, shard)
+    for name in tasks:
+        if points := read_sweep(into, name):
+            print_sweep(Console(), points, f"{name}: {label}")
+    log.info(f"written to {into / SWEEP_FOLDER}")
+
+
+def _prepare(recipe: Recipe, folder: str, shard: Shard) -> tuple[CheckpointUnderTest, dict[str, ConfigurableTask]]:
+    check_settings(recipe.evaluation)
+    checkpoint = CheckpointUnderTest.of(folder, recipe.evaluation.dtype, shard.index)
+    decoding(recipe, checkpoint, "")  # an unknown preset or model is told before anything is loaded
+    return checkpoint, load_tasks(recipe.evaluation.tasks)
+
+
+def _score(
+    recipe: Recipe,
+    checkpoint: CheckpointUnderTest,
+    tasks: Mapping[str, ConfigurableTask],
+    configs: Mapping[str, GenerateConfig],
+    label: str,
+    into: Path,
+    shard: Shard,
+    shown: int = 0,
+) -> list[Score]:
+    """Runs tasks, each under its settings; those that wait for other shards have no score."""
+    wanted, scores = recipe.evaluation, []
     for name, task in tasks.items():
-        config = decoding(recipe, checkpoint, name)
         with AnswerCache(into, name, shard) as cache:
             lm = BlockDiffusionLM(
                 checkpoint,
-                config,
+                configs[name],
                 batch_size=wanted.batch_size,
                 likelihood_samples=wanted.likelihood_samples,
                 cache=cache,
@@ -72,16 +117,12 @@ def evaluate(recipe: Recipe, folder: str, label: str, shard: Shard = EVERYTHING,
                     "shard scores, or the same command without --shard"
                 )
                 continue
-        score = replace(score, provenance=provenance(recipe, checkpoint, config, label))
+        score = replace(score, provenance=provenance(recipe, checkpoint, configs[name], label))
         write_json_lines(into / f"{name}{SAMPLES}", [sample.to_json() for sample in samples])
         write_json(into / f"{name}.json", score.to_json())
         scores.append(score)
-        print_samples(console, samples[:shown])
-    if scores:
-        update_card(into)
-        hashes = ", ".join(dict.fromkeys(score.provenance.preset_hash for score in scores if score.provenance))
-        print_scores(console, scores, f"preset {wanted.preset} ({hashes})")
-        log.info(f"written to {into}")
+        print_samples(Console(), samples[:shown])
+    return scores
 
 
 def answer(recipe: Recipe, folder: str, prompt: str) -> None:

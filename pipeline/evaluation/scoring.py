@@ -164,5 +164,12 @@ def update_card(folder: Path) -> None:
 
 def _card_row(score: Score, provenance: Provenance) -> ScoreRow:
     return ScoreRow(
-        score.task, score.metric or "", score.value, score.bounds, score.n, provenance.preset, provenance.preset_hash
+        score.task,
+        score.metric or "",
+        score.value,
+        score.bounds,
+        score.n,
+        provenance.preset,
+        provenance.preset_hash,
+        score.alarms,
     )

@@ -13,6 +13,7 @@ from pipeline.core.errors import BadInput, StoppedEarly
 from pipeline.core.run_directory import evaluation_folder
 from pipeline.core.stage_status import record_status
 from pipeline.evaluation.answer_cache import Shard
+from pipeline.evaluation.sweep import Sweep
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Request:
     """print this many samples of each task, coloured by filling order"""
     prompt: str | None = None
     """answer this text, and do nothing else"""
+    sweep: str = ""
+    """score tasks that generate under each of these: threshold=0.7,0.8,0.9,0.95; tokens per forward against score"""
     every: float = 30.0
     """seconds between looks of --watch"""
 
@@ -41,12 +44,13 @@ def run(recipe: Recipe, request: Request, watched: bool = False) -> None:
     Raises BadInput for what is not there, StoppedEarly after SIGTERM.
     """
     if request.prompt is not None:
-        check_prompt(request.prompt)
+        check_prompt("--prompt", request.prompt)
         folder = request.model or str(export_of(Path(recipe.run_dir), request.step))
         from pipeline.evaluation.runner import answer
 
         return answer(recipe, folder, request.prompt)
     shard = Shard.parse(request.shard, dict(os.environ))
+    sweep = Sweep.parse(request.sweep) if request.sweep else None
     stage = "watch" if watched else f"evaluate{shard.suffix}"
     with record_status(Path(recipe.run_dir), stage) as status:
         signal.signal(signal.SIGTERM, _stop)
@@ -67,19 +71,21 @@ def run(recipe: Recipe, request: Request, watched: bool = False) -> None:
                 )
         evaluation_folder(Path(recipe.run_dir), label)  # a bad label is told before anything is loaded
         status["message"] = label
-        from pipeline.evaluation.runner import evaluate  # imports torch: what is not there is told before that
+        from pipeline.evaluation import runner  # imports torch: what is not there is told before that
 
-        evaluate(recipe, folder, label, shard, request.show)
+        if sweep:
+            return runner.evaluate_sweep(recipe, folder, label, sweep, shard)
+        runner.evaluate(recipe, folder, label, shard, request.show)
 
 
-def check_prompt(prompt: str) -> None:
+def check_prompt(option: str, prompt: str) -> None:
     """Raises BadInput for what no tokenizer reads."""
     if not prompt.strip():
-        raise BadInput("--prompt is empty: give it a text to answer")
+        raise BadInput(f"{option} is empty: give it a text to answer")
     try:
         prompt.encode()
     except UnicodeEncodeError:
-        raise BadInput("--prompt is not UTF-8") from None
+        raise BadInput(f"{option} is not UTF-8") from None
 
 
 def of_watched_run(argv: list[str]) -> list[str]:
@@ -104,6 +110,13 @@ def export_of(run_dir: Path, step: str) -> Path:
     if name not in exports:
         raise BadInput(f"no complete checkpoint {name} in {run_dir}/checkpoints: there are {', '.join(exports)}")
     return exports[name]
+
+
+def model_folder(path: str) -> str:
+    """The model of a run directory's newest checkpoint, of a checkpoint, or the folder (or hub name) itself."""
+    if Path(path, "checkpoints").is_dir():
+        return str(export_of(Path(path), "latest"))
+    return str(Path(path, "export")) if Path(path, "export").is_dir() else path
 
 
 def _stop(*_signal: object) -> None:

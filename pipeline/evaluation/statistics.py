@@ -37,10 +37,18 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 def bootstrap(scores: Sequence[float], resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap of the mean (Efron 1979), problems drawn with replacement; the same every time."""
-    values = np.asarray(scores, dtype=np.float64)
-    # counts, not indices: a resample of n problems is one multinomial draw, and the means are one product
-    counts = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
-    low, high = np.quantile(counts @ values / len(values), [0.025, 0.975])
+    return ratio_interval(scores, np.ones(len(scores)), resamples, seed)
+
+
+def ratio_interval(
+    parts: Sequence[float] | np.ndarray, wholes: Sequence[float] | np.ndarray, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """As `bootstrap`, of the sum of `parts` over the sum of `wholes`, both a number a problem."""
+    n = len(parts)
+    # counts, not indices: a resample of n problems is one multinomial draw, and the sums are one product
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    ratios = counts @ np.asarray(parts, dtype=np.float64) / (counts @ np.asarray(wholes, dtype=np.float64))
+    low, high = np.quantile(ratios, [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pipeline.core.terminal import Console
 from pipeline.evaluation.results import Sample, Score
+from pipeline.evaluation.sweep import SweepPoint
 
 
 def colour(forward: int, last: int) -> str:
@@ -64,3 +65,32 @@ def print_scores(console: Console, scores: Sequence[Score], title: str) -> None:
             console.print(f"{s.task}: {alarm}", style="bold red")
         for output in s.raw_outputs:
             console.print(f"  {output['response']!r}")
+
+
+SWEEP_HEADINGS = ("decoding", "tokens per forward", "95% interval", "score", "95% interval", "tokens/s", "n")
+
+
+def sweep_rows(points: Sequence[SweepPoint]) -> list[list[str]]:
+    """Cells under SWEEP_HEADINGS."""
+    return [
+        [
+            p.setting,
+            f"{p.tokens_per_forward:.2f}",
+            p.bounds,
+            f"{p.score.value:.3f}",
+            p.score.bounds,
+            f"{p.score.generation.tokens_per_second:.0f}" if p.score.generation else "",
+            str(p.score.n),
+        ]
+        for p in points
+    ]
+
+
+def print_sweep(console: Console, points: Sequence[SweepPoint], title: str) -> None:
+    """Cost and score of one model on one task, a line a setting."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in SWEEP_HEADINGS:
+        table.add_column(heading)
+    for row in sweep_rows(points):
+        table.add_row(*row)
+    console.print(table)

@@ -7,13 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from pipeline.core.files import write_text
-from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
 
 CARD = """\
 ---
@@ -60,22 +58,34 @@ print(tokenizer.decode(ids[0, inputs.input_ids.shape[1] :], skip_special_tokens=
 
 Plain `generate()`, which decodes from left to right, is not meant for this model."""
 
-LLADA2_USAGE = "Weights and config.json are named as in LLaDA2's published checkpoints, for the code that reads those."
+PUBLISHED_USAGE = """\
+Weights and config.json are named as in {family}'s published checkpoints, for the code that reads those."""
+
+LLADA2_USAGE = """\
+Weights and config.json are named as in LLaDA2's published checkpoints. SGLang serves them (read from its source, 0.5.23; not
+started):
+
+    python -m sglang.launch_server --model-path FOLDER --trust-remote-code --dllm-algorithm LowConfidence \\
+      --dllm-algorithm-config FOLDER/dllm.yaml --max-running-requests 8"""
+
+SCORES = re.compile(r"(?<=\n## Scores\n\n).*?(?=\n## )", re.S)
 
 
-def model_card(model: PreTrainedModel, config: PreTrainedConfig, provenance: dict[str, Any]) -> str:
+def model_card(architecture: str, config: PreTrainedConfig, usage: str) -> str:
     """The text of README.md: use, origins, and the provenance with its resolved recipe. Scores: see `add_scores`."""
-    recipe = provenance["recipe"]
-    origins = [f"- initial weights: {recipe['student']['path']}"]
-    origins += [f"- teacher: {teacher['path']}" for teacher in recipe["teachers"]]
-    origins += [f"- data: {s['name']} ({s['licence'] or 'licence not stated'})" for s in recipe["data"]["sources"]]
-    origins += [f"- aligned dataset: manifest key {provenance['manifest_key']}"]
+    provenance = config.provenance
+    recipe = provenance.get("recipe")
+    origins = [f"- initial weights: {recipe['student']['path'] if recipe else provenance['source']}"]
+    if recipe:
+        origins += [f"- teacher: {teacher['path']}" for teacher in recipe["teachers"]]
+        origins += [f"- data: {s['name']} ({s['licence'] or 'licence not stated'})" for s in recipe["data"]["sources"]]
+        origins += [f"- aligned dataset: manifest key {provenance['manifest_key']}"]
     return CARD.format(
-        name=recipe["name"],
-        architecture=type(model).__name__,
+        name=recipe["name"] if recipe else Path(provenance["source"]).name,
+        architecture=architecture,
         block_size=config.block_size,
         mask_token_id=config.mask_token_id,
-        usage=LLADA2_USAGE if isinstance(model, LLaDA2MoeModelLM) else TRANSFORMERS_USAGE,
+        usage=usage,
         origins="\n".join(origins),
         provenance=json.dumps(provenance, indent=1, ensure_ascii=False),
     )
@@ -94,6 +104,7 @@ class ScoreRow:
     n: int
     preset: str
     preset_hash: str
+    alarms: Sequence[str] = ()
 
     def markdown(self) -> str:
         value = "" if self.value is None else f"{self.value:.3f}"
@@ -122,6 +133,16 @@ def add_scores(folder: Path, scores: Sequence[ScoreRow]) -> None:
         if score.value is not None
     ]
     rows = "".join(score.markdown() for score in scores)
-    table = f"| task | metric | value | 95% interval | n | preset |\n|---|---|---|---|---|---|\n{rows}"
-    card.text = re.sub(r"(?<=\n## Scores\n\n).*?(?=\n## )", lambda _: table, card.text, count=1, flags=re.S)
+    alarms = "".join(f"\nAlarm, {score.task}: {alarm}.\n" for score in scores for alarm in score.alarms)
+    table = f"| task | metric | value | 95% interval | n | preset |\n|---|---|---|---|---|---|\n{rows}{alarms}"
+    card.text = SCORES.sub(lambda _: table, card.text, count=1)
+    write_text(folder / "README.md", str(card))
+
+
+def copy_scores(source: Path, folder: Path) -> None:
+    """Takes the scores of another export's card over into this one's."""
+    card, scored = ModelCard.load(folder / "README.md"), ModelCard.load(source / "README.md")
+    card.data.model_name, card.data.eval_results = scored.data.model_name, scored.data.eval_results
+    if scores := SCORES.search(scored.text):
+        card.text = SCORES.sub(lambda _: scores[0], card.text, count=1)
     write_text(folder / "README.md", str(card))

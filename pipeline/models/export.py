@@ -1,4 +1,4 @@
-"""Export of a trained model: a folder that plain transformers opens (LLaDA2: with the names of its published files)."""
+"""Export of a trained model: a folder that plain transformers opens, or one named as the family's published files are."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from pipeline.core.files import read_json, write_json, write_text
-from pipeline.models.card import model_card
+from pipeline.models.card import PUBLISHED_USAGE, TRANSFORMERS_USAGE, model_card
 from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
+from pipeline.models.families.table import family_of
 from pipeline.models.weights import HEAD, checkpoint_views
 
 EXPORT_FILES = Path(__file__).parent / "export_files"
@@ -35,15 +36,25 @@ def export(
     state_dict lacks a tensor.
     """
     folder = Path(folder)
-    config = copy.deepcopy(model.config)
-    config.block_size = provenance["recipe"]["student"]["block_size"]
-    config.blocks = provenance["recipe"]["student"].get("blocks", "sequence")
-    config.provenance = provenance
+    config = as_exported(model.config, provenance)
     write_model(model, state_dict, config, folder)
     save_tokenizer(tokenizer, folder)
-    if not isinstance(model, LLaDA2MoeModelLM):  # which plain transformers does not open
+    family, usage = family_of(config), TRANSFORMERS_USAGE
+    if family.keeps_name or isinstance(model, LLaDA2MoeModelLM):  # which plain transformers does not open
+        usage = PUBLISHED_USAGE.format(family=family.name)
+    else:
         write_generate(folder)
-    write_text(folder / "README.md", model_card(model, config, provenance))
+    write_text(folder / "README.md", model_card(type(model).__name__, config, usage))
+
+
+def as_exported(config: PreTrainedConfig, provenance: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration that an export has: how blocks were cut in training, and where the model comes from."""
+    config = copy.deepcopy(config)
+    if "recipe" in provenance:
+        student = provenance["recipe"]["student"]
+        config.block_size, config.blocks = student["block_size"], student.get("blocks", "sequence")
+    config.provenance = provenance
+    return config
 
 
 def write_model(
@@ -54,16 +65,33 @@ def write_model(
     if missing := names - state_dict.keys():
         raise ValueError(f"state_dict lacks {sorted(missing)[:3]}")
     views = checkpoint_views(model, {name: state_dict[name] for name in sorted(names)})
-    folder.mkdir(parents=True, exist_ok=True)
-    # Cloned: parts of a stacked tensor share its storage, which safetensors refuses.
-    save_torch_state_dict({name: view.detach().cpu().clone() for name, view in views.items()}, folder)
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # safetensors lets nobody but the owner read
-    config.architectures = [type(model).__name__]
+    save_tensors(views, folder)
     config.dtype = next(iter(views.values())).dtype
     config.is_causal = False
-    config.save_pretrained(folder)
-    _say_as_before(folder / "config.json", rope_of_transformers_4)
+    if family_of(config).keeps_name:
+        write_json(folder / "config.json", _published(config))
+    else:
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(folder)
+        _say_as_before(folder / "config.json", rope_of_transformers_4)
+
+
+def _published(config: PreTrainedConfig) -> dict[str, Any]:
+    """config.json as the family has it, and what this project adds."""
+    roles = [f"{role}_token_id" for role in ("mask", "eos", "pad")]
+    added = ("block_size", "blocks", "is_causal", "provenance", *roles)
+    values = {name: getattr(config, name, None) for name in added}
+    dtype = {"torch_dtype": str(config.dtype).removeprefix("torch.")}
+    return {**config.published, **{name: value for name, value in values.items() if value is not None}, **dtype}
+
+
+def save_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """safetensors under these names, in shards where they are large; the folder is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Cloned: parts of a stacked tensor share its storage, which safetensors refuses.
+    save_torch_state_dict({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, folder)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors lets nobody but the owner read
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

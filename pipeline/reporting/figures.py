@@ -13,6 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pipeline.evaluation.results import Sample
+from pipeline.evaluation.sweep import SweepPoint
 from pipeline.method.calm import calm
 from pipeline.method.tidal import tidal_lambda
 from pipeline.reporting.chunk_view import VISIBLE
@@ -75,6 +76,29 @@ def scores(models: Sequence[Model], task: str) -> Markup:
         if all(0 <= model.scores[task].value <= 1 for model in models):  # a share
             axes.set_xlim(-0.02, 1.02)
         return svg(figure, "scores")
+
+
+def sweeps(swept: Sequence[tuple[Model, Sequence[SweepPoint]]]) -> Markup:
+    """Score over tokens per forward, a line a model, with the intervals of both."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for model, points in swept:
+            across, up = [p.tokens_per_forward for p in points], [float(p.score.value or 0) for p in points]
+            sides = [
+                [x - p.low for x, p in zip(across, points, strict=True)],
+                [p.high - x for x, p in zip(across, points, strict=True)],
+            ]
+            bars = {"xerr": sides}
+            if all(p.score.low is not None for p in points):
+                lows, highs = [float(p.score.low or 0) for p in points], [float(p.score.high or 0) for p in points]
+                bars["yerr"] = [list(np.subtract(up, lows)), list(np.subtract(highs, up))]
+            axes.errorbar(
+                across, up, **bars, fmt="o-", color=model.colour, label=model.label, elinewidth=0.8, alpha=0.85
+            )
+        axes.set(xlabel="tokens per forward", ylabel=swept[0][1][0].score.metric)
+        axes.legend()
+        return svg(figure, "sweeps")
 
 
 def losses(runs: Sequence[tuple[Model, Run]]) -> Markup:

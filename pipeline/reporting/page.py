@@ -20,6 +20,8 @@ from pipeline.core.stage_status import record_status
 from pipeline.core.terminal import Console
 from pipeline.evaluation.compare import HEADINGS, Comparison, Scored, comparable, compare, table_rows
 from pipeline.evaluation.results import read_samples
+from pipeline.evaluation.sweep import read_sweep
+from pipeline.evaluation.tables import SWEEP_HEADINGS, sweep_rows
 from pipeline.reporting import figures
 from pipeline.reporting.chunk_view import first_row_chunks
 from pipeline.reporting.run_record import Run, read_run
@@ -68,6 +70,7 @@ def render(run: Run, models: Sequence[Model]) -> str:
     """The whole page; it needs no other file and no network."""
     sections = [
         *score_sections(models),
+        *sweeps(models),
         losses(models),
         validation(models),
         probe(run),
@@ -134,6 +137,21 @@ def score_sections(models: Sequence[Model]) -> Iterator[Section]:
         pairs = table_rows([c for c in compared if c.task == task])
         tables = [rows, [list(HEADINGS), *pairs]] if pairs else [rows]
         yield Section(f"Scores: {task}", note=note.strip(), figure=figures.scores(scored, task), tables=tables)
+
+
+def sweeps(models: Sequence[Model]) -> Iterator[Section]:
+    """A section per task that was decoded under several thresholds."""
+    for task in scored_tasks(models):
+        swept = [(model, points) for model in models if (points := read_sweep(model.results, task))]
+        if not swept:
+            continue
+        note = (
+            "A threshold decides every token that is at least as probable, and one a forward in any case: the lower, the "
+            "fewer forwards. Further right at equal height is better. Bars: 95% intervals over problems."
+        )
+        rows: list[list[Any]] = [["model", *SWEEP_HEADINGS]]
+        rows += [[model.label, *row] for model, points in swept for row in sweep_rows(points)]
+        yield Section(f"Tokens per forward: {task}", note=note, figure=figures.sweeps(swept), tables=[rows])
 
 
 def losses(models: Sequence[Model]) -> Section:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.config.recipe import ExportFormat
 from pipeline.core.checkpoint_files import complete_checkpoints, damaged_file, inventory, saved_step, step_name, step_of
 from pipeline.core.errors import BadInput
 from pipeline.core.files import flush, read_json, write_json
@@ -31,6 +32,7 @@ from pipeline.core.run_directory import best_file, read_metrics
 from pipeline.distributed.collectives import RanksFailed, all_or_error, first_or_error
 from pipeline.distributed.topology import Topology
 from pipeline.models.export import export
+from pipeline.models.formats import export_as
 from pipeline.training.metrics import Metrics
 from pipeline.training.zero_state import collect
 
@@ -55,6 +57,8 @@ class Checkpoints:
     topology: Topology
     provenance: dict[str, Any]
     keep: int
+    formats: Sequence[ExportFormat] = ()
+    """beside `export`"""
 
     def save(self, step: int) -> None:
         """Saves the training state and an export of the student. Collective: every rank calls it at the same step.
@@ -88,7 +92,10 @@ class Checkpoints:
         (tmp_dir / "state").mkdir(parents=True, exist_ok=True)
         if self.topology.rank == 0:
             provenance = {**self.provenance, "step": step}
-            export(self.engine.module.model, weights, self.tokenizer, tmp_dir / "export", provenance=provenance)
+            model = self.engine.module.model
+            export(model, weights, self.tokenizer, tmp_dir / "export", provenance=provenance)
+            for name in self.formats:
+                export_as(name, model, weights, self.tokenizer, tmp_dir / f"export-{name}", provenance=provenance)
         name = f"state/rank-{self.topology.rank:05d}-of-{self.topology.world_size:05d}.safetensors"
         data = serialise(share)
         (tmp_dir / name).write_bytes(data)
@@ -99,8 +106,9 @@ class Checkpoints:
         """Reads every file back, marks the checkpoint as complete and gives it its name (rank 0)."""
         if self.topology.rank != 0:
             return
-        for file in (tmp_dir / "export").rglob("*"):
-            flush(file)
+        for exported in tmp_dir.glob("export*"):
+            for file in exported.rglob("*"):
+                flush(file)
         files = inventory(tmp_dir)
         for name, digest in written:
             if files[name]["sha256"] != digest:
@@ -112,7 +120,7 @@ class Checkpoints:
             "files": files,
         }
         write_json(tmp_dir / "COMPLETE", summary)
-        for folder in (tmp_dir / "state", tmp_dir / "export", tmp_dir):
+        for folder in (tmp_dir / "state", *tmp_dir.glob("export*"), tmp_dir):
             flush(folder)
         flush(self.run_dir / "metrics.jsonl")
         shutil.rmtree(path, ignore_errors=True)

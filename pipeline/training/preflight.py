@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from pipeline.data.blocks import EosTail, build_blocks
 from pipeline.data.order import accumulation_steps
 from pipeline.distributed.topology import Topology, launched
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
+from pipeline.models.export import as_exported
+from pipeline.models.formats import check_format
 from pipeline.models.loading import load_tokenizer, read_config
 from pipeline.models.weights import weight_files
 from pipeline.training.engine import read_engine_config, student_dtype, zero_stage
@@ -110,9 +112,19 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
     recipe = without_idle_teachers(recipe)
     engine, topology = read_engine_config(engine_config), launched()
     student = _check_model("data.student_length", recipe.data.student_length, recipe.student)
+    _check_formats(recipe, student)
     tail = read_eos_tail(recipe.student, student) if recipe.student.eos_tail else None
     configs = {t.name: _check_model(f"teacher {t.name}: length", t.length, t) for t in recipe.teachers}
     return Plan.resolve(recipe, engine, topology, configs, _check_dataset(recipe, student, configs), tail)
+
+
+def _check_formats(recipe: Recipe, student: PreTrainedConfig) -> None:
+    """Raises BadInput for a student that cannot be exported as `checkpoint.formats` asks."""
+    for name in recipe.checkpoint.formats:
+        config = as_exported(student, {"recipe": asdict(recipe)})
+        check_format(
+            name, config, load_tokenizer(recipe.student.tokenizer), f"checkpoint.formats: {recipe.student.path}"
+        )
 
 
 def _check_dataset(

@@ -115,6 +115,7 @@ def _train(plan: Plan, topology: Topology, stop: StopSignals, heartbeat: Callabl
         topology,
         provenance={"recipe": asdict(recipe), "manifest_key": plan.dataset.key},
         keep=recipe.checkpoint.keep,
+        formats=recipe.checkpoint.formats,
     )
     stop.defer()
     trainer.run(

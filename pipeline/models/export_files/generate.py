@@ -124,7 +124,7 @@ def _decode(
 
     end_ids = torch.tensor(ends, device=device)
     special = (model.config.mask_token_id, model.config.pad_token_id)
-    never = [i for i in special if i is not None and i not in ends]  # a padding id may be an end token
+    suppressed_ids = [i for i in special if i is not None and i not in ends]  # a padding id may be an end token
     generators = [_generator(s.seed, *prompt.tolist()) for prompt in prompts]
     cache = DynamicCache()
     if streamer is not None:
@@ -149,7 +149,7 @@ def _decode(
                 logits_to_keep=right - left,
             ).logits.float()
             cache.crop(left - right)  # this block is not final yet
-            tokens, confidence = _choose(logits, masked[:, left:right], never, s.temperature, generators)
+            tokens, confidence = _choose(logits, masked[:, left:right], suppressed_ids, s.temperature, generators)
             rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             chosen = rank < torch.tensor(count, device=device)[:, None]
             if s.threshold is not None:
@@ -167,11 +167,11 @@ def _decode(
 
 
 def _choose(
-    logits: Tensor, masked: Tensor, never: list[int], temperature: float, generators: list[torch.Generator]
+    logits: Tensor, masked: Tensor, suppressed_ids: list[int], temperature: float, generators: list[torch.Generator]
 ) -> tuple[Tensor, Tensor]:
     """A token for each position and its probability, -1 where nothing is masked: [R, B, V] -> [R, B] each."""
     allowed = logits.clone()
-    allowed[..., never] = -math.inf
+    allowed[..., suppressed_ids] = -math.inf
     if temperature > 0:  # Gumbel noise, from each row's own generator
         for row, here, generator in zip(allowed, masked, generators, strict=True):
             noise = torch.empty(int(here.sum()), logits.shape[-1]).exponential_(generator=generator)

@@ -23,10 +23,12 @@ from pipeline.models.flex_attention import attend
 
 # Options of the published config class that change the computation, and the one value that published models use.
 FIXED_OPTIONS = {
+    "embedding_dropout": 0.0,
     "hidden_act": "silu",
     "moe_router_enable_expert_bias": True,
     "norm_head": False,
     "norm_topk_prob": True,
+    "router_dtype": "fp32",
     "score_function": "sigmoid",
     "use_bias": False,
     "use_qkv_bias": False,

@@ -1,0 +1,91 @@
+"""Talks to a model: `python pipeline/chat.py --model runs/NAME`, in the terminal, or with `--web` on a page of this machine.
+
+Answers come block by block; `/order` (or `--order`) colours their tokens by the forward that decided them. `--once TEXT`
+prints one answer and ends. /reset, /system TEXT and /quit are commands of the conversation.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: the root, not pipeline/, belongs on the path (evaluate.py would hide `evaluate`)
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+from contextlib import suppress
+from functools import partial
+
+from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.log import log
+from pipeline.core.terminal import Console, visible
+from pipeline.evaluation.stage import check_prompt, model_folder
+
+
+def main() -> None:
+    """Parses the command line and talks."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument(
+        "--model", required=True, help="run directory (its newest checkpoint), checkpoint, export, model or hub name"
+    )
+    p.add_argument("--once", metavar="TEXT", help="answer this and end; what it took goes to standard error")
+    p.add_argument(
+        "--web", nargs="?", type=int, const=0, metavar="PORT", help="a page at 127.0.0.1 (default: a free port)"
+    )
+    p.add_argument("--system", default="", metavar="TEXT", help="system message")
+    p.add_argument("--order", action="store_true", help="colour tokens by the forward that decided them")
+    p.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
+    p.add_argument(
+        "--threshold",
+        type=float,
+        default=0.9,
+        help="decide every token that is this probable (default: 0.9), and one a forward in any case; above 1: no other",
+    )
+    p.add_argument("--temperature", type=float, default=0.0, help="0 (default) takes the likeliest token")
+    p.add_argument("--seed", type=int, default=0, help="of sampling")
+    p.add_argument("--block-size", type=int, help="default: the model's, else 32")
+    p.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on a GPU")
+    options = p.parse_args()
+    folder = model_folder(options.model)
+
+    from pipeline.conversation import terminal
+    from pipeline.conversation.answering import Answerer
+    from pipeline.conversation.web import PageServer
+    from pipeline.decoding.canvas import GenerateConfig
+    from pipeline.evaluation.checkpoint_under_test import CheckpointUnderTest
+
+    checkpoint = CheckpointUnderTest.of(folder, options.dtype)
+    size, blocks = checkpoint.blocks()
+    try:
+        config = GenerateConfig(
+            max_new_tokens=options.max_new_tokens,
+            block_size=options.block_size or size,
+            steps=options.max_new_tokens,
+            temperature=options.temperature,
+            threshold=options.threshold,
+            blocks=blocks,
+            seed=options.seed,
+        )
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    answerer, chat = Answerer(checkpoint, config), terminal.start(options.system)
+    if options.once is not None:
+        check_prompt("--once", options.once)
+        answer = answerer.answer([*chat, {"role": "user", "content": options.once}])
+        print(visible(answer.text))
+        print(answer.cost, file=sys.stderr)
+    elif options.web is not None:
+        _ = checkpoint.model
+        with PageServer(answerer, folder, options.web) as server, suppress(KeyboardInterrupt):
+            log.info(f"open http://{server.address} in a browser of this machine; Ctrl-C ends")
+            server.serve_forever()
+    else:
+        _ = checkpoint.model  # read before the first question
+        terminal.talk(answerer, terminal.typed_lines(), Console(), system=options.system, order=options.order)
+
+
+command = partial(exit_code, "chat", main)
+"""The console command `tide-chat`; returns the exit code."""
+
+if __name__ == "__main__":
+    sys.exit(command())
