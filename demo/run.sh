@@ -21,8 +21,9 @@ say "CALM: the same start, data, steps and seed beside the MoE teacher"
 train --name demo-calm --data.aligned runs/aligned/demo --objective.strategy calm "$@"
 say "TIDE-Shared: CALM-TIDAL towards the teacher that CompDemo shows two views"
 train "$@"
-say "evaluate: exact match on held-out problems"
-score() { python pipeline/evaluate.py "$@" & jobs+=($!); }
+say "evaluate: exact match on held-out problems, and what fewer forwards cost"
+sweep=(--sweep threshold=0.7,0.8,0.9,0.95)
+score() { { python pipeline/evaluate.py "$@" && python pipeline/evaluate.py "${sweep[@]}" "$@"; } & jobs+=($!); }
 jobs=()
 score --run_dir runs/demo-start --model demo/student --label start "$@"
 score --name demo-undistilled "$@"

@@ -146,6 +146,7 @@ def test_once_prints_the_answer_alone(answerer, monkeypatch, capsys) -> None:
 
     code, out, err = run("--once", QUESTION, "--max-new-tokens", "30", "--block-size", "8")
     assert (code, out) == (0, answerer.answer(FOLLOW_UP[1:2]).text + "\n") and "forwards" in err
+    assert run("--once", " ") == (2, "", "chat: --once is empty: give it a text to answer\n")
     code, out, err = run("--once", QUESTION, "--threshold", "0")
     assert (code, out) == (2, "") and err.startswith("chat: threshold 0.0 must be positive")
 
@@ -177,6 +178,8 @@ def test_the_pages_answer_is_a_line_a_forward_and_the_end(server, answerer) -> N
     assert (end["text"], end["pieces"], end["filled"]) == (expected.text, expected.pieces, expected.filled)
     status, body = post(server, json.dumps({"messages": [{"role": "user", "content": QUESTION * 60}]}).encode())
     assert status == 200 and "more than the 512" in json.loads(body)["error"]
+    status, body = post(server, b'{"messages": [{"role": "user", "content": "\\ud800"}]}')
+    assert status == 200 and "not UTF-8" in json.loads(body)["error"]
 
 
 def test_other_sites_and_other_machines_reach_nothing(server) -> None:
@@ -184,7 +187,7 @@ def test_other_sites_and_other_machines_reach_nothing(server) -> None:
     assert server.server_address[0] == "127.0.0.1"
     assert post(server, good, Host=f"example.org:{server.server_port}")[0] == 403
     assert post(server, good, **{"Content-Type": "text/plain"})[0] == 404
-    for bad in (b"{", b"[]", b'{"messages": []}', b'{"messages": [{"role": "tool", "content": ""}]}'):
+    for bad in (b"{", b"[" * 100_000, b"[]", b'{"messages": []}', b'{"messages": [{"role": "tool", "content": ""}]}'):
         assert post(server, bad)[0] == 400
     assert post(server, b" " * (1 << 20) + b" ")[0] == 413
 

@@ -94,7 +94,10 @@ class Answerer:
             )
         except TemplateError as error:
             raise BadInput(f"the model's chat template refuses this chat: {error}") from None
-        prompt = control.encode(str(text))
+        try:
+            prompt = control.encode(str(text))
+        except UnicodeEncodeError:
+            raise BadInput("the chat is not UTF-8") from None
         if len(prompt) + self.config.max_new_tokens > longest:
             raise BadInput(
                 f"the chat has {len(prompt)} tokens, with --max-new-tokens {self.config.max_new_tokens} more than the"

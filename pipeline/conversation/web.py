@@ -60,12 +60,13 @@ class Handler(BaseHTTPRequestHandler):
             return
         if self.path != "/answer" or self.headers.get_content_type() != "application/json":
             return self.send_error(404)
-        length = int(self.headers.get("Content-Length") or 0)
+        given = self.headers.get("Content-Length", "")
+        length = int(given) if given.isdigit() else 0
         if not 0 < length <= LONGEST_REQUEST:
             return self.send_error(413)
         try:
             chat = _chat(json.loads(self.rfile.read(length)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return self.send_error(400, str(error))
         self._head("application/x-ndjson")
         try:
