@@ -92,12 +92,12 @@ class Answerer:
                 add_generation_prompt=True,
                 enable_thinking=False,
             )
+            str(text).encode()
         except TemplateError as error:
             raise BadInput(f"the model's chat template refuses this chat: {error}") from None
-        try:
-            prompt = control.encode(str(text))
         except UnicodeEncodeError:
             raise BadInput("the chat is not UTF-8") from None
+        prompt = control.encode(str(text))
         if len(prompt) + self.config.max_new_tokens > longest:
             raise BadInput(
                 f"the chat has {len(prompt)} tokens, with --max-new-tokens {self.config.max_new_tokens} more than the"
