@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV := .venv# relative: make's targets cannot hold spaces, and the path of a checkout may
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-compile --progress-bar off
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-RANKS ?= 2
+GPUS := $(words $(wildcard /proc/driver/nvidia/gpus/*))
+RANKS ?= $(if $(filter 0,$(GPUS)),2,$(GPUS))
 WORKERS ?= 2
 DISTILL := deepspeed --num_gpus $(RANKS) pipeline/distill.py --deepspeed ds_configs/zero3.json
 

@@ -57,15 +57,15 @@ def main() -> None:
     from pipeline.capacity.planned_run import plan_run, row_means
     from pipeline.capacity.report import GB, capacity_report
     from pipeline.capacity.tables import details, refusal, summary
-    from pipeline.capacity.zero3 import read_settings
+    from pipeline.capacity.zero import read_settings
     from pipeline.training.engine import read_engine_config
 
     engine = read_engine_config(Path(flags.deepspeed))
     settings = read_settings(engine, flags.deepspeed)
     recipe = without_idle_teachers(recipe)
     configs, data = read_configs(recipe, flags.config), read_data(recipe, flags.rows, flags.mean_tokens)
-    runs = [plan_run(recipe, engine, configs, data, nodes, flags.gpus_per_node) for nodes in flags.nodes]
-    step = FakeStep(runs[0], configs[0], list(configs[1].values()), flags.device, flags.expert_imbalance)
+    runs = [plan_run(recipe, engine, configs, data, nodes, flags.gpus_per_node, flags.device) for nodes in flags.nodes]
+    step = FakeStep(runs[0], configs[0], list(configs[1].values()), flags.expert_imbalance)
     means = row_means(runs[0])
     machine = partial(
         Machine,

@@ -22,12 +22,12 @@ from pipeline.capacity.fake_step import FakeStep, trace_step, with_checkpointing
 from pipeline.capacity.inputs import Lengths, read_configs, read_data, synthetic_row
 from pipeline.capacity.memory_tracker import MemoryTracker
 from pipeline.capacity.model_stats import model_stats
-from pipeline.capacity.planned_run import plan_run, row_means
-from pipeline.capacity.zero3 import ZeroSettings, gathered_elements
+from pipeline.capacity.planned_run import plan_run, row_means, tile_width
+from pipeline.capacity.zero import ZeroSettings
+from pipeline.capacity.zero3 import gathered_elements
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Source
 from pipeline.core.errors import BadInput, exit_code
-from pipeline.method.chunked_lm_head import chunks_as_on
 from pipeline.models.loading import build, read_config
 from pipeline.training.engine import read_engine_config
 from tests import launch
@@ -131,9 +131,33 @@ def test_configs_can_be_given(tmp_path, capsys, monkeypatch):
     assert "give NAME=FILE with a name of student, llada2" in wrong
 
 
-def test_zero_stage_3_only(capsys, monkeypatch):
+def test_zero_1_keeps_weights_whole_and_sends_less(capsys, monkeypatch):
+    words = ["--data.aligned", "nowhere", "--gpus-per-node", 2, "--deepspeed"]
+    (one,), (three,) = (answers(capsys, monkeypatch, *words, f"ds_configs/zero{n}_bf16.json") for n in (1, 3))
+    weights = 2 * one["parameters"] / 1e9  # bf16
+    assert one["memory_gb"]["student: parameters"] == pytest.approx(weights)
+    assert three["memory_gb"]["student: parameters"] == pytest.approx(weights / 2, rel=0.01)
+    assert one["memory_gb"]["student: optimizer"] == pytest.approx(three["memory_gb"]["student: optimizer"])
+    sent = one["sent_gb_per_step"]  # by half of two ranks: 4 bytes of a gradient twice, 2 of a weight once
+    assert sent["all-reduce: student's gradients"] == pytest.approx(2 * weights)
+    assert sent["all-gather: student's parameters"] == pytest.approx(weights / 2)
+
+
+def test_zero_stages_that_plan_does_not_count(tmp_path, capsys, monkeypatch):
     _, error = planned(capsys, monkeypatch, "--deepspeed", "ds_configs/zero0.json", code=2)
-    assert "plan counts ZeRO stage 3, and ds_configs/zero0.json has stage 0" in error
+    assert "plan counts ZeRO stages 1 and 3, and ds_configs/zero0.json has stage 0" in error
+    offloaded = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}}
+    (tmp_path / "engine.json").write_text(json.dumps(offloaded))
+    _, error = planned(capsys, monkeypatch, "--deepspeed", tmp_path / "engine.json", code=2)
+    assert "plan counts offload under ZeRO-3" in error
+
+
+def test_a_gpu_skips_the_tiles_that_the_mask_hides():
+    """Four rows side by side, of 256 and of 128 tokens: each sees its own two tiles, or its one."""
+    flex, dense = fake_step(2), fake_step(2, words=("--attention", "sdpa"))
+    batch = flex.run.full_batch(4)
+    assert tile_width(batch.student) == 256 and tile_width(batch.teachers[0].input) == 128
+    assert flex.trace(8, False).activations < dense.trace(8, False).activations
 
 
 def test_an_aligned_dataset_gives_lengths_and_rows(tmp_path, capsys, monkeypatch):
@@ -219,7 +243,7 @@ def fake_step(layers: int, *, imbalance: float = 1.0, words: tuple[str, ...] = (
         model.layer_types = ["full_attention"] * layers
     engine = read_engine_config(launch.ROOT / "ds_configs/zero3_bf16.json")
     run = plan_run(recipe, engine, (student, teachers), read_data(recipe, None, None), 1, 2)
-    return FakeStep(run, student, list(teachers.values()), "cuda", imbalance)
+    return FakeStep(run, student, list(teachers.values()), imbalance)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -227,8 +251,7 @@ def test_two_depths_tell_of_all(checkpointing):
     """Layers are alike: what is traced at two depths is, at a third one, exactly what a trace of all layers says."""
     step = fake_step(5)
     plan = with_checkpointing(step.run.plan, checkpointing)
-    with chunks_as_on("cuda"):
-        whole = trace_step(plan, step.configs, step.run.full_batch(3), expert_imbalance=1.0)
+    whole = trace_step(plan, step.configs, step.run.full_batch(3), expert_imbalance=1.0)
     assert step.trace(3, checkpointing) == whole
 
 
@@ -266,7 +289,9 @@ def test_flops_are_torch_s():
 def test_gathered_parameters_by_hand():
     """Three modules of 10, 20 and 30 elements, and the first weight again at the end, as a tied head."""
     order = [{0: 10}, {1: 20}, {2: 30}, {0: 10}]
-    settings = partial(ZeroSettings, 4, 4, 4, 1, 0, persistent=1, offload_optimizer=False, offload_parameters=False)
+    settings = partial(
+        ZeroSettings, 3, 4, 4, 4, 1, True, 0, persistent=1, offload_optimizer=False, offload_parameters=False
+    )
     assert gathered_elements(order, settings(reuse_distance=1000)) == (60, 60)  # all stay from the forward on
     # given up after each use, but for the head, whose backward is next: 10 + 20 + 30 + 10, then 30 + 20 + 10
     assert gathered_elements(order, settings(reuse_distance=1)) == (30, 130)

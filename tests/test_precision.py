@@ -7,6 +7,8 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
 
 from pipeline.core.checkpoint_files import complete_checkpoints
 from tests import launch, tiny
@@ -44,6 +46,31 @@ def test_gradients_meet_in_float32_whatever_the_weights_are(engines):
         assert (engine["communication"], engine["accumulation"]) == ("torch.float32", "torch.float32"), name
         bf16 = json.loads((launch.ROOT / f"ds_configs/{name}.json").read_text()).get("bf16", {}).get("enabled", False)
         assert engine["weights"] == ("torch.bfloat16" if bf16 else "torch.float32"), name
+
+
+@pytest.mark.slow
+def test_bf16_gradients_are_summed_in_float32_over_ranks_and_over_micro_batches(recipe, tmp_path):
+    """Each micro-batch's gradient is rounded to bf16; the sum of two is not, whoever takes it."""
+    words = ["--recipe", str(recipe), "--optim.global_batch", "2", "--teachers.dtype", "bfloat16"]
+    stages = ("zero3_bf16", "zero1_bf16")
+    apart, together = (
+        {stage: [*words, "--optim.micro_tokens", tokens, "--deepspeed", f"ds_configs/{stage}.json"] for stage in stages}
+        for tokens in ("400", "1200")
+    )
+    found = []
+    for name, ranks, cases in (("micro_batches", 1, apart), ("ranks", 2, apart), ("whole", 1, together)):
+        (tmp_path / name).mkdir()
+        launch.deepspeed(ranks, "tests/distributed/gradients.py", tmp_path / name, json.dumps(cases))
+        found.append({stage: load_file(tmp_path / name / f"{stage}.safetensors") for stage in stages})
+    for stage in stages:
+        micro_batches, ranks, whole = (run[stage] for run in found)
+        assert [int(run["accumulation"]) for run in (micro_batches, ranks, whole)] == [2, 1, 1]
+        names = [name for name in ranks if name.startswith("gradient.0.")]
+        for name in names:
+            assert_close(ranks[name], micro_batches[name], rtol=1e-5, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+            # one rounding of the result, by the micro-batch that holds all rows
+            assert (whole[name] - ranks[name]).norm() <= 0.01 * ranks[name].norm(), name
+        assert any((ranks[name] != ranks[name].bfloat16().float()).any() for name in names)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -104,8 +105,9 @@ def test_a_jobs_exit_code_and_its_return_to_the_queue(job, tmp_path, code, again
 
 @pytest.mark.parametrize(("gpus", "engine"), [("", "zero3"), ("8", "zero3_bf16")])
 def test_the_engine_follows_the_device(job, tmp_path, gpus, engine):
-    job(**({"SLURM_GPUS_ON_NODE": gpus} if gpus else {}))
+    done = job(**({"SLURM_GPUS_ON_NODE": gpus} if gpus else {}))
     assert f"--deepspeed ds_configs/{engine}.json" in (tmp_path / "step").read_text()
+    assert f"ranks per node: {gpus or 2}," in done.stdout
     job(DS_CONFIG="mine.json")
     assert "--deepspeed mine.json" in (tmp_path / "step").read_text()
 
@@ -118,6 +120,20 @@ def test_a_shard_has_a_gpu_of_its_own(tmp_path, local, visible, own):
     task |= {"RANKS_PER_NODE": "2", "CUDA_VISIBLE_DEVICES": visible, "PATH": f"{tmp_path}:{launch.ENVIRONMENT['PATH']}"}
     done = launch.run("bash", "slurm/shard.sh", "--recipe", "x", **task)
     assert done.stdout == f"{own}: pipeline/evaluate.py --shard 3/4 --recipe x\n"
+
+
+@pytest.mark.parametrize(("words", "threads"), [({}, 8), ({"OMP_NUM_THREADS": "3"}, 3)])
+def test_ranks_of_a_node_share_its_cores(tmp_path, words, threads):
+    """torchrun would set one thread where the variable is missing."""
+    for name, text in {"torchrun": 'echo "$OMP_NUM_THREADS $GLOO_SOCKET_IFNAME"', "nproc": "echo 32"}.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    node = {"SLURM_NNODES": "1", "SLURM_NODEID": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1", "RANKS_PER_NODE": "4"}
+    node |= {"PATH": f"{tmp_path}:/usr/bin:/bin", "GLOO_SOCKET_IFNAME": "ib0", **words}
+    done = subprocess.run(
+        ["bash", "slurm/node.sh"], cwd=launch.ROOT, env=node, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{threads} ib0\n"
 
 
 def test_starts_that_finish_nothing_end(job, tmp_path):

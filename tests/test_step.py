@@ -304,7 +304,7 @@ def test_a_teacher_reads_blocks_of_its_own_size(field, named, size):
     topology = Topology(0, 1, 1, torch.device("cpu"))
     plan = Plan(recipe, {}, topology, DatasetNumbers((0,), np.array([1])), {"t": 1}, 1)
     config = SimpleNamespace(mask_token_id=1, block_size=named)
-    builder = batch_builder(plan, SimpleNamespace(mask_token_id=1), [config], None)
+    builder = batch_builder(plan, SimpleNamespace(mask_token_id=1), [config], None, topology.device)
     assert builder.student.blocks == SequenceBlocks(8) and builder.teachers[0].blocks == SequenceBlocks(size)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.capacity.fake_step import FakeStep, StepTrace
 from pipeline.capacity.planned_run import PlannedRun, RowMeans
-from pipeline.capacity.zero3 import Shards
+from pipeline.capacity.zero import Shards
 from pipeline.training.terms import teacher_strategy
 
 
@@ -43,14 +43,11 @@ class Machine:
 def traffic(run: PlannedRun, step: FakeStep, shards: Shards, means: Sequence[RowMeans]) -> dict[str, float]:
     """Bytes that one GPU sends per optimizer step, by collective (ring algorithms)."""
     plan = run.plan
-    ranks, micro_steps = plan.topology.world_size, plan.accumulation
+    ranks = plan.topology.world_size
     others = (ranks - 1) / ranks
     rows = plan.recipe.optim.global_batch / ranks
-    sent = {
-        "all-gather: student's parameters": (micro_steps * shards.gathers + shards.persistent) * others,
-        "reduce-scatter: student's gradients": micro_steps * shards.reduced * others,
-        "all-reduce: denominators": 2 * 8 * (3 + len(step.teachers)) * others,
-    }
+    sent = {name: size * others for name, size in shards.exchanged.items()}
+    sent["all-reduce: denominators"] = 2 * 8 * (3 + len(step.teachers)) * others
     for teacher, stats, mean in zip(plan.recipe.teachers, step.teachers, means[1:], strict=True):
         size = plan.expert_parallel_size[teacher.name]
         if size > 1:

@@ -14,15 +14,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from pipeline.capacity import zero1, zero3
+from pipeline.capacity.cuda_kernels import fuse_norms, kernels_as_on
 from pipeline.capacity.memory_tracker import MemoryTracker
 from pipeline.capacity.model_stats import model_stats
 from pipeline.capacity.planned_run import PlannedRun
-from pipeline.capacity.zero3 import Shards, ZeroSettings, shards
+from pipeline.capacity.zero import Shards, ZeroSettings
 from pipeline.data.batch import Batch
-from pipeline.method.chunked_lm_head import chunks_as_on
 from pipeline.models.families.llada2_moe_layers import MoE
+from pipeline.models.flex_attention import use_flex
 from pipeline.models.loading import build
-from pipeline.training.build import student_with_loss
+from pipeline.training.build import reads_with_flex, student_with_loss
 from pipeline.training.engine import student_dtype
 from pipeline.training.preflight import Plan
 
@@ -67,7 +69,6 @@ class FakeStep:
     """The micro-step of a run, whose memory depends on its rows and not on the number of GPUs.
 
     Args:
-        device: type of the device that the run is to be on: chunks of the LM heads differ.
         expert_imbalance: tokens of the busiest expert-parallel rank, as a multiple of the mean.
 
     Attributes:
@@ -80,10 +81,9 @@ class FakeStep:
         run: PlannedRun,
         student: PreTrainedConfig,
         teachers: Sequence[PreTrainedConfig],
-        device: str,
         expert_imbalance: float = 1.0,
     ):
-        self.run, self.configs, self._device = run, (student, *teachers), device
+        self.run, self.configs = run, (student, *teachers)
         self.expert_imbalance = expert_imbalance
         with FakeTensorMode():
             models = _build_models(run.plan, self.configs, expert_imbalance)
@@ -92,8 +92,9 @@ class FakeStep:
         self.trace = cache(self._trace)
 
     def shards(self, settings: ZeroSettings, ranks: int) -> Shards:
-        """What ZeRO-3 makes of the student on this many GPUs."""
-        return shards(self._module, settings, ranks)
+        """What the engine makes of the student on this many GPUs."""
+        count = {1: zero1.shards, 3: zero3.shards}[settings.stage]
+        return count(self._module, settings, ranks, self.run.plan.accumulation)
 
     def estimate(self, rows: int, checkpointing: bool) -> StepTrace:
         """`trace`, for searches: linear between the rows that are traced, and beyond."""
@@ -108,8 +109,7 @@ class FakeStep:
         batch = self.run.full_batch(rows)
         plan = with_checkpointing(self.run.plan, checkpointing)
         shallow, deep = ([_with_layers(config, n) for config in self.configs] for n in TRACED_LAYERS)
-        with chunks_as_on(self._device):
-            low, high = (trace_step(plan, configs, batch, self.expert_imbalance) for configs in (shallow, deep))
+        low, high = (trace_step(plan, configs, batch, self.expert_imbalance) for configs in (shallow, deep))
         student, *teachers = (
             (config.num_hidden_layers - a.num_hidden_layers) / max(1, b.num_hidden_layers - a.num_hidden_layers)
             for config, a, b in zip(self.configs, shallow, deep, strict=True)
@@ -163,12 +163,18 @@ def _build_models(plan: Plan, configs: Sequence[PreTrainedConfig], imbalance: fl
         for module in teacher.modules():
             if isinstance(module, MoE):
                 module.experts = BalancedExperts(module.experts, imbalance)
+    device = plan.topology.device
+    for model in (student, *teachers):
+        if device.type == "cuda":
+            fuse_norms(model)
+        if reads_with_flex(plan.recipe, device):
+            use_flex(model)
     return [student.train(), *teachers]
 
 
 def trace_step(plan: Plan, configs: Sequence[PreTrainedConfig], batch: Batch, expert_imbalance: float) -> StepTrace:
     """Runs the micro-step of this batch: every teacher's forward, then the student's forward and backward."""
-    with FakeTensorMode() as mode:
+    with kernels_as_on(plan.topology.device.type), FakeTensorMode() as mode:
         student, *teachers = models = _build_models(plan, configs, expert_imbalance)
         for parameter in student.parameters():
             parameter.register_post_accumulate_grad_hook(_drop_gradient)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.capacity.fake_step import FakeStep, StepTrace
 from pipeline.capacity.planned_run import PlannedRun
-from pipeline.capacity.zero3 import Shards
+from pipeline.capacity.zero import Shards
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedConfig
 
 from pipeline.capacity.inputs import DataStats, synthetic_row
@@ -17,7 +16,8 @@ from pipeline.data.batch import Batch, BatchBuilder
 from pipeline.data.blocks import EosTail
 from pipeline.data.packing import Packed
 from pipeline.distributed.topology import Topology
-from pipeline.training.build import batch_builder
+from pipeline.models.flex_attention import TILE, flex_inputs
+from pipeline.training.build import batch_builder, reads_with_flex
 from pipeline.training.preflight import DatasetNumbers, Plan
 
 TIMESTEPS = [(i + 0.5) / 10 for i in range(10)]  # means over t are taken over these
@@ -47,11 +47,12 @@ def plan_run(
     data: DataStats,
     nodes: int,
     gpus_per_node: int,
+    device: str = "cuda",
 ) -> PlannedRun:
-    """Raises BadInput as a run would: for rows and expert parallelism that cannot be."""
+    """Raises BadInput as a run would: for rows and expert parallelism that cannot be. device: type of the run's device."""
     student, teachers = configs
     ranks, batch = nodes * gpus_per_node, recipe.optim.global_batch
-    topology = Topology(0, ranks, gpus_per_node, torch.device("cpu"))
+    topology = Topology(0, ranks, gpus_per_node, torch.device(device))
     shared = data.shared_vocab
     if shared is None:  # equal sizes stand in for equal vocabularies where the tokenizers are not at hand
         same = (teachers[teacher.name].vocab_size == student.vocab_size for teacher in recipe.teachers)
@@ -62,7 +63,7 @@ def plan_run(
     return PlannedRun(
         plan,
         data,
-        builder=batch_builder(plan, student, list(teachers.values()), compdemo_ratio(recipe)),
+        builder=batch_builder(plan, student, list(teachers.values()), compdemo_ratio(recipe), torch.device(device)),
         rows=max(1, math.ceil(batch * data.costs.mean() / (ranks * plan.accumulation * longest))),
         row_tokens=longest,
     )
@@ -75,19 +76,30 @@ class RowMeans:
     tokens: float
     """Through its layers, both views of a teacher included"""
     width: float
-    """Tokens that each of them attends to, masked pairs included"""
+    """Tokens that each of them attends to, those included whose scores are computed and masked"""
     predicted: float
     """Rows of its head"""
 
 
 def row_means(run: PlannedRun) -> list[RowMeans]:
     """For the student, then for the teachers, as training lays rows out: what nobody reads is left out."""
+    width = tile_width if reads_with_flex(run.plan.recipe, run.plan.topology.device) else row_width
     row = synthetic_row(run.data.mean, run.data.maskable)
     batches = [run.builder([row], t) for t in TIMESTEPS]
     inputs = [[(b.student, b.predict), *((t.input, t.predict) for t in b.teachers)] for b in batches]
-    sizes = [[_sizes(packed, predict) for packed, predict in models] for models in inputs]
+    sizes = [
+        [(int((packed.document >= 0).sum()), width(packed), predict.numel()) for packed, predict in models]
+        for models in inputs
+    ]
     return [RowMeans(*values) for values in np.array(sizes, float).mean(0).tolist()]
 
 
-def _sizes(packed: Packed, predict: Tensor) -> tuple[int, int, int]:
-    return int((packed.document >= 0).sum()), packed.ids.shape[1], predict.numel()
+def row_width(packed: Packed) -> float:
+    """Tokens that each one attends to under a dense mask: its row."""
+    return packed.ids.shape[1]
+
+
+def tile_width(packed: Packed) -> float:
+    """Under FlexAttention: those of the tiles that are computed."""
+    mask = flex_inputs(packed)["attention_mask"]
+    return TILE * float((mask.kv_num_blocks + mask.full_kv_num_blocks).float().mean())

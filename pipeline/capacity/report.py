@@ -20,7 +20,7 @@ from pipeline.capacity.compute import (
 from pipeline.capacity.fake_step import FakeStep, StepTrace
 from pipeline.capacity.memory import GpuMemory, gpu_memory, largest_rows
 from pipeline.capacity.planned_run import PlannedRun, RowMeans
-from pipeline.capacity.zero3 import Shards, ZeroSettings
+from pipeline.capacity.zero import Shards, ZeroSettings
 
 GB = 1e9
 

@@ -1,4 +1,4 @@
-"""ZeRO-3 as DeepSpeed 0.19 runs it: which bytes of the student lie where, and what its collectives send.
+"""ZeRO-3: which bytes of the student lie where, and what its collectives send.
 
 Sizes are in elements until they are named bytes. The rules are those of runtime/zero/stage3.py and
 partitioned_param_coordinator.py of DeepSpeed.
@@ -8,84 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
 
-from pipeline.core.errors import BadInput
-from pipeline.training.engine import student_dtype, zero_stage
+from pipeline.capacity.zero import MASTER, MOMENTS, Shards, ZeroSettings
 from pipeline.training.step import StudentWithLoss
 
-MASTER, MOMENTS = 4, 8
-"""Bytes per element of the float32 weights, and of AdamW's two moments."""
 
-
-_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-
-
-@dataclass(frozen=True)
-class ZeroSettings:
-    """What an engine config says of memory; defaults are DeepSpeed's."""
-
-    element: int
-    """Bytes of a parameter's element; then, of a gradient's while it accumulates and while it is sent"""
-    accumulation: int
-    communication: int
-    reduce_bucket: int
-    prefetch: int
-    reuse_distance: int
-    persistent: int
-    offload_optimizer: bool
-    offload_parameters: bool
-
-    def with_offload(self) -> ZeroSettings:
-        """The same with the optimizer on the host."""
-        return replace(self, offload_optimizer=True)
-
-
-def read_settings(config: dict[str, Any], path: str) -> ZeroSettings:
-    """Raises BadInput for a ZeRO stage other than 3."""
-    if zero_stage(config) != 3:
-        raise BadInput(f"plan counts ZeRO stage 3, and {path} has stage {zero_stage(config)}: give another --deepspeed")
-    zero = config["zero_optimization"]
-    element = student_dtype(config).itemsize
-    return ZeroSettings(
-        element=element,
-        accumulation=_BYTES.get(config.get("data_types", {}).get("grad_accum_dtype"), element),
-        communication=_BYTES.get(config.get("communication_data_type"), element),
-        reduce_bucket=int(zero.get("reduce_bucket_size", 5e8)),
-        prefetch=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
-        reuse_distance=int(zero.get("stage3_max_reuse_distance", 1e9)),
-        persistent=int(zero.get("stage3_param_persistence_threshold", 1e5)),
-        offload_optimizer=zero.get("offload_optimizer", {}).get("device", "none") != "none",
-        offload_parameters=zero.get("offload_param", {}).get("device", "none") != "none",
-    )
-
-
-@dataclass(frozen=True)
-class Shards:
-    """Bytes of the student's engine on one GPU, and on the host for one GPU."""
-
-    parameters: int
-    gradients: int
-    bucket: int
-    """Gradients on their way to be reduced: taken once, in full"""
-    optimizer: int
-    gathered: int
-    """Most parameters that are whole at once"""
-    reducing: int
-    """Copy of the bucket while it is reduced"""
-    stepping: int
-    """Gradients in float32, and AdamW's workspace"""
-    host: int
-    reduced: int
-    """All gradients, as they are sent"""
-    persistent: int
-    """Parameters too small to be given up: gathered once per optimizer step"""
-    gathers: int
-    """Other parameters that all-gathers bring together in one micro-step"""
-
-
-def shards(module: StudentWithLoss, settings: ZeroSettings, ranks: int) -> Shards:
+def shards(module: StudentWithLoss, settings: ZeroSettings, ranks: int, micro_steps: int) -> Shards:
     """Works on parameters without memory."""
     element = settings.element
     sizes = [parameter.numel() for parameter in module.model.parameters()]
@@ -97,9 +25,8 @@ def shards(module: StudentWithLoss, settings: ZeroSettings, ranks: int) -> Shard
     master = 0 if element == MASTER else MASTER  # float32 weights are their own master copy
     host = element * shard if settings.offload_parameters else 0
     if settings.offload_optimizer:
-        host += (
-            settings.accumulation + MASTER + MASTER + MOMENTS
-        ) * shard  # gradients twice: as they come and in float32
+        # gradients twice: as they come and in float32
+        host += (settings.accumulation + MASTER + MASTER + MOMENTS) * shard
     on_gpu = 0 if settings.offload_optimizer else 1
     return Shards(
         parameters=0 if settings.offload_parameters else element * shard,
@@ -110,9 +37,10 @@ def shards(module: StudentWithLoss, settings: ZeroSettings, ranks: int) -> Shard
         reducing=settings.communication * min(total, max(settings.reduce_bucket, max(sizes))),
         stepping=on_gpu * 2 * MASTER * shard,
         host=host,
-        reduced=settings.communication * total,
-        persistent=element * persistent,
-        gathers=element * gathers,
+        exchanged={  # small parameters are not given up: gathered once per optimizer step
+            "all-gather: student's parameters": element * (micro_steps * gathers + persistent),
+            "reduce-scatter: student's gradients": micro_steps * settings.communication * total,
+        },
     )
 
 

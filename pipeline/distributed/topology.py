@@ -64,7 +64,7 @@ def launched() -> Topology:
 def start(timeout: timedelta) -> Topology:
     """Joins the process groups (gloo on CPU, nccl on GPU) and picks this rank's device.
 
-    On a CPU, the ranks of a node share its cores out, unless OMP_NUM_THREADS says otherwise.
+    The ranks of a node share its cores out, unless OMP_NUM_THREADS says otherwise.
 
     Args:
         timeout: the longest that a collective waits for another rank, in every group that anybody makes.
@@ -81,6 +81,8 @@ def start(timeout: timedelta) -> Topology:
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "29500")
     cpu = accelerator.device_name() == "cpu"
+    if "OMP_NUM_THREADS" not in os.environ:  # beside GPUs, too: the optimizer may be on the host
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here.local_world_size))
     flight_recorder.record()
     # ZeRO and expert parallelism make groups of their own, which would take torch's defaults (NCCL: 10 minutes)
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
@@ -90,8 +92,6 @@ def start(timeout: timedelta) -> Topology:
                 f"{reason}, and torch sees none: check the driver and the CUDA build of torch, or set DS_ACCELERATOR=cpu to "
                 "use the CPU"
             )
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // here.local_world_size))
         spare_inference_op()
     else:
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))

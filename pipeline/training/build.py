@@ -60,7 +60,7 @@ def build_trainer(plan: Plan, topology: Topology) -> Trainer:
         seed=recipe.data.seed,
     )
     teachers = [frozen_teacher(plan, teacher, topology) for teacher in recipe.teachers]
-    if recipe.attention == "flex" or (recipe.attention == "auto" and topology.device.type == "cuda"):
+    if reads_with_flex(recipe, topology.device):
         for loaded in (model, *teachers):
             use_flex(loaded)
     rows = aligned_rows(recipe, "train", recipe.teachers)
@@ -73,7 +73,9 @@ def build_trainer(plan: Plan, topology: Topology) -> Trainer:
         teachers=list(zip(module.terms, teachers, strict=True)),
         rows=rows,
         batches=batches,
-        builder=batch_builder(plan, model.config, [t.config for t in teachers], compdemo_ratio(recipe)),
+        builder=batch_builder(
+            plan, model.config, [t.config for t in teachers], compdemo_ratio(recipe), topology.device
+        ),
         weights=torch.tensor([recipe.objective.cross_entropy_weight, *(t.weight for t in recipe.teachers)]),
         steps=recipe.optim.steps or batches.steps(recipe.optim.epochs),  # type: ignore[arg-type]  # one is set
         accumulation=plan.accumulation,
@@ -131,7 +133,7 @@ def fixed_noise_rows(
     compdemo_ratio: float | None = None,
 ) -> FixedNoiseRows:
     """The rows of a split to measure models on; see `batch_builder` for the configs."""
-    builder = batch_builder(plan, student, teachers, compdemo_ratio)
+    builder = batch_builder(plan, student, teachers, compdemo_ratio, topology.device)
     rows = aligned_rows(plan.recipe, split, plan.recipe.teachers[: len(teachers)])
     return FixedNoiseRows(rows, builder, topology, plan.recipe.optim.micro_tokens)
 
@@ -141,8 +143,17 @@ def _teacher_blocks(teacher: Teacher, config: PreTrainedConfig, student_size: in
     return build_blocks(teacher.input, teacher.block_size or getattr(config, "block_size", None) or student_size)
 
 
+def reads_with_flex(recipe: Recipe, device: torch.device) -> bool:
+    """Whether models read packed rows with FlexAttention; with SDPA and a dense mask otherwise."""
+    return recipe.attention == "flex" or (recipe.attention == "auto" and device.type == "cuda")
+
+
 def batch_builder(
-    plan: Plan, student: PreTrainedConfig, teachers: Sequence[PreTrainedConfig], compdemo_ratio: float | None
+    plan: Plan,
+    student: PreTrainedConfig,
+    teachers: Sequence[PreTrainedConfig],
+    compdemo_ratio: float | None,
+    device: torch.device,
 ) -> BatchBuilder:
     """How models are fed: the configs of the student and of the teachers that take part (all of them, or none)."""
     recipe, own = plan.recipe, plan.recipe.student
@@ -156,5 +167,5 @@ def batch_builder(
         compdemo_ratio=compdemo_ratio,
         by_chunk=recipe.objective.mask_unit == "chunk",
         eos_tail=plan.eos_tail,
-        row_multiple=TILE if torch.cuda.is_available() else 1,
+        row_multiple=TILE if device.type == "cuda" else 1,
     )

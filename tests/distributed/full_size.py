@@ -1,5 +1,5 @@
 """The training step of a published recipe at full size, as one rank of many: DeepSpeed's ZeRO-3 engine and AutoEP themselves,
-on fake tensors and a fake process group. `python -m tests.distributed.full_size RECIPE WORLD RANK OUTPUT`.
+on fake tensors and a fake process group. `python -m tests.distributed.full_size RECIPE ENGINE WORLD RANK OUTPUT`.
 
 A fake tensor has no values: whatever reads one on the host raises here. The places where DeepSpeed has to are replaced below,
 and counted. Writes what two optimizer steps did: memory, collectives, host reads, dtypes, operations.
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pipeline.capacity.planned_run import PlannedRun
 
 GPUS_PER_NODE = 8
-ENGINE = Path("ds_configs/zero3_bf16.json")
 COLLECTIVES = ("all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single", "all_reduce", "broadcast")
 
 
@@ -108,7 +107,7 @@ def to_empty(module: nn.Module, *, device: Any, recurse: bool = True) -> nn.Modu
     return module
 
 
-def main(recipe_name: str, world: int, rank: int, output: Path) -> None:
+def main(recipe_name: str, engine_file: Path, world: int, rank: int, output: Path) -> None:
     os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"LOCAL_RANK": str(rank % GPUS_PER_NODE), "LOCAL_WORLD_SIZE": str(GPUS_PER_NODE)}
     os.environ |= {"LOCAL_SIZE": str(GPUS_PER_NODE), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
@@ -131,7 +130,7 @@ def main(recipe_name: str, world: int, rank: int, output: Path) -> None:
 
     recipe, _ = parse(parser(""), ["--recipe", recipe_name, "--data.aligned", "nowhere"])
     student, teachers = read_configs(recipe, [])
-    data, engine = read_data(recipe, None, None), read_engine_config(ENGINE)
+    data, engine = read_data(recipe, None, None), read_engine_config(engine_file)
     run = plan_run(recipe, engine, (student, teachers), data, world // GPUS_PER_NODE, GPUS_PER_NODE)
     configs = [student, *teachers.values()]
     result = {"planned": planned_bytes(run, configs, world), **observe_steps(run, configs, observed)}
@@ -142,10 +141,10 @@ def planned_bytes(run: PlannedRun, configs: Sequence[PreTrainedConfig], world: i
     """What `plan` says of one GPU."""
     from pipeline.capacity.fake_step import FakeStep
     from pipeline.capacity.memory import gpu_memory
-    from pipeline.capacity.zero3 import read_settings
+    from pipeline.capacity.zero import read_settings
 
-    step = FakeStep(run, configs[0], configs[1:], "cuda")
-    shards = step.shards(read_settings(run.plan.engine_config, str(ENGINE)), world)
+    step = FakeStep(run, configs[0], configs[1:])
+    shards = step.shards(read_settings(run.plan.engine_config, "the engine"), world)
     return gpu_memory(run, step, shards, step.trace(run.rows, False)).total
 
 
@@ -164,8 +163,9 @@ def load_teacher(config: PreTrainedConfig, dtype: torch.dtype, expert_parallel_s
 
 def observe_steps(run: PlannedRun, configs: Sequence[PreTrainedConfig], observed: Observed) -> dict[str, Any]:
     """Two optimizer steps of one micro-batch each: what every phase holds at most, collectives, host reads, operations."""
+    from pipeline.capacity.cuda_kernels import fuse_norms, kernels_as_on
     from pipeline.capacity.memory_tracker import MemoryTracker
-    from pipeline.method.chunked_lm_head import chunks_as_on
+    from pipeline.models.flex_attention import use_flex
     from pipeline.models.loading import build
     from pipeline.training.build import student_with_loss
     from pipeline.training.engine import build_engine, student_dtype
@@ -173,12 +173,15 @@ def observe_steps(run: PlannedRun, configs: Sequence[PreTrainedConfig], observed
     plan, rows = run.plan, run.full_batch(run.rows)
     nn.Module.to_empty = to_empty
     nn.Module.to = lambda self, *args, **kwargs: self
-    with chunks_as_on("cuda"), FakeTensorMode(allow_non_fake_inputs=True) as mode, MemoryTracker() as tracker:
+    with kernels_as_on("cuda"), FakeTensorMode(allow_non_fake_inputs=True) as mode, MemoryTracker() as tracker:
         model = build(configs[0], dtype=student_dtype(plan.engine_config), device="cpu").train()
         teachers = [
             load_teacher(config, getattr(torch, teacher.dtype), plan.expert_parallel_size[teacher.name])
             for config, teacher in zip(configs[1:], plan.recipe.teachers, strict=True)
         ]
+        for part in (model, *teachers):
+            fuse_norms(part)
+            use_flex(part)  # the default on a GPU
         module = student_with_loss(plan, model, teachers)
         engine = build_engine(module, plan.engine_config, plan.recipe.optim, accumulation=1)
         batch = rows.map(mode.from_tensor)
@@ -218,4 +221,4 @@ def dtypes(model: nn.Module, teachers: Sequence[nn.Module], engine: DeepSpeedEng
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))

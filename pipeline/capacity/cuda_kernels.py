@@ -1,0 +1,69 @@
+"""What CUDA's fused kernels keep and launch, on fake tensors, in place of what a CPU would run.
+
+Results have shapes and no values. Each kernel counts as one operation; what autograd would save is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.method.chunked_lm_head import chunks_as_on
+from pipeline.models.flex_attention import kernel_in_place
+
+
+@contextmanager
+def kernels_as_on(device_type: str) -> Iterator[None]:
+    """FlexAttention, and the LM heads' chunks, as they are on another device."""
+    with chunks_as_on(device_type), kernel_in_place(_attend):
+        yield
+
+
+def fuse_norms(model: nn.Module) -> None:
+    """From here on the model's norms are one kernel each."""
+    for module in model.modules():
+        if isinstance(module, nn.RMSNorm) or hasattr(module, "variance_epsilon"):
+            module.forward = MethodType(_norm, module)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """aten::_fused_rms_norm: keeps its input and a float32 per row."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight, hidden.new_empty(hidden.shape[:-1], dtype=torch.float32))
+        return torch.zeros_like(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, _grad: Tensor) -> tuple[Tensor, ...]:
+        hidden, weight, _ = ctx.saved_tensors
+        return torch.zeros_like(hidden), torch.zeros_like(weight)
+
+
+def _norm(module: Any, hidden: Tensor) -> Tensor:
+    return _RMSNorm.apply(hidden, module.weight)
+
+
+class _FlexAttention(torch.autograd.Function):
+    """flex_attention: keeps queries, keys, values, its result and a float32 per query; reads the mask as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        attended = torch.zeros_like(query)
+        ctx.save_for_backward(query, key, value, attended, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return attended
+
+    @staticmethod
+    def backward(ctx: Any, _grad: Tensor) -> tuple[Tensor, ...]:
+        query, key, value, _, log_sum_exp = ctx.saved_tensors
+        _products = torch.zeros_like(log_sum_exp)  # of results and their gradients, a float32 per query
+        return tuple(torch.zeros_like(x) for x in (query, key, value))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, **_options: object) -> Tensor:
+    return _FlexAttention.apply(query, key, value)
