@@ -29,7 +29,7 @@ PER_STEP = {
 @pytest.mark.parametrize(("recipe", "world"), [("llada2_mini", 8), ("two_teachers", 64)])
 def test_full_size(recipe, world, tmp_path):
     with ThreadPoolExecutor(2) as pool:
-        first, last = pool.map(lambda rank: observe(recipe, world, rank, tmp_path), (0, world - 1))
+        first, last = pool.map(lambda rank: observe(recipe, "zero3_bf16", world, rank, tmp_path), (0, world - 1))
     # as many collectives on every rank, in the same order, of the same sizes
     assert [step["collectives"] for step in first["steps"]] == [step["collectives"] for step in last["steps"]]
     for rank in (first, last):
@@ -56,7 +56,22 @@ def test_full_size(recipe, world, tmp_path):
         }
 
 
-def observe(recipe: str, world: int, rank: int, folder: Path) -> dict:
+@pytest.mark.slow
+def test_full_size_under_zero_1(tmp_path):
+    """Weights are whole: nothing is gathered before the step's end, and gradients meet in all-reduces."""
+    found = observe("llada2_mini", "zero1_bf16", 8, 0, tmp_path)
+    step = found["steps"][1]
+    assert found["planned"] == pytest.approx(max(step["peaks"].values()), rel=0.05)
+    size: Counter[str] = Counter()
+    for name, sent, _ in step["collectives"]:
+        size[name] += sent
+    assert size["all_reduce"] == pytest.approx(4 * STUDENT, rel=1e-3)  # float32
+    assert size["all_gather_into_tensor"] == pytest.approx(2 * STUDENT, rel=0.01)
+    assert size["reduce_scatter_tensor"] == 0
+
+
+def observe(recipe: str, engine: str, world: int, rank: int, folder: Path) -> dict:
     output = folder / f"{rank}.json"
-    launch.python("-m", "tests.distributed.full_size", recipe, world, rank, output, timeout=900)
+    words = (recipe, f"ds_configs/{engine}.json", world, rank, output)
+    launch.python("-m", "tests.distributed.full_size", *words, timeout=900)
     return json.loads(output.read_text())

@@ -21,14 +21,14 @@ from pipeline.capacity.model_stats import model_stats
 from pipeline.capacity.planned_run import PlannedRun
 from pipeline.capacity.zero import Shards, ZeroSettings
 from pipeline.data.batch import Batch
-from pipeline.models.families.llada2_moe_layers import MoE
+from pipeline.models.families.llada2_moe_layers import Experts, MoE
 from pipeline.models.flex_attention import use_flex
 from pipeline.models.loading import build
 from pipeline.training.build import reads_with_flex, student_with_loss
 from pipeline.training.engine import student_dtype
 from pipeline.training.preflight import Plan
 
-TRACED_ROWS = (1, 8, 32, 64)  # by `estimate`; from 32 on the layers outgrow the head chunks, and all is linear
+TRACED_ROWS = (1, 8, 32, 40)  # by `estimate`; from 32 on the layers outgrow the head chunks, and all is linear
 TRACED_LAYERS = (1, 2)  # behind the leading dense ones: each further layer of the student adds as much again
 
 
@@ -55,7 +55,7 @@ class BalancedExperts(nn.Module):
     """Experts with a known number of rows, `load` times as many as come in: the bytes of the real ones, whose row counts
     only values could tell."""
 
-    def __init__(self, experts: nn.Module, load: float):
+    def __init__(self, experts: Experts, load: float):
         super().__init__()
         self.gate_up_proj, self.down_proj, self.load = experts.gate_up_proj, experts.down_proj, load
 
@@ -162,7 +162,7 @@ def _build_models(plan: Plan, configs: Sequence[PreTrainedConfig], imbalance: fl
         teacher.requires_grad_(False).eval()
         for module in teacher.modules():
             if isinstance(module, MoE):
-                module.experts = BalancedExperts(module.experts, imbalance)
+                module.add_module("experts", BalancedExperts(module.experts, imbalance))
     device = plan.topology.device
     for model in (student, *teachers):
         if device.type == "cuda":
@@ -181,7 +181,9 @@ def trace_step(plan: Plan, configs: Sequence[PreTrainedConfig], batch: Batch, ex
         module = student_with_loss(plan, student, teachers)
         fake = batch.map(mode.from_tensor)
         with MemoryTracker(t for m in models for t in (*m.parameters(), *m.buffers())) as tracker:
-            peaks, outputs, operations = [], [], []
+            peaks: list[int] = []
+            operations: list[int] = []
+            outputs: list[Tensor] = []
             for term, teacher, teacher_batch in zip(module.terms, teachers, fake.teachers, strict=True):
                 before, launched = tracker.current, tracker.operations
                 tracker.reset_peak()

@@ -157,6 +157,11 @@ class LLaDA2MoePreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _input_embed_layer = "word_embeddings"
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """transformers looks for its own registry in this file, and warns; `attend` takes every kind of mask."""
+        return True
+
 
 class LLaDA2MoeModel(LLaDA2MoePreTrainedModel):
     def __init__(self, config: LLaDA2MoeConfig):
