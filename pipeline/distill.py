@@ -18,11 +18,13 @@ from jsonargparse.typing import PositiveFloat
 from pipeline.config.checks import advice
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Recipe, dump
-from pipeline.core.errors import exit_code
+from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.log import rank
 from pipeline.distributed.default_ranks import launch_default_ranks
 from pipeline.distributed.launcher_env import normalize_launcher_env
 from pipeline.distributed.signals import StopSignals
+
+LONGEST_TIMEOUT = 365 * 24 * 60
 
 
 def main() -> None:
@@ -36,6 +38,8 @@ def main() -> None:
     p.add_argument("--timeout-minutes", type=PositiveFloat, default=30.0, help="longest time without progress")
     p.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by launchers; the environment counts")
     recipe, flags = parse(p)
+    if flags.timeout_minutes > LONGEST_TIMEOUT:
+        raise BadInput(f"--timeout-minutes {flags.timeout_minutes:g} is longer than a year ({LONGEST_TIMEOUT})")
     if flags.dry_run:
         dry_run(recipe, Path(flags.deepspeed))
         return

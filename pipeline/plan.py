@@ -17,13 +17,15 @@ import os
 from functools import partial
 from typing import Literal
 
-from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt, restricted_number_type
 
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import without_idle_teachers
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.log import log
 from pipeline.core.terminal import Console
+
+Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)], docstring="above 0 and at most 1")
 
 
 def main() -> None:
@@ -37,7 +39,7 @@ def main() -> None:
     p.add_argument(
         "--gpu-tflops", type=PositiveFloat, default=989.0, help="peak of a GPU in TFLOP/s (H100: 989 in bf16)"
     )
-    p.add_argument("--mfu", type=ClosedUnitInterval, default=0.3, help="share of the peak that the run reaches")
+    p.add_argument("--mfu", type=Share, default=0.3, help="share of the peak that the run reaches")
     p.add_argument("--launch-us", type=PositiveFloat, default=10.0, help="host time per operation, in microseconds")
     p.add_argument("--network", type=PositiveFloat, default=50.0, help="GB/s that a GPU sends to other nodes")
     p.add_argument(

@@ -196,7 +196,10 @@ def test_rows_are_dropped_with_a_reason(run_align, tmp_path):
     ("overrides", "message"),
     [
         (["--data.sources", "[]"], "set data.sources"),
-        (["--data.sources.weight", "0"], "every weight must be above 0"),
+        (["--data.sources.weight", "0"], ".weight is 0.0, must be above 0 and at most 1,000"),
+        (["--data.sources.weight", "1001"], ".weight is 1001.0, must be above 0 and at most 1,000"),
+        (["--data.sources.path", ""], "cannot read the dataset"),
+        (["--data.aligned", "/dev/null"], "data.aligned /dev/null is no folder"),
         (["--data.student_length", "3", "--student.block_size", "2"], "no train row is left of 40: 40 prompt_fills"),
         (["--shard-rows", "0"], "--shard-rows must be at least 1"),
         (["--student.tokenizer", "no/such/tokenizer"], "no/such/tokenizer"),

@@ -160,6 +160,8 @@ def test_bad_files_name_the_file_and_the_fault(tmp_path, text):
         ("word", "unrecognized arguments: word"),
         ("--optim.lr fast", '"optim.lr": Expected a float. Got value: fast'),
         ("--optim.lr nan", "nan"),
+        ("--optim.lr inf", "optim.lr is inf: numbers must be finite and below 1e+12"),
+        ("--optim.steps 9000000000000000000000 --teachers.weight 1e300", "optim.steps is 90000000000000000000; teachers.0.weight is 1e+300: numbers"),
         ("--optim.steps 1.5", '"optim.steps"'),
         ("--optim.betas [1]", '"optim.betas": Expected a tuple with 2 elements'),
         ("--student.eos_tail maybe", '"student.eos_tail": Expected a bool'),

@@ -94,8 +94,8 @@ def prepare(recipe: Recipe, shard_rows: int) -> Job:
     data = [*recipe.data.sources, *filter(None, [recipe.data.validation])]
     if not recipe.data.sources:
         raise BadInput("the recipe names no data: set data.sources")
-    if any(source.weight <= 0 for source in recipe.data.sources):
-        raise BadInput("data.sources: every weight must be above 0")
+    if Path(recipe.data.aligned).exists() and not Path(recipe.data.aligned).is_dir():
+        raise BadInput(f"data.aligned {recipe.data.aligned} is no folder: choose another one")
     tokenizers = {teacher.name: _tokenizer(teacher.tokenizer) for teacher in recipe.teachers}
     student = _tokenizer(recipe.student.tokenizer)
     rows = {source_key(source): open_source(source) for source in data}

@@ -126,7 +126,7 @@ def _conversation(value: Any, column: str) -> list[Message]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadRow(
                 f"no_{column}", f"no `{column}`, a list of {{role, content}}, but text that is no JSON"
             ) from None

@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from pipeline.core.errors import BadInput
+from pipeline.core.errors import BadInput, one_line
 from pipeline.core.files import file_sha256
 
 HOLDOUT_SEED = 42
@@ -74,7 +74,7 @@ class JsonLines:
                 file.seek(begin)
                 try:
                     yield json.loads(file.read(end - begin))
-                except ValueError as error:  # UnicodeDecodeError too
+                except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
                     yield Unreadable(f"not JSON ({error})")
 
 
@@ -128,7 +128,7 @@ def _array(path: str) -> list[Any]:
     with _unpacked(path) as file:
         try:
             return json.load(file)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadInput(
                 f"{path}: begins as a JSON array, but is none ({error}); else write one object a line"
             ) from None
@@ -191,13 +191,13 @@ class DatasetTable:
     """
 
     def __init__(self, path: str, split: str, config: str = "", holdout: float = 0.0):
-        import datasets
-
         self.path = path
         try:
             self._dataset = _load(path, split, config)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise BadInput(f"cannot read the dataset {path} ({' '.join(str(error).split())})") from None
+        except BadInput:
+            raise
+        except Exception as error:  # the library raises what it likes for what is no dataset
+            raise BadInput(f"cannot read the dataset {path or repr(path)} ({one_line(error)})") from None
         if holdout:
             self._dataset = self._dataset.train_test_split(test_size=holdout, seed=HOLDOUT_SEED)["train"]
         self.columns = self._dataset.column_names

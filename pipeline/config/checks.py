@@ -14,6 +14,9 @@ RESERVED_NAMES = {
     "by_t", "student", "maskable",
 }  # fmt: skip
 
+MOST_REPEATS = 1_000
+"""Of a source's rows; above that a global batch holds little else."""
+
 
 def check(recipe: Recipe) -> None:
     """Refuses what no machine could run. Raises BadInput with all problems in one line."""
@@ -55,6 +58,9 @@ def check(recipe: Recipe) -> None:
         ("at least 0 and below 1", lambda x: 0 <= x < 1, {
             **{f"optim.betas[{i}]": x for i, x in enumerate(optim.betas)},
             **{f"data.sources.{source.name}.holdout": source.holdout for source in recipe.data.sources},
+        }),
+        (f"above 0 and at most {MOST_REPEATS:,}", lambda x: 0 < x <= MOST_REPEATS, {
+            f"data.sources.{source.name}.weight": source.weight for source in recipe.data.sources
         }),
         ("above 0 and below 0.5", lambda x: 0 < x < 0.5, {"objective.teacher_floor": o.teacher_floor}),
     ]  # fmt: skip

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
@@ -22,6 +23,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 DEFAULT = "demo"
+LARGEST, SEEDS = 10**12, 2**63
 
 
 def parser(description: str) -> ArgumentParser:
@@ -57,11 +59,22 @@ def parse(p: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Recipe,
     except (ArgumentError, yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         where = f"recipe {recipe_file} and its overrides; --help explains every field"
         raise BadInput(f"{_plain(error)} ({where})") from None
+    if absurd := list(_absurd_numbers(namespace.as_dict())):
+        raise BadInput(f"{'; '.join(absurd)}: numbers must be finite and below {LARGEST:.0e}")
     resolved = Recipe(**{name: getattr(recipe, name) for name in Recipe.__dataclass_fields__})
     resolved.extends = ""  # it has all of the other's fields by now
     check(resolved)
     apply_verbosity(namespace)
     return resolved, namespace
+
+
+def _absurd_numbers(value: Any, name: str = "") -> Iterator[str]:
+    """Names and values of numbers that no machine could use; they overflow somewhere, hours later maybe."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, part in parts:
+        yield from _absurd_numbers(part, f"{name}.{key}" if name else str(key))
+    if isinstance(value, int | float) and not abs(value) < (SEEDS if name.endswith("seed") else LARGEST):
+        yield f"{name} is {str(value)[:20]}"
 
 
 def _plain(error: Exception) -> str:

@@ -20,6 +20,8 @@ from pipeline.core.files import json_sha256
 Json = dict[str, Any]
 """A JSON object."""
 
+MOST_SHARDS = 1_000_000
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -31,6 +33,8 @@ class Shard:
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.of:
             raise BadInput(f"shard {self.index}/{self.of}: the first number counts from 0 and stays below the second")
+        if self.of > MOST_SHARDS:
+            raise BadInput(f"a shard of more than {MOST_SHARDS:,}: there are fewer problems than that")
 
     @classmethod
     def parse(cls, text: str, environment: dict[str, str]) -> Shard:

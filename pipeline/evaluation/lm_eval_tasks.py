@@ -11,7 +11,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
-from pipeline.core.errors import BadInput
+from pipeline.core.errors import BadInput, one_line
 from pipeline.evaluation import scoring
 from pipeline.evaluation.answers import GeneratedAnswer, LikelihoodAnswer
 from pipeline.evaluation.benchmarks import TASKS
@@ -39,6 +39,8 @@ def load_tasks(names: list[str]) -> dict[str, ConfigurableTask]:
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"data of {', '.join(names)}: {reason}; without a network, fetch it beforehand") from None
+    except Exception as error:  # the harness raises what it likes for files that are no tasks
+        raise BadInput(f"evaluation.tasks {', '.join(names)}: not tasks of the harness ({one_line(error)})") from None
     for name, task in tasks.items():
         if getattr(task, "UNSAFE_CODE", False):
             raise BadInput(f"task {name} runs generated code, which evaluate does not do")
@@ -70,6 +72,10 @@ def run_task(
     `model` must not have run another task: its answers are taken to be this one's. `fewshot` overrides the task's own
     number of shots. Raises Unanswered when the answers of other shards are not there yet.
     """
+    if fewshot and (there := len(list(task.fewshot_docs()))) <= fewshot:
+        raise BadInput(
+            f"evaluation.fewshot {fewshot}: {name} has {there} examples to draw from, one of them the problem"
+        )
     if fewshot is not None:
         task.set_config(key="num_fewshot", value=fewshot)
     task.set_fewshot_seed(seed=model.config.seed)

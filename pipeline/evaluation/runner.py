@@ -35,6 +35,8 @@ def check_settings(wanted: Evaluation) -> None:
         raise BadInput("evaluation.tasks is empty: name a task, as demo_arithmetic")
     if wanted.batch_size < 1 or (wanted.limit is not None and wanted.limit < 1):
         raise BadInput("evaluation.batch_size and evaluation.limit must be at least 1")
+    if wanted.fewshot is not None and wanted.fewshot < 0:
+        raise BadInput(f"evaluation.fewshot {wanted.fewshot} must be 0 or more")
     if wanted.likelihood_samples < 4 or wanted.likelihood_samples % 4:
         raise BadInput(f"evaluation.likelihood_samples {wanted.likelihood_samples} must be a positive multiple of 4")
 

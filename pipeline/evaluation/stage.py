@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ def export_of(run_dir: Path, step: str) -> Path:
             f"no complete checkpoint in {run_dir}/checkpoints: run `deepspeed pipeline/distill.py` with the same recipe "
             "first"
         )
-    name = max(exports) if step == "latest" else step_name(int(step)) if step.isdigit() else step
+    name = max(exports) if step == "latest" else step_name(int(step)) if re.fullmatch("[0-9]{1,8}", step) else step
     if name not in exports:
         raise BadInput(f"no complete checkpoint {name} in {run_dir}/checkpoints: there are {', '.join(exports)}")
     return exports[name]

@@ -142,6 +142,11 @@ def test_stage_takes_a_step_a_folder_and_a_limit(monkeypatch, run_dir) -> None:
     ("arguments", "line"),
     [
         (["--step", "7"], "no complete checkpoint step-00000007.*there are step-00000003, step-00000020"),
+        (["--step", "²"], "no complete checkpoint ²"),
+        (["--shard", "0/9999999"], "more than 1,000,000"),
+        (["--tasks", "{list}"], "not tasks of the harness"),
+        (["--evaluation.fewshot", "-1"], "fewshot -1 must be 0 or more"),
+        (["--evaluation.fewshot", "4"], "four_sums has 4 examples to draw from"),
         (["--step", "40"], "no complete checkpoint step-00000040"),
         (["--evaluation.preset", "best"], "'best' is unknown: one of paper, fast"),
         (["--evaluation.tasks", "[]"], "evaluation.tasks is empty"),
@@ -156,7 +161,8 @@ def test_stage_takes_a_step_a_folder_and_a_limit(monkeypatch, run_dir) -> None:
 )
 def test_bad_input_is_one_line(monkeypatch, run_dir, capsys, arguments: list[str], line: str) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert stage(monkeypatch, run_dir, *arguments) == 2
+    (run_dir.parent / "list.yaml").write_text("- a\n")
+    assert stage(monkeypatch, run_dir, *(word.format(list=run_dir.parent / "list.yaml") for word in arguments)) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
     assert re.search(line, error), error
