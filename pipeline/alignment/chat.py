@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -59,7 +59,7 @@ class ChatTemplate:
     def render(self, conversations: Sequence[Messages]) -> list[str | Refusal]:
         """The text of every conversation, or why the template refuses it (an unknown role, turns out of order)."""
         try:
-            return self._apply(conversations)
+            return [*self._apply(conversations)]
         except Exception:  # a template can raise anything
             return [self._render_one(messages) for messages in conversations]
 
@@ -82,12 +82,13 @@ class ChatTemplate:
         return fixed is not None and not {*map(str, filled)} <= {*fixed[1::2]}
 
     def _apply(self, conversations: Sequence[Messages]) -> list[str]:
-        return self._tokenizer.apply_chat_template(
-            [list(messages) for messages in conversations],
+        texts = self._tokenizer.apply_chat_template(
+            cast(list[list[dict[str, str]]], [list(messages) for messages in conversations]),
             chat_template=self._template,
             tokenize=False,
             enable_thinking=False,
         )
+        return cast(list[str], texts)
 
     def _render_one(self, messages: Messages) -> str | Refusal:
         try:

@@ -32,9 +32,14 @@ class Unreadable(ValueError):
 class Table(Protocol):
     """Rows of one source. `sha256` covers their content; `columns` are the first row's where a file names none."""
 
-    count: int
-    sha256: str
-    columns: Sequence[str]
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def columns(self) -> Sequence[str]: ...
 
     def row_label(self, row: int) -> str:
         """Names a row for the user."""

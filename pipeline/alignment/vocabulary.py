@@ -93,7 +93,7 @@ def _ordinary_tokens_differ(*sides: PreTrainedTokenizerBase) -> bool:
     common = range(min(tokenizer.vocab_size for tokenizer in sides))
     first, second = map(_speller, sides)
     for start in common[::1000]:  # to look up all of two large vocabularies takes a fifth of a second
-        some = common[start : start + 1000]
+        some = [*common[start : start + 1000]]
         for index, a, b in zip(some, *(tokenizer.convert_ids_to_tokens(some) for tokenizer in sides), strict=True):
             if (a != b or first is not second) and first(a or "") != second(b or "") and index not in added:
                 return True
