@@ -22,8 +22,7 @@ train --name demo-calm --data.aligned runs/aligned/demo --objective.strategy cal
 say "TIDE-Shared: CALM-TIDAL towards the teacher that CompDemo shows two views"
 train "$@"
 say "evaluate: exact match on held-out problems, and what fewer forwards cost"
-sweep=(--sweep threshold=0.7,0.8,0.9,0.95)
-score() { { python pipeline/evaluate.py "$@" && python pipeline/evaluate.py "${sweep[@]}" "$@"; } & jobs+=($!); }
+score() { python pipeline/evaluate.py "$@" & jobs+=($!); }
 jobs=()
 score --run_dir runs/demo-start --model demo/student --label start "$@"
 score --name demo-undistilled "$@"
@@ -31,6 +30,11 @@ wait_for "${jobs[@]}"
 jobs=()
 score --name demo-calm "$@"
 score "$@"
+wait_for "${jobs[@]}"
+jobs=()
+sweep=(--sweep threshold=0.7,0.8,0.9,0.95 --evaluation.limit 100)
+score --name demo-undistilled "${sweep[@]}" "$@"
+score "${sweep[@]}" "$@"
 wait_for "${jobs[@]}"
 say "report"
 python pipeline/report.py --baseline start=runs/demo-start/evaluation/start undistilled=runs/demo-undistilled calm=runs/demo-calm "$@"
