@@ -89,7 +89,7 @@ def folder(tmp_path) -> Path:
 def test_every_file_arrives_and_the_card_says_all(hub, folder) -> None:
     api = HfApi(endpoint=hub.address, token="good")
     assert push(folder, "me/student", private=True, licence="apache-2.0", api=api) == f"{hub.address}/me/student"
-    assert hub.created["private"] is True and hub.created["name"] == "student"
+    assert hub.created["visibility"] == "private" and hub.created["name"] == "student"
     there = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert hub.files == there and "custom_generate/generate.py" in there
     card = ModelCard(hub.files["README.md"].decode())
