@@ -7,6 +7,7 @@ many private characters, and a copy of the tokenizer reads these as the tokens, 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from tokenizers import AddedToken, Tokenizer
@@ -16,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 MARKUP = re.compile(r"(</?(?:think|tool_call|tool_response)>)")
 _BRACKETED = re.compile(r"[<\[].+[>\]]", re.DOTALL)
 _PRIVATE = 0xF0000
-_NONE = re.compile(r"(?!)")
 
 
 class ControlTokens:
@@ -88,10 +88,21 @@ class ControlTokens:
         return {stand_in: original for stand_in, original in ids if stand_in is not None}
 
 
-def _any_of(words: dict[str, str]) -> re.Pattern[str]:
-    """Finds the longest of the words."""
-    longest_first = sorted(words, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if words else _NONE
+def _any_of(words: Iterable[str]) -> re.Pattern[str]:
+    """Finds the longest of the words at the first place where one stands."""
+    return re.compile(_tree([*words]) or "(?!)")
+
+
+def _tree(words: Sequence[str]) -> str:
+    """The words as one expression, their common beginnings written once: at most places one look is enough."""
+    tails: dict[str, list[str]] = {}
+    for word in words:
+        if word:
+            tails.setdefault(word[0], []).append(word[1:])
+    branches = "|".join(re.escape(head) + _tree(rest) for head, rest in tails.items())
+    if not branches:
+        return ""
+    return f"(?:{branches})" + ("?" if "" in words else "")
 
 
 def _like(token: AddedToken, content: str, *, special: bool) -> AddedToken:
