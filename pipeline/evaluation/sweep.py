@@ -69,9 +69,12 @@ class SweepPoint:
 
 
 def read_sweep(folder: Path, task: str) -> list[SweepPoint]:
-    """A model's points for a task: its preset's, then ascending thresholds; [] where nothing was swept."""
+    """A model's points for a task: its preset's, then from the highest threshold down; [] where nothing was swept."""
     swept = {float(path.name.removeprefix("threshold-")): path for path in (folder / FOLDER).glob("threshold-*")}
-    points = [SweepPoint.read(path, task, f"threshold {threshold:g}") for threshold, path in sorted(swept.items())]
+    points = [
+        SweepPoint.read(path, task, f"threshold {threshold:g}")
+        for threshold, path in sorted(swept.items(), reverse=True)
+    ]
     found = [point for point in points if point]
     preset = SweepPoint.read(folder, task) if found else None
     return [preset, *found] if preset else found

@@ -32,8 +32,8 @@ def test_a_model_is_scored_under_each_threshold(monkeypatch, run_dir, capsys) ->
     assert stage(monkeypatch, run_dir, "--sweep", "threshold=1.5,1e-9") == 0
     folder = run_dir / "evaluation" / "step-00000020"
     preset, *points = read_sweep(folder, "four_sums")
-    assert [point.setting for point in (preset, *points)] == ["preset smoke", "threshold 1e-09", "threshold 1.5"]
-    whole_blocks, one_by_one = points
+    assert [point.setting for point in (preset, *points)] == ["preset smoke", "threshold 1.5", "threshold 1e-09"]
+    one_by_one, whole_blocks = points
     for point, threshold in ((whole_blocks, 1e-9), (one_by_one, 1.5)):
         place = folder / "sweep" / f"threshold-{threshold:g}"
         score = json.loads((place / "four_sums.json").read_text())
