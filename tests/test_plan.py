@@ -247,9 +247,10 @@ def fake_step(layers: int, *, imbalance: float = 1.0, words: tuple[str, ...] = (
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_two_depths_tell_of_all(checkpointing):
+@pytest.mark.parametrize("words", [(), ("--teachers.path", "demo/student")], ids=["moe", "dense"])
+def test_two_depths_tell_of_all(words, checkpointing):
     """Layers are alike: what is traced at two depths is, at a third one, exactly what a trace of all layers says."""
-    step = fake_step(5)
+    step = fake_step(5, words=words)
     plan = with_checkpointing(step.run.plan, checkpointing)
     whole = trace_step(plan, step.configs, step.run.full_batch(3), expert_imbalance=1.0)
     assert step.trace(3, checkpointing) == whole

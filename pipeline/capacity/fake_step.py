@@ -116,7 +116,9 @@ class FakeStep:
         )
         operations = zip((student, *teachers), low.operations, high.operations, strict=True)
         return replace(
-            _line(low, high, student), operations=tuple(round(a + (b - a) * share) for share, a, b in operations)
+            _line(low, high, student),
+            teachers=high.teachers,  # a forward that keeps nothing: its second layer has all that a later one has
+            operations=tuple(round(a + (b - a) * share) for share, a, b in operations),
         )
 
 
