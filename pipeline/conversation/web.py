@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
@@ -109,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def _chat(request: Any) -> list[dict[str, str]]:
     """Raises ValueError for what is no chat."""
-    messages: Iterable[Any] = request.get("messages") if isinstance(request, dict) else None
+    messages = request.get("messages") if isinstance(request, dict) else None
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages: a list of messages is needed")
     for message in messages:

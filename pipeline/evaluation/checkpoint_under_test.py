@@ -7,7 +7,7 @@ import os
 import platform
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -28,7 +28,8 @@ from pipeline.models.loading import (
     read_config,
 )
 
-CUTS = {"sequence": "training", "response": "reference"}  # student.blocks -> GenerateConfig.blocks
+Cut = Literal["training", "reference"]
+CUTS: dict[str, Cut] = {"sequence": "training", "response": "reference"}  # student.blocks -> GenerateConfig.blocks
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class CheckpointUnderTest:
     def special(self) -> SpecialTokens:
         return SpecialTokens.of(self.model)
 
-    def blocks(self, size: int = 32, blocks: str = "sequence") -> tuple[int, str]:
+    def blocks(self, size: int = 32, blocks: str = "sequence") -> tuple[int, Cut]:
         """Block size and cut (as GenerateConfig names it) that config.json says the model was trained with, or these."""
         size, blocks = getattr(self.config, "block_size", size), getattr(self.config, "blocks", blocks)
         if not (isinstance(size, int) and size > 0 and blocks in CUTS):

@@ -94,8 +94,8 @@ class Checkpoints:
             provenance = {**self.provenance, "step": step}
             model = self.engine.module.model
             export(model, weights, self.tokenizer, tmp_dir / "export", provenance=provenance)
-            for name in self.formats:
-                export_as(name, model, weights, self.tokenizer, tmp_dir / f"export-{name}", provenance=provenance)
+            for kind in self.formats:
+                export_as(kind, model, weights, self.tokenizer, tmp_dir / f"export-{kind}", provenance=provenance)
         name = f"state/rank-{self.topology.rank:05d}-of-{self.topology.world_size:05d}.safetensors"
         data = serialise(share)
         (tmp_dir / name).write_bytes(data)
