@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pipeline.core.errors import BadInput
 from pipeline.models.families.table import FAMILIES, family_of
 from pipeline.models.loading import library_config, load_student, load_teacher, load_tokenizer, read_config
 from tests.alignment_tokenizers import byte_level
+from tests.launch import ROOT, run
 
 DATA = Path(__file__).parent / "data" / "families"
 MODELS = {
@@ -36,7 +38,9 @@ def publish(folder: Path, name: str, **changes) -> Path:
     """A golden model as it is published; `changes` go into its config.json."""
     facts, tensors = golden(name)
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(facts["config"] | changes))
+    (folder / "config.json").write_text(
+        json.dumps({"mask_token_id": facts["mask_token_id"]} | facts["config"] | changes)
+    )
     weights = {n.removeprefix("weights/"): t for n, t in tensors.items() if n.startswith("weights/")}
     save_file(weights, folder / "model.safetensors")
     return folder
@@ -121,7 +125,9 @@ def test_what_hub_folders_leave_out(tmp_path):
     raw = golden("sdar")[0]["config"] | {"vocab_size": 151936}
     config = library_config({k: v for k, v in raw.items() if k not in ("block_size", "mask_token_id")}, "here")
     assert config.block_size == 4
-    folder = publish(tmp_path / "m", "fast_dllm_v2", vocab_size=151936)  # its mask stands in its code alone
+    folder = publish(
+        tmp_path / "m", "fast_dllm_v2", vocab_size=151936, mask_token_id=None
+    )  # its mask stands in its code alone
     loaded = load_teacher(str(folder), dtype=torch.float32, device="cpu", weights="random")
     assert loaded.config.mask_token_id == 151665 and loaded.config.block_size == 8
 
@@ -237,3 +243,13 @@ def test_a_tokenizer_of_another_family_is_refused(tmp_path):
     with pytest.raises(BadInput, match=f"mask token {taken} is <tool_response> in this tokenizer"):
         load_tokenizer(str(folder))
     assert read_config(str(folder)).mask_token_id == taken
+
+
+@pytest.mark.launch
+def test_experts_of_two_ranks_give_what_one_gives(tmp_path):
+    moe = publish(tmp_path / "qwen3_moe", "sdar_moe", model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"])
+    names = [f"{publish(tmp_path / name, name)}:full" for name in ("sdar_moe", "lladamoe")] + [f"{moe}:causal"]
+    script = ROOT / "tests" / "distributed" / "families_expert_parallel.py"
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    done = run(sys.executable, *command, script, *names, timeout=900, PYTHONPATH=str(ROOT))
+    assert done.stdout.count("equal") == 6

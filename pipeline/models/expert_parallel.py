@@ -1,7 +1,8 @@
 """A frozen teacher's experts shared out over ranks by DeepSpeed AutoEP, without an engine.
 
-AutoEP gives the exchange of tokens and the experts' products; routing stays with our gate, so that every size chooses
-alike (AutoEP's router would work in the model's dtype, and forgets a selection bias whose name it does not know).
+AutoEP gives the exchange of tokens and the experts' products; routing stays with the model's own gate (LLaDA2's, or the softmax of
+Qwen3-MoE), so that every size chooses alike (AutoEP's router would work in the model's dtype, normalise weights that LLaDA-MoE does
+not, and forget a selection bias whose name it does not know).
 Collectives a forward: three all-to-alls a MoE layer, whatever the tokens of a rank.
 """
 
@@ -15,11 +16,12 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel, Qwen3MoeConfig
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock, Qwen3MoeTopKRouter
 
 from pipeline.core.errors import BadInput
 from pipeline.distributed.launcher_env import spare_inference_op
-from pipeline.models.families.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModelLM
+from pipeline.models.families.llada2_moe import LLaDA2MoeConfig
 from pipeline.models.families.llada2_moe_layers import Gate, MoE
 from pipeline.models.weights import Shapes, checkpoint_views, read, shapes
 
@@ -33,9 +35,12 @@ def expert_count(config: PreTrainedConfig) -> int:
 
 def moe_layers(config: PreTrainedConfig) -> int:
     """Number of layers that are mixtures of experts."""
-    if not isinstance(config, LLaDA2MoeConfig):
-        return 0
-    return max(0, config.num_hidden_layers - config.first_k_dense_replace)
+    if isinstance(config, LLaDA2MoeConfig):
+        return max(0, config.num_hidden_layers - config.first_k_dense_replace)
+    if isinstance(config, Qwen3MoeConfig):
+        layers = set(range(config.num_hidden_layers)) - set(config.mlp_only_layers or ())
+        return sum((layer + 1) % config.decoder_sparse_step == 0 for layer in layers)
+    return 0
 
 
 def resolve_expert_parallel_size(
@@ -57,7 +62,7 @@ def resolve_expert_parallel_size(
 
 
 class Router(nn.Module):
-    """Our gate where AutoEP's layer calls its router, with the tokens and a bias that is not used here."""
+    """LLaDA2's gate where AutoEP's layer calls its router, with the tokens and a bias that is not used here."""
 
     def __init__(self, gate: Gate):
         super().__init__()
@@ -67,7 +72,21 @@ class Router(nn.Module):
         return self.gate(tokens)
 
 
-def split_experts(model: LLaDA2MoeModelLM, *, size: int, device: torch.device | str) -> int:
+class SoftmaxRouter(nn.Module):
+    """Qwen3-MoE's gate in the same place."""
+
+    def __init__(self, gate: Qwen3MoeTopKRouter):
+        super().__init__()
+        self.gate = gate
+
+    def forward(self, tokens: Tensor, _bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        _, weights, experts = self.gate(tokens)
+        routed = experts.flatten()
+        counts = routed.new_zeros(self.gate.num_experts).scatter_add_(0, routed, torch.ones_like(routed))
+        return weights, experts, counts.int()
+
+
+def split_experts(model: PreTrainedModel, *, size: int, device: torch.device | str) -> int:
     """Replaces the MoE layers of a model on the meta device and gives it memory on `device`, without values.
 
     Each rank holds experts [first, first + experts / size); returns `first`. Collective: it makes process groups.
@@ -84,26 +103,36 @@ def split_experts(model: LLaDA2MoeModelLM, *, size: int, device: torch.device | 
     settings = {
         "enabled": True,
         "autoep_size": size,
+        # For its patterns; the router is our own. The preset of Qwen3-MoE would rewire transformers' output recorders, which fails.
         "preset_model": "deepseek_v3",
         "num_experts_attr": "num_experts",
-        "routed_scaling_factor": config.routed_scaling_factor,
+        "routed_scaling_factor": getattr(config, "routed_scaling_factor", 1.0),
         "use_grouped_mm": torch.device(device).type == "cuda",
     }
     expected = shapes(checkpoint_views(model))
-    gates = {name: module.gate for name, module in model.named_modules() if isinstance(module, MoE)}
+    routers = {
+        name: Router(module.gate) if isinstance(module, MoE) else SoftmaxRouter(module.gate)
+        for name, module in model.named_modules()
+        if isinstance(module, MoE | Qwen3MoeSparseMoeBlock)
+    }
     rank = dist.get_rank() % size
+    auto_ep = AutoEP(model, parse_autoep_config(settings))
+    specs = auto_ep.ep_parser()
     with torch.device("meta"):  # else AutoEP's own tensors would be real and refuse to copy ours
-        auto_ep = AutoEP(model, parse_autoep_config(settings))
-        auto_ep.replace_moe_layers(auto_ep.ep_parser(), ep_size=size, ep_rank=rank)
+        auto_ep.replace_moe_layers(specs, ep_size=size, ep_rank=rank)
         layers = {name: module for name, module in model.named_modules() if isinstance(module, AutoEPMoELayer)}
         for name, layer in layers.items():
-            layer.router = Router(gates[name])
+            layer.router = routers[name]
     model.to_empty(device=device)
     model.tie_weights()
+    if hasattr(model.model, "rotary_emb"):  # its frequencies are a buffer that no file holds
+        with torch.device(device):
+            model.model.rotary_emb = type(model.model.rotary_emb)(config)
     for name, layer in layers.items():
         layer.set_deepspeed_parallelism()
         layer.tokens_per_expert.zero_()
-        gates[name].tokens_per_expert.zero_()
+        if isinstance(layer.router, Router):
+            layer.router.gate.tokens_per_expert.zero_()
         if dist.get_rank(layer.ep_group) != rank:
             raise RuntimeError(f"AutoEP's group for {name} has rank {dist.get_rank(layer.ep_group)} here, not {rank}")
     first = rank * (config.num_experts // size)
@@ -111,7 +140,7 @@ def split_experts(model: LLaDA2MoeModelLM, *, size: int, device: torch.device | 
     return first
 
 
-def _check_takeover(model: LLaDA2MoeModelLM, expected: Shapes, local: range) -> None:
+def _check_takeover(model: PreTrainedModel, expected: Shapes, local: range) -> None:
     """Raises BadInput unless every tensor is there, and of the experts the local ones: AutoEP would only log it."""
     wanted = {name: shape for name, shape in expected.items() if _expert(name, default=local.start) in local}
     local_shapes = shapes(checkpoint_views(model, first_expert=local.start))
@@ -120,15 +149,18 @@ def _check_takeover(model: LLaDA2MoeModelLM, expected: Shapes, local: range) -> 
         raise BadInput(f"AutoEP lost or changed {', '.join(changed[:3])}; {REMEDY}")
 
 
-def verify_experts(model: LLaDA2MoeModelLM, folder: Path | None, *, size: int) -> None:
+def verify_experts(model: PreTrainedModel, folder: Path | None, *, size: int) -> None:
     """Compares the loaded mixtures with the config and the files: layers, local experts, routing bias (random: zero).
 
     Raises BadInput for whatever was lost on the way. Every rank looks at its own part.
     """
-    config, gates = model.config, {name: module for name, module in model.named_modules() if isinstance(module, Gate)}
+    config = model.config
+    gates = {name: module for name, module in model.named_modules() if isinstance(module, Gate | Qwen3MoeTopKRouter)}
     if len(gates) != moe_layers(config):
         raise BadInput(f"{len(gates)} of {moe_layers(config)} layers route tokens to experts; {REMEDY}")
-    biases = {f"{name.replace('.router', '')}.expert_bias": gate for name, gate in gates.items()}
+    biases = {
+        f"{name.replace('.router', '')}.expert_bias": gate for name, gate in gates.items() if isinstance(gate, Gate)
+    }
     stored = dict(read(folder, biases.keys())) if folder else {}
     for name, gate in biases.items():
         bias = gate.e_score_correction_bias.cpu()
