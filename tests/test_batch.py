@@ -82,7 +82,7 @@ def test_documents_are_isolated(model, blocks):
     assert (packed.document >= 0).sum() / packed.ids.numel() >= 0.95
     first = replace(documents[0], ids=documents[0].ids.flip(0))
     changed = hidden_states(model, *pack([first, *documents[1:]]))
-    own = documents[0].masked_at.numel()
+    own = documents[0].predicting.numel()
     assert torch.equal(changed[own:], together[own:]) and not torch.equal(changed[:own], together[:own])
 
 

@@ -18,7 +18,7 @@ FLOORS = (
     {"alignment", "decoding"},
     {"evaluation", "training"},
     {"capacity", "conversation", "experiments", "reporting"},
-    {"align", "chat", "convert", "distill", "evaluate", "export", "plan", "prepare", "report", "status", "study"},
+    {"align", "chat", "check_pair", "convert", "distill", "evaluate", "export", "plan", "precompute", "prepare", "report", "status", "study"},
 )
 """From below; the last are the stage scripts."""
 

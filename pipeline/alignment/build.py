@@ -96,8 +96,8 @@ def prepare(recipe: Recipe, shard_rows: int) -> Job:
         raise BadInput("the recipe names no data: set data.sources")
     if Path(recipe.data.aligned).exists() and not Path(recipe.data.aligned).is_dir():
         raise BadInput(f"data.aligned {recipe.data.aligned} is no folder: choose another one")
-    tokenizers = {teacher.name: _tokenizer(teacher.tokenizer) for teacher in recipe.teachers}
-    student = _tokenizer(recipe.student.tokenizer)
+    tokenizers = {teacher.name: _tokenizer(teacher.tokenizer, teacher.input != "causal") for teacher in recipe.teachers}
+    student = _tokenizer(recipe.student.tokenizer, needs_mask=True)
     rows = {source_key(source): open_source(source) for source in data}
     contents = {source_key(source): _content(source.path, rows[source_key(source)]) for source in data}
     shared = {name: shared_vocab(student, tokenizer) for name, tokenizer in tokenizers.items()}
@@ -172,13 +172,13 @@ def _content(path: str, rows: ChatRows) -> Content:
 
 
 @lru_cache
-def _tokenizer(path: str) -> PreTrainedTokenizerFast:
-    return load_tokenizer(path)
+def _tokenizer(path: str, needs_mask: bool) -> PreTrainedTokenizerFast:
+    return load_tokenizer(path, needs_mask=needs_mask)
 
 
 @lru_cache  # forked workers find the parent's
 def _side(path: str, length: int) -> Side:
-    return Side(_tokenizer(path), length)
+    return Side(_tokenizer(path, needs_mask=False), length)
 
 
 def _aligner(inputs: Inputs) -> Aligner:

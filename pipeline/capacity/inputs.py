@@ -33,7 +33,8 @@ def read_configs(recipe: Recipe, given: Sequence[str]) -> tuple[PreTrainedConfig
     """
     paths = {"student": recipe.student.path, **{teacher.name: teacher.path for teacher in recipe.teachers}}
     files = _parse_given(given, paths)
-    configs = {name: _read_config(name, path, files) for name, path in paths.items()}
+    causal = {teacher.name for teacher in recipe.teachers if teacher.input == "causal"}
+    configs = {name: _read_config(name, path, files, name in causal) for name, path in paths.items()}
     for config in configs.values():
         config.mask_token_id = config.eos_token_id = config.pad_token_id = 0
     return configs.pop("student"), configs
@@ -49,13 +50,13 @@ def _parse_given(given: Sequence[str], paths: Mapping[str, str]) -> dict[str, st
     return files
 
 
-def _read_config(name: str, path: str, files: Mapping[str, str]) -> PreTrainedConfig:
+def _read_config(name: str, path: str, files: Mapping[str, str], causal: bool) -> PreTrainedConfig:
     if name in files:
-        return read_config(files[name])
+        return read_config(files[name], causal=causal)
     if not Path(path).is_dir() and (PUBLISHED / path).is_dir():
-        return read_config(str(PUBLISHED / path))
+        return read_config(str(PUBLISHED / path), causal=causal)
     try:
-        return read_config(path)
+        return read_config(path, causal=causal)
     except BadInput as error:
         raise BadInput(f"{error}: give it with --config {name}=FILE") from None
 

@@ -36,6 +36,7 @@ def check(recipe: Recipe) -> None:
             "checkpoint.keep": recipe.checkpoint.keep,
             **{f"teachers.{t.name}.length": t.length for t in recipe.teachers},
             **{f"teachers.{t.name}.block_size": t.block_size for t in recipe.teachers},
+            **{f"teachers.{t.name}.top_k": t.top_k for t in recipe.teachers},
         }),
         ("0 or more", lambda x: x >= 0, {
             "data.seed": recipe.data.seed,
@@ -84,6 +85,18 @@ def check(recipe: Recipe) -> None:
     problems += [f"teacher name {n!r} is taken: it would name another column or metric" for n in names if _is_taken(n)]
     if recipe.student.eos_tail and recipe.student.input == "full":
         problems.append("student.eos_tail fills blocks: it needs student.input block")
+    if o.compdemo.enabled:
+        problems += [
+            f"teacher {t.name} reads from left to right (input: causal): what CompDemo would reveal to it lies to its right or is"
+            " read anyway, so it has one view: set objective.compdemo.enabled false"
+            for t in recipe.teachers
+            if t.input == "causal"
+        ]
+    problems += [
+        f"teacher {t.name}: answers stored needs input causal; those of other inputs depend on the noise"
+        for t in recipe.teachers
+        if t.answers == "stored" and t.input != "causal"
+    ]
     if not any([o.cross_entropy_weight, *(t.weight for t in recipe.teachers)]):
         problems.append("no loss has a weight: set objective.cross_entropy_weight, or a teacher's weight")
     if problems:

@@ -124,8 +124,14 @@ class Teacher:
     """`random` takes the config only: for trials of speed and memory, it teaches nothing."""
     length: int = 1024
     """Longest teacher sequence, in tokens."""
-    input: Literal["full", "block"] = "full"
-    """`full`: xt alone, bidirectional (as published for LLaDA2). `block`: [xt, x0] under the block-diffusion mask."""
+    input: Literal["full", "block", "causal"] = "full"
+    """`full`: xt alone, bidirectional (as published for LLaDA2). `block`: [xt, x0] under the block-diffusion mask. `causal`:
+    x0 from left to right, for an autoregressive model, which needs no mask token."""
+    answers: Literal["live", "stored"] = "live"
+    """`stored`: computed once by pipeline/precompute.py, as those of `input: causal` depend on no noise; training then
+    holds no such teacher."""
+    top_k: int = 64
+    """Likeliest tokens that `answers: stored` keeps of each prediction, with a shared tokenizer; the others count as one."""
     block_size: int | None = None
     """Block of `input: block`, in tokens; default: what its config.json names, else the student's."""
     weight: float = 1.0

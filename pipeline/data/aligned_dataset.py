@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.core.errors import BadInput
+from pipeline.data.answers import Answers, StoredAnswers
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class AlignedTeacher:
     """int64 [L_t], chunk of each teacher token, -1 = none"""
     student_chunks: Tensor
     """int64 [L_s], chunk of each student token, -1 = none"""
+    answers: Answers | None = None
+    """Of its L_t tokens, where they are stored."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,16 @@ class AlignedRows:
         student_lengths: int64 [rows].
         teacher_lengths: one int64 [rows] for each of `teachers`.
 
-    Raises BadInput for a shard that cannot be read.
+    `answers` are those of teachers whose answers are stored. Raises BadInput for a shard that cannot be read.
     """
 
-    def __init__(self, folder: Path, files: Sequence[str], teachers: Sequence[str]):
+    def __init__(
+        self,
+        folder: Path,
+        files: Sequence[str],
+        teachers: Sequence[str],
+        answers: Mapping[str, StoredAnswers] | None = None,
+    ):
         import datasets  # a second to import, and only needed from here on
 
         try:
@@ -58,7 +67,7 @@ class AlignedRows:
         except (pa.ArrowInvalid, OSError) as error:
             raise BadInput(f"{folder}: a shard is damaged or missing ({error}): run align again") from None
         self._rows: Any = datasets.concatenate_datasets(tables).with_format("numpy") if tables else []
-        self._teachers = list(teachers)
+        self._teachers, self._answers = list(teachers), dict(answers or {})
         self.student_lengths = self._lengths("input_ids")
         self.teacher_lengths = [self._lengths(f"{name}_input_ids") for name in teachers]
 
@@ -67,12 +76,7 @@ class AlignedRows:
 
     def __getitem__(self, index: int) -> AlignedRow:
         row = self._rows[int(index)]
-        teachers = tuple(
-            AlignedTeacher(
-                *(_int64(row[f"{name}_{column}"]) for column in ("input_ids", "chunk_ids", "student_chunk_ids"))
-            )
-            for name in self._teachers
-        )
+        teachers = tuple(self._teacher(name, row, index) for name in self._teachers)
         return AlignedRow(_int64(row["input_ids"]), torch.from_numpy(np.array(row["maskable"], bool)), teachers)
 
     def largest_ids(self) -> list[int]:
@@ -85,10 +89,16 @@ class AlignedRows:
     def _parts(self, column: str) -> list[pa.Array]:
         return self._rows.data.column(column).chunks if len(self) else []
 
+    def _teacher(self, name: str, row: Any, index: int) -> AlignedTeacher:
+        ids, chunks, own = (_int64(row[f"{name}_{c}"]) for c in ("input_ids", "chunk_ids", "student_chunk_ids"))
+        stored = self._answers.get(name)
+        return AlignedTeacher(ids, chunks, own, None if stored is None else stored.row(index, len(ids)))
+
     def pick(self, places: np.ndarray) -> AlignedRows:
         """The rows at these places alone."""
         picked = copy.copy(self)
         picked._rows = self._rows.select(places)
+        picked._answers = {name: stored.pick(places) for name, stored in self._answers.items()}
         picked.student_lengths = self.student_lengths[places]
         picked.teacher_lengths = [lengths[places] for lengths in self.teacher_lengths]
         return picked

@@ -6,14 +6,15 @@ Shapes: M masked student tokens, K predicted teacher tokens, N active chunks (of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from pipeline.data.aligned_dataset import AlignedRow
-from pipeline.data.blocks import Blocks, EosTail, Lengths, lay_out
+from pipeline.data.answers import Answers
+from pipeline.data.blocks import Blocks, Document, EosTail, Lengths, lay_out, lay_out_causal, lay_out_unread
 from pipeline.data.noise import Key, Noise, draw
 from pipeline.data.packing import Packed, pack
 from pipeline.method.masking import touched_chunks
@@ -27,9 +28,9 @@ class TeacherBatch:
 
     input: Packed
     predict: Tensor
-    """int64 [K], flat indices in `input` of the tokens to predict"""
+    """int64 [K], flat indices in `input` of the rows that predict"""
     targets: Tensor
-    """int64 [K], the true tokens there"""
+    """int64 [K], the true tokens that they predict"""
     chunk: Tensor
     """int64 [K], active chunk of each predicted token"""
     student_chunk: Tensor
@@ -40,6 +41,8 @@ class TeacherBatch:
     """float32 [M], timestep of each masked student token's sample"""
     pair: Tensor
     """int64 [M], which of `predict` is the same single token on the teacher's side; -1 = none"""
+    answers: Answers | None = None
+    """[K], the teacher's, where they are stored"""
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,9 @@ class Batch:
 
     student: Packed
     predict: Tensor
-    """int64 [M], flat indices in `student` of the masked tokens"""
+    """int64 [M], flat indices in `student` of the rows that predict the masked tokens"""
     targets: Tensor
-    """int64 [M], the true tokens there"""
+    """int64 [M], the true tokens"""
     t: Tensor
     """float32 [M], timestep of each masked token's sample"""
     teachers: tuple[TeacherBatch, ...]
@@ -73,7 +76,7 @@ def _map(value: T, function: Callable[[Tensor], Any]) -> T:
         return function(value)
     if isinstance(value, tuple):
         return type(value)(_map(item, function) for item in value)
-    if isinstance(value, Batch | TeacherBatch | Packed):
+    if isinstance(value, Batch | TeacherBatch | Packed | Answers):
         return type(value)(*(_map(getattr(value, f.name), function) for f in fields(value)))
     return value
 
@@ -84,6 +87,12 @@ class InputLayout:
 
     mask_id: int
     blocks: Blocks
+    shifted: bool = field(default=False, kw_only=True)
+    """Whether a row predicts the next token (`lay_out`)."""
+
+    def document(self, ids: Tensor, masked: Tensor, maskable: Tensor) -> Document:
+        """A sample as the model's input: int64, bool, bool [L]."""
+        return lay_out(ids, masked, self.blocks.cut(maskable), self.mask_id, self.shifted)
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,32 @@ class TeacherLayout(InputLayout):
     """A teacher's; `shared_vocab` is the id prefix that it shares with the student, 0 = none."""
 
     shared_vocab: int = 0
+    predicts_first = True
+    """Whether it has something to say of a sequence's first token."""
+    none: Answers | None = None
+    """Answers of no token, where they are stored"""
+
+    def view(self, ids: Tensor, masked: Tensor) -> Document:
+        """One of its views; blocks count from the start of the sequence."""
+        return self.document(ids, masked, torch.zeros_like(masked))
+
+
+@dataclass(frozen=True)
+class CausalLayout(TeacherLayout):
+    """An autoregressive teacher's: x0 from left to right."""
+
+    predicts_first = False
+
+    def document(self, ids: Tensor, masked: Tensor, maskable: Tensor) -> Document:
+        return lay_out_causal(ids, masked)
+
+
+@dataclass(frozen=True)
+class StoredLayout(CausalLayout):
+    """Of an autoregressive teacher whose answers come with the rows."""
+
+    def document(self, ids: Tensor, masked: Tensor, maskable: Tensor) -> Document:
+        return lay_out_unread(masked)
 
 
 @dataclass(frozen=True)
@@ -165,7 +200,7 @@ def build(
     """The micro-batch of these rows under this noise; no rows are fine. `teachers`: of the rows' teachers, in order."""
     pairs = list(zip(rows, noises, strict=True))
     packed, predict = pack(
-        [lay_out(row.ids, n.masked, student.blocks.cut(row.maskable), student.mask_id) for row, n in pairs],
+        [student.document(row.ids, noise.masked, row.maskable) for row, noise in pairs],
         row_multiple,
     )
     targets = _cat([row.ids[n.masked] for row, n in pairs])
@@ -192,19 +227,23 @@ def _teacher_batch(
 ) -> TeacherBatch:
     chunks, documents = 0, []
     targets_, chunk_, student_chunk_, chunk_t = [], [], [], []
+    answers_ = [] if layout.none is None else [layout.none]
     for row, noise in pairs:
         teacher, views = row.teachers[k], noise.views[k]
         hidden = torch.stack(views).any(0)
         # a chunk that reaches into the prompt is only hidden
         active = hidden & ~touched_chunks(~row.maskable, teacher.student_chunks)
+        if not layout.predicts_first:
+            active[teacher.chunks[:1]] = False  # of chunk -1 too, whose entry is False
         number = torch.where(active, chunks + active.cumsum(0) - 1, -1)
         chunks += int(active.sum())
-        block = layout.blocks.cut(torch.zeros_like(teacher.ids, dtype=torch.bool))  # always from the start
         for view in views:
             masked = view[teacher.chunks]
-            documents.append(lay_out(teacher.ids, masked, block, layout.mask_id))
+            documents.append(layout.view(teacher.ids, masked))
             targets_.append(teacher.ids[masked])
             chunk_.append(number[teacher.chunks[masked]])
+            if layout.none is not None and teacher.answers is not None:
+                answers_.append(teacher.answers.at(masked))
         student_chunk_.append(number[teacher.student_chunks[noise.masked]])
         chunk_t.append(torch.full((int(active.sum()),), noise.t))
     packed, indices = pack(documents, row_multiple)
@@ -221,6 +260,7 @@ def _teacher_batch(
         _cat(chunk_t, torch.float32),
         student_t,
         _pairs(chunk, targets, student_chunk, student_targets, chunks, layout.shared_vocab),
+        Answers.cat(answers_).at(predicted) if answers_ else None,
     )
 
 

@@ -87,11 +87,19 @@ class OneBlock:
         return length
 
 
+@dataclass(frozen=True)
+class Unread(OneBlock):
+    """No block of it is read: a teacher's answers are stored."""
+
+    def most_tokens(self, length: Lengths) -> Lengths:
+        return 0 * length
+
+
 def build_blocks(
-    layout: Literal["block", "full"], size: int, start: Literal["sequence", "response"] = "sequence"
+    layout: Literal["block", "full", "causal"], size: int, start: Literal["sequence", "response"] = "sequence"
 ) -> Blocks:
-    """The recipe's `input`, `block_size` and `blocks`, bound."""
-    return OneBlock() if layout == "full" else {"sequence": SequenceBlocks, "response": ResponseBlocks}[start](size)
+    """The recipe's `input`, `block_size` and `blocks`, bound; a causal input has as many tokens as a full one."""
+    return {"sequence": SequenceBlocks, "response": ResponseBlocks}[start](size) if layout == "block" else OneBlock()
 
 
 @dataclass(frozen=True)
@@ -130,23 +138,52 @@ class Document:
     """int64 [D]"""
     noisy: Tensor
     """bool [D]: xt or x0"""
-    masked_at: Tensor
-    """int64 [masked tokens], their indices in the document, in order"""
+    predicting: Tensor
+    """int64 [masked tokens], the index of the row that predicts each of them, in their order"""
 
 
-def lay_out(ids: Tensor, masked: Tensor, block: Tensor, mask_id: int) -> Document:
+def lay_out(ids: Tensor, masked: Tensor, block: Tensor, mask_id: int, shifted: bool = False) -> Document:
     """A sample as its model's input [xt, x0], less what nobody reads: int64, bool, int64 [L] each -> Document.
 
     Left out are noisy blocks without a masked token (they carry no loss, and only their own tokens read them) and clean
     blocks from the last kept noisy one on (only later blocks read them). So one block alone is xt alone, and the document
     of a sample without a masked token is empty. Original positions stay.
+
+    A masked token is predicted by its own row or, by a `shifted` model (Dream), by the row of the token before it in xt: where
+    that one's block is left out, by the same row of x0, which is equal as nothing in it is masked. The first token has
+    no other row than its own, as in the published samplers.
     """
     xt = torch.where(masked, mask_id, ids)
     noisy = torch.isin(block, block[masked]).nonzero()[:, 0]
     last = block[noisy[-1:]] if noisy.numel() else block.new_zeros(1)
     clean = (block < last).nonzero()[:, 0]
     positions = torch.cat([noisy, clean])
-    is_noisy = torch.arange(positions.shape[0]) < noisy.shape[0]
+    row = torch.arange(positions.shape[0])
+    row_of = torch.zeros_like(ids)  # of each token: in xt where it is there, else in x0
+    row_of[clean] = row[noisy.shape[0] :]
+    row_of[noisy] = row[: noisy.shape[0]]
+    masked_at = masked.nonzero()[:, 0]
     return Document(
-        torch.cat([xt[noisy], ids[clean]]), positions, block[positions], is_noisy, masked[noisy].nonzero()[:, 0]
+        torch.cat([xt[noisy], ids[clean]]),
+        positions,
+        block[positions],
+        row < noisy.shape[0],
+        row_of[(masked_at - 1).clamp(min=0) if shifted else masked_at],
     )
+
+
+def lay_out_causal(ids: Tensor, masked: Tensor) -> Document:
+    """A sample as an autoregressive model's input: x0 up to the last masked token, every token a block of its own.
+
+    So a row sees itself and what is left of it, and predicts the next token. What predicts the first one means nothing.
+    """
+    masked_at = masked.nonzero()[:, 0]
+    positions = torch.arange(max(1, int(masked_at[-1])) if masked_at.numel() else 0)
+    noisy = torch.zeros_like(positions, dtype=torch.bool)
+    return Document(ids[positions], positions, positions, noisy, (masked_at - 1).clamp(min=0))
+
+
+def lay_out_unread(masked: Tensor) -> Document:
+    """Of a teacher whose answers are stored: no token is read."""
+    none = torch.zeros(0, dtype=torch.int64)
+    return Document(none, none, none, none.bool(), torch.zeros(int(masked.sum()), dtype=torch.int64))

@@ -30,9 +30,13 @@ class Packed:
     noisy: Tensor
     """bool [R, C]: xt or x0"""
 
+    def to(self, device: torch.device | str) -> Packed:
+        """The same rows on another device."""
+        return Packed(*(x.to(device) for x in (self.ids, self.positions, self.document, self.block, self.noisy)))
+
 
 def pack(documents: Sequence[Document], row_multiple: int = 1) -> tuple[Packed, Tensor]:
-    """Documents side by side in rows of equal length: the rows, and the flat indices of all masked tokens, in the
+    """Documents side by side in rows of equal length: the rows, and the flat indices of what predicts all masked tokens, in the
     documents' order. At most MOST_PADDING of the tokens are padding, or one row's length is rounded up.
 
     row_multiple: of which every row's length is a multiple: few shapes, and tensors aligned for a GPU's kernels.
@@ -54,7 +58,7 @@ def pack(documents: Sequence[Document], row_multiple: int = 1) -> tuple[Packed, 
         span = slice(s, s + doc.ids.shape[0])
         ids[span], positions[span], document[span] = doc.ids, doc.positions, d
         block[span], noisy[span] = doc.block, doc.noisy
-    predict = [doc.masked_at + s for doc, s in zip(documents, start, strict=True)]
+    predict = [doc.predicting + s for doc, s in zip(documents, start, strict=True)]
     packed = Packed(*(x.view(-1, capacity) for x in (ids, positions, document, block, noisy)))
     return packed, torch.cat(predict) if predict else torch.zeros(0, dtype=torch.int64)
 

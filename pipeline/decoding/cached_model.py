@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from pipeline.decoding.canvas import Canvas
+from pipeline.models.families.table import is_shifted
 
 SOFTMAX_ROWS = {"cpu": 32, "cuda": 1024}
 
@@ -25,22 +26,29 @@ class CachedModel:
     cache: Cache | None
     selects: bool
     """Whether the model's head can be spared the positions that nobody asks for."""
+    shift: int
+    """Columns between a row and what it predicts: 1 for a shifted family (Dream), else 0."""
 
     @classmethod
     def of(cls, model: nn.Module, make_cache: Callable[[], Cache]) -> CachedModel:
         """`make_cache` makes an empty cache, for a model that takes one."""
         cache = make_cache() if takes_cache(model) else None
-        return cls(model, cache, "logits_to_keep" in inspect.signature(model.forward).parameters)
+        selects = "logits_to_keep" in inspect.signature(model.forward).parameters
+        return cls(model, cache, selects, int(is_shifted(model.config)))
 
     def open_block(self, canvas: Canvas, rows: Tensor, block: slice, index: Tensor) -> Tensor:
-        """Logits at the `index` [R, P] of a block, float32 [R, P, V], reading whatever the cache does not hold."""
+        """Logits of the `index` [R, P] of a block, float32 [R, P, V], reading whatever the cache does not hold.
+
+        The column before the block is read again where it predicts the block's first one.
+        """
         known = self.cache.get_seq_length() if self.cache is not None else 0
         new, blocks = slice(known, block.stop), canvas.blocks[rows, : block.stop]
         # Padding sees everything: a query without a key would turn into NaN.
         mask = blocks[:, None, None, :] <= blocks[:, None, new, None]
-        logits = self.logits(canvas.ids[rows, new], canvas.positions[rows, new], mask, index + (block.start - known))
+        predicting = (index + (block.start - known - self.shift)).clamp(min=0)
+        logits = self.logits(canvas.ids[rows, new], canvas.positions[rows, new], mask, predicting)
         if self.cache is not None:
-            self.cache.crop(block.start - block.stop)  # this block is not final yet
+            self.cache.crop(max(block.start - self.shift, 0) - block.stop)  # this block is not final yet
         return logits
 
     def logits(self, ids: Tensor, positions: Tensor, mask: Tensor, index: Tensor) -> Tensor:

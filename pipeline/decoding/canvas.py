@@ -2,7 +2,7 @@
 
 Shapes: R rows still decoding, T canvas columns, B columns of a block, P positions of it that are looked at, V vocabulary.
 
-All columns are laid out before decoding: every row's prompt up to its first generated block, padded on the right to the
+All columns are laid out before decoding: every row's prompt up to its first generated block, padded on the left to the
 longest, then the generated blocks side by side.
 """
 
@@ -98,8 +98,8 @@ class Canvas:
         first = int(start.max())
 
         column = torch.arange(first + int((end - start).max()), device=device)
-        positions = torch.where(column < first, column, column - first + start)
-        real = torch.where(column < first, column < start, positions < end)
+        positions = column - first + start
+        real = (positions >= 0) & (positions < end)
         ids = torch.full_like(positions, mask)
         ids[real & (positions < length)] = torch.tensor(list(chain(*prompts)), dtype=torch.long, device=device)
         response = real & (positions >= length)

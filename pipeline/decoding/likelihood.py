@@ -17,7 +17,7 @@ One forward of [xt, x0] serves one draw of every block at once, as in training.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from pipeline.core.rng import generator_for
 from pipeline.data.blocks import Document, ResponseBlocks, SequenceBlocks, lay_out
 from pipeline.data.packing import pack
+from pipeline.models.families.table import is_shifted
 from pipeline.models.forward import log_prob_and_hit, score_tokens
 
 BLOCKS = {"training": SequenceBlocks, "reference": ResponseBlocks}
@@ -139,12 +140,12 @@ class Continuation:
 @torch.inference_mode()
 def log_likelihoods(model: PreTrainedModel, continuations: Sequence[Continuation], batch_size: int) -> list[Estimate]:
     """The bound of each continuation; `batch_size` inputs share a forward."""
-    masks = [list(c.masked()) for c in continuations]
+    masks, shifted = [list(c.masked()) for c in continuations], is_shifted(model.config)
     inputs = [(c, mask) for c, draws in zip(continuations, masks, strict=True) for mask in draws]
     scores: list[Tensor] = []
     for start in range(0, len(inputs), batch_size):
         batch = inputs[start : start + batch_size]
-        documents = [lay_out(c.ids, mask, c.block, model.config.mask_token_id) for c, mask in batch]
+        documents = [lay_out(c.ids, mask, c.block, model.config.mask_token_id, shifted) for c, mask in batch]
         scores += _scores(model, documents, [c.ids[mask] for c, mask in batch])
     by_input = iter(scores)
     estimates = []
@@ -158,6 +159,5 @@ def _scores(model: PreTrainedModel, documents: list[Document], targets: list[Ten
     """Log-probability of each masked token's truth, and whether it is the likeliest: [M, 2] per document, on the CPU."""
     device = next(model.parameters()).device
     packed, indices = pack(documents)
-    packed = replace(packed, **{name: x.to(device) for name, x in vars(packed).items()})
-    scores = score_tokens(model, packed, indices.to(device), torch.cat(targets).to(device), log_prob_and_hit)
+    scores = score_tokens(model, packed.to(device), indices.to(device), torch.cat(targets).to(device), log_prob_and_hit)
     return list(scores.cpu().split([len(t) for t in targets]))

@@ -20,6 +20,7 @@ from pipeline.decoding.cached_model import CachedModel, choose, takes_cache
 from pipeline.decoding.canvas import BlockState, Canvas, GenerateConfig, Response, schedule
 from pipeline.decoding.kv_cache import buffers
 from pipeline.decoding.repeated_steps import CudaGraph, Repeat, fill_repeating
+from pipeline.models.families.table import is_shifted
 
 Watch = Callable[[Canvas], None]
 
@@ -65,7 +66,7 @@ def decode(
         ends, suppressed_ids = (
             torch.tensor(ids, dtype=torch.long, device=device) for ids in (special.ends, special.suppressed_ids)
         )
-        if repeat and config.temperature == 0 and takes_cache(model):
+        if repeat and config.temperature == 0 and takes_cache(model) and not is_shifted(model.config):
             fill_repeating(model, canvas, config, ends, suppressed_ids, repeat)
         else:
             generators = [generator_for(config.seed, *prompt) for prompt in prompts]

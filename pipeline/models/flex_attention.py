@@ -38,7 +38,9 @@ def kernel_in_place(kernel: Callable[..., Any]) -> Iterator[None]:
 
 
 def use_flex(model: PreTrainedModel) -> None:
-    """From here on the model reads packed rows with FlexAttention; dense masks still work."""
+    """From here on the model reads packed rows with FlexAttention; dense masks still work. One with a window keeps its own."""
+    if hasattr(model, "packed_inputs"):
+        return
     model.set_attn_implementation(NAME)
     model.packed_inputs = flex_inputs  # type: ignore[assignment]  # no submodule: what `hidden_states` asks for
 

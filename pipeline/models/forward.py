@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.data.packing import Packed
 from pipeline.method.attention_mask import attention_mask
@@ -26,10 +26,28 @@ def head_weight(model: nn.Module) -> Tensor:
     return cast(PreTrainedModel, model).get_output_embeddings().weight
 
 
+def config_of(model: PreTrainedModel | None) -> PreTrainedConfig | None:
+    """Of a model that may not be there, as its answers are stored."""
+    return None if model is None else model.config
+
+
+def head_of(model: PreTrainedModel | None) -> Tensor | None:
+    """`head_weight` of such a model."""
+    return None if model is None else head_weight(model)
+
+
 def dense_inputs(packed: Packed) -> dict[str, Any]:
     """The model's arguments for packed rows, with a dense mask."""
     mask = attention_mask(packed.document, packed.block, packed.noisy)
     return {"input_ids": packed.ids, "position_ids": packed.positions, "attention_mask": mask}
+
+
+def windowed_inputs(window: int, by_layer: bool, packed: Packed) -> dict[str, Any]:
+    """As `dense_inputs`, for layers that see no further back than a window (Mistral), or some layers (Gemma 3)."""
+    inputs = dense_inputs(packed)
+    everything, position = inputs["attention_mask"], packed.positions
+    near = everything & (position[:, None, :, None] - position[:, None, None, :] < window)
+    return inputs | {"attention_mask": {"full_attention": everything, "sliding_attention": near} if by_layer else near}
 
 
 def score_tokens(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import MethodType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -14,15 +15,19 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.initialization import no_init_weights
 
 from pipeline.core.errors import BadInput, one_line
+from pipeline.data.blocks import lay_out_causal
+from pipeline.data.packing import pack
 from pipeline.models.chat_template import check_chat_template
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size, split_experts, verify_experts
 from pipeline.models.families.family import Raw
-from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM, check_mask
-from pipeline.models.families.table import family_of, find_family
+from pipeline.models.families.llada2_moe import check_mask
+from pipeline.models.families.table import FAMILIES, MODEL_TYPES, family_of, find_causal, find_diffusion, find_family
+from pipeline.models.forward import dense_inputs, head_weight, windowed_inputs
 from pipeline.models.weights import TiedHead, check_files, checkpoint_views, fill, init_weights, shapes
 
 Weights = Literal["pretrained", "random"]
@@ -49,20 +54,21 @@ def fetch(path: str, patterns: Sequence[str]) -> Path:
         raise BadInput(f"{path}: no such folder, and the hub gives no model of that name ({reason})") from None
 
 
-def read_config(path: str) -> PreTrainedConfig:
+def read_config(path: str, *, causal: bool = False) -> PreTrainedConfig:
     """A model's configuration as its family's class in transformers reads it, of its folder, hub name or config file.
 
-    Raises BadInput for families that are not in the table, for quantized weights and for settings that do not fit.
+    causal: of an autoregressive model, which may be any that transformers knows. Raises BadInput for other families, for
+    quantized weights and for settings that do not fit.
     """
     file = Path(path) if Path(path).is_file() else fetch(path, CONFIG_FILES) / "config.json"
     if not file.is_file():
         raise BadInput(f"{path}: no config.json; give the folder of a model")
-    return library_config(read_raw_config(file), str(file))
+    return library_config(read_raw_config(file), str(file), causal=causal)
 
 
-def library_config(raw: Raw, where: str) -> PreTrainedConfig:
+def library_config(raw: Raw, where: str, *, causal: bool = False) -> PreTrainedConfig:
     """Of the content of a config.json. Raises BadInput as `read_config` does."""
-    family = find_family(raw, where)
+    family = find_causal(raw, where) if causal else find_diffusion(raw, where)
     for name in SIZES:
         if (size := raw.get(name)) is not None and not (type(size) is int and size > 0):
             raise BadInput(f"{where}: {name} is {str(size)[:40]!r}, must be a whole number above 0")
@@ -94,15 +100,16 @@ def read_raw_config(file: Path) -> dict[str, Any]:
     return raw
 
 
-def load_tokenizer(path: str, *, chat: bool = True) -> PreTrainedTokenizerFast:
-    """The tokenizer of tokenizer.json, unchanged, with a mask token, and (unless `chat` is False) a chat template.
+def load_tokenizer(path: str, *, chat: bool = True, needs_mask: bool = True) -> PreTrainedTokenizerFast:
+    """The tokenizer of tokenizer.json, unchanged, with a mask token (`needs_mask`: autoregressive models need none), and (unless
+    `chat` is False) a chat template.
 
     Raises BadInput when one of the three is missing or cannot be used.
     """
     tokenizer = read_tokenizer(path, chat=chat)
     if tokenizer.mask_token is None:
         _name_mask_token(tokenizer, fetch(path, [*CONFIG_FILES, *TOKENIZER_FILES]) / "config.json")
-    if tokenizer.mask_token is None:
+    if tokenizer.mask_token is None and needs_mask:
         raise BadInput(
             f"{path}: no mask token; `python pipeline/convert.py` makes a diffusion student of an autoregressive model"
         )
@@ -137,7 +144,7 @@ def _name_mask_token(tokenizer: PreTrainedTokenizerFast, config: Path) -> None:
     """
     raw = read_raw_config(config) if config.is_file() else {}
     mask = raw.get("mask_token_id")
-    if mask is None and raw:
+    if mask is None and raw.get("model_type") in MODEL_TYPES:
         mask = find_family(raw, str(config)).mask_token_id
     if mask is not None and not (isinstance(mask, int) and 0 <= mask < 2**31):
         raise BadInput(f"{config}: mask_token_id {mask!r} is no token id")
@@ -183,23 +190,28 @@ def load_teacher(
     weights: Weights = "pretrained",
     tokenizer: PreTrainedTokenizerFast | None = None,
     seed: int = 0,
+    causal: bool = False,
 ) -> PreTrainedModel:
     """As `load_student`, frozen, in eval mode and on `device`; experts are spread over ranks.
 
     With an expert-parallel size above 1, loading and every forward are collective: all ranks of a group call them the
     same number of times, whatever their tokens, and a rank reads only its experts from the files.
+
+    causal: an autoregressive model (`input: causal`), which names no mask token.
     """
-    config, folder = _prepare(path, weights, tokenizer)
+    config, folder = _prepare(path, weights, tokenizer, causal)
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     size = resolve_expert_parallel_size(
         expert_parallel_size, experts=expert_count(config), world_size=ranks, local_world_size=ranks
     )
     model, first_expert = build(config, dtype=dtype, device="meta" if size > 1 else device), 0
-    if size > 1 and isinstance(model, LLaDA2MoeModelLM):
+    if size > 1:
         first_expert = split_experts(model, size=size, device=device)
     _write_weights(model, folder, seed, first_expert)
-    if isinstance(model, LLaDA2MoeModelLM) and expert_count(config) > 1:
+    if expert_count(config) > 1:
         verify_experts(model, folder, size=size)
+    if causal:
+        read_causally(model, path)
     return model.requires_grad_(False).eval()
 
 
@@ -207,14 +219,22 @@ def build(config: PreTrainedConfig, *, dtype: torch.dtype, device: torch.device 
     """The model with memory for its weights but no values in it; its buffers have theirs."""
     # Nearly every packed micro-batch has a shape of its own, and cuDNN's attention would plan anew for each.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    with torch.device(device), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    fuse_norms(model)
+    try:
+        with torch.device(device), no_init_weights():
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    except ValueError as error:
+        raise BadInput(f"{config.model_type}: {str(error).splitlines()[0].split('. ')[0]}") from None
+    if config.model_type in {family.library for family in FAMILIES}:
+        fuse_norms(model)
     model.tie_weights()
     model.config.use_cache = False  # training would copy every key and value into a cache
     model.get_input_embeddings().padding_idx = None  # a padding id may be an end token, which must keep its gradient
     # Eager attention would add a boolean mask as +1, and no mask at all would mean a causal one.
-    model.model.register_forward_pre_hook(_require_mask, with_kwargs=True)
+    if not isinstance(inner := getattr(model, "model", None), PreTrainedModel):
+        raise BadInput(
+            f"{type(model).__name__} keeps its layers where nothing here looks for them: it cannot be a teacher"
+        )
+    inner.register_forward_pre_hook(_require_mask, with_kwargs=True)
     return model
 
 
@@ -237,20 +257,50 @@ def _require_mask(
     """Checks the mask, and makes a boolean one additive and of the model's dtype: SDPA would do so in every layer, and keep
     each layer's for the backward pass."""
     mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-    check_mask(mask)
-    if isinstance(mask, Tensor):
-        mask = torch.zeros(mask.shape, dtype=module.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    if isinstance(mask, dict):  # one for each kind of layer
+        mask = {kind: _additive(of_kind, module.dtype) for kind, of_kind in mask.items()}
+    else:
+        mask = _additive(mask, module.dtype)
     if len(args) > 1:
         return (args[0], mask, *args[2:]), kwargs
     return args, {**kwargs, "attention_mask": mask}
 
 
+def _additive(mask: Tensor | BlockMask | None, dtype: torch.dtype) -> Tensor | BlockMask:
+    check_mask(mask)
+    if isinstance(mask, Tensor):
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    return cast(BlockMask, mask)
+
+
+@torch.no_grad()
+def read_causally(model: PreTrainedModel, path: str) -> None:
+    """Gives an autoregressive model the masks of its layers (a window, where it has one).
+
+    Raises BadInput where its head is more than a product: logits are made of hidden states and the head's weight here.
+    """
+    config = model.config
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None) or ()
+    if window and (not kinds or "sliding_attention" in kinds):
+        model.packed_inputs = partial(windowed_inputs, window, bool(kinds))  # type: ignore[assignment]  # as `use_flex`
+    if others := set(kinds) - {"full_attention", "sliding_attention"}:
+        raise BadInput(f"{path}: layers of type {', '.join(sorted(others))} are not supported")
+    packed, _ = pack([lay_out_causal(torch.arange(3), torch.arange(3) == 2)])
+    inputs = getattr(model, "packed_inputs", dense_inputs)(packed.to(head_weight(model).device))
+    product = model.model(**inputs).last_hidden_state @ head_weight(model).T
+    if not torch.allclose(product, model(**inputs).logits, rtol=1e-3, atol=1e-3):
+        raise BadInput(
+            f"{path}: its logits are more than hidden states times the head's weight: it cannot be a teacher"
+        )
+
+
 def _prepare(
-    path: str, weights: Weights, tokenizer: PreTrainedTokenizerFast | None
+    path: str, weights: Weights, tokenizer: PreTrainedTokenizerFast | None, causal: bool = False
 ) -> tuple[PreTrainedConfig, Path | None]:
     """All that can be refused before memory is taken; gives the config and the folder of its weights (random: none)."""
-    config = read_config(path)
-    _name_special_tokens(config, path, tokenizer)
+    config = read_config(path, causal=causal)
+    if not causal:
+        _name_special_tokens(config, path, tokenizer)
     if weights == "random":
         return config, None
     folder = fetch(path, CONFIG_FILES + WEIGHT_FILES)

@@ -42,7 +42,9 @@ def first_row_chunks(run: Run) -> dict[str, list[Chunk]]:
         name: pair(
             by_chunk(row["input_ids"], row[f"{name}_student_chunk_ids"], student),
             by_chunk(
-                row[f"{name}_input_ids"], row[f"{name}_chunk_ids"], token_bytes(load_tokenizer(tokenizer, chat=False))
+                row[f"{name}_input_ids"],
+                row[f"{name}_chunk_ids"],
+                token_bytes(load_tokenizer(tokenizer, chat=False, needs_mask=False)),
             ),
         )
         for name, tokenizer in run.teachers.items()

@@ -14,13 +14,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pipeline.alignment.manifest import load_manifest
 from pipeline.config.recipe import Recipe, Student, Teacher, compdemo_ratio
 from pipeline.data.aligned_dataset import AlignedRows
-from pipeline.data.batch import BatchBuilder, InputLayout, TeacherLayout
-from pipeline.data.blocks import Blocks, build_blocks
+from pipeline.data.answers import Answers
+from pipeline.data.batch import BatchBuilder, CausalLayout, InputLayout, StoredLayout, TeacherLayout
+from pipeline.data.blocks import OneBlock, Unread, build_blocks
 from pipeline.data.order import GlobalBatches
 from pipeline.distributed.topology import Topology
 from pipeline.method.tidal import cross_entropy_weight
 from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
+from pipeline.models.families.table import is_shifted
 from pipeline.models.flex_attention import TILE, use_flex
+from pipeline.models.forward import config_of, head_of
 from pipeline.models.loading import (
     CONFIG_FILES,
     TOKENIZER_FILES,
@@ -30,12 +33,13 @@ from pipeline.models.loading import (
     load_teacher,
     load_tokenizer,
 )
+from pipeline.training.answer_store import kept_tokens, read_answers
 from pipeline.training.engine import build_engine, student_dtype
 from pipeline.training.held_out import FixedNoiseRows
 from pipeline.training.loop import Trainer
-from pipeline.training.preflight import Plan
+from pipeline.training.preflight import Plan, reads_weights
 from pipeline.training.step import StudentWithLoss
-from pipeline.training.terms import build_term, tidal_mix
+from pipeline.training.terms import build_term, stored_temperatures, tidal_mix
 
 _CROSS_ENTROPY: dict[str, Callable[[Tensor], Tensor]] = {"schedule": cross_entropy_weight, "uniform": torch.ones_like}
 
@@ -45,7 +49,7 @@ def fetch_models(recipe: Recipe) -> None:
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         models: list[Student | Teacher] = [recipe.student, *recipe.teachers]
         for model in models:
-            fetch(model.path, CONFIG_FILES + (WEIGHT_FILES if model.weights == "pretrained" else []))
+            fetch(model.path, CONFIG_FILES + (WEIGHT_FILES if reads_weights(model) else []))
             fetch(model.tokenizer, CONFIG_FILES + TOKENIZER_FILES)
 
 
@@ -61,7 +65,7 @@ def build_trainer(plan: Plan, topology: Topology) -> Trainer:
     )
     teachers = [frozen_teacher(plan, teacher, topology) for teacher in recipe.teachers]
     if reads_with_flex(recipe, topology.device):
-        for loaded in (model, *teachers):
+        for loaded in filter(None, (model, *teachers)):
             use_flex(loaded)
     rows = aligned_rows(recipe, "train", recipe.teachers)
     batches = GlobalBatches(len(rows), recipe.optim.global_batch, recipe.data.seed)
@@ -74,7 +78,7 @@ def build_trainer(plan: Plan, topology: Topology) -> Trainer:
         rows=rows,
         batches=batches,
         builder=batch_builder(
-            plan, model.config, [t.config for t in teachers], compdemo_ratio(recipe), topology.device
+            plan, model.config, [config_of(t) for t in teachers], compdemo_ratio(recipe), topology.device
         ),
         weights=torch.tensor([recipe.objective.cross_entropy_weight, *(t.weight for t in recipe.teachers)]),
         steps=recipe.optim.steps or batches.steps(recipe.optim.epochs),  # type: ignore[arg-type]  # one is set
@@ -83,30 +87,35 @@ def build_trainer(plan: Plan, topology: Topology) -> Trainer:
     )
 
 
-def student_with_loss(plan: Plan, model: PreTrainedModel, teachers: Sequence[PreTrainedModel]) -> StudentWithLoss:
-    """The student and its loss: the recipe's terms, one per teacher, bound to their heads."""
+def student_with_loss(
+    plan: Plan, model: PreTrainedModel, teachers: Sequence[PreTrainedModel | None]
+) -> StudentWithLoss:
+    """The student and its loss: the recipe's terms, one per teacher, bound to their heads (None: its answers are stored)."""
     recipe = plan.recipe
     if recipe.student.activation_checkpointing:
         # no dropout anywhere: there is no random state to put back
         model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     terms = [
-        build_term(recipe.objective, teacher, shared, loaded.get_output_embeddings().weight)
+        build_term(recipe.objective, teacher, shared, head_of(loaded))
         for teacher, shared, loaded in zip(recipe.teachers, plan.dataset.shared_vocab, teachers, strict=True)
     ]
     mix = tidal_mix(recipe.objective.tidal) if recipe.objective.tidal.cross_entropy else None
     return StudentWithLoss(model, terms, _CROSS_ENTROPY[recipe.objective.cross_entropy], mix)
 
 
-def frozen_teacher(plan: Plan, teacher: Teacher, topology: Topology) -> PreTrainedModel:
-    """A teacher as the plan places it: on this rank's device, with its share of the experts."""
+def frozen_teacher(plan: Plan, teacher: Teacher, topology: Topology) -> PreTrainedModel | None:
+    """A teacher as the plan places it: on this rank's device, with its share of the experts; None where its answers are stored."""
+    if teacher.answers == "stored":
+        return None
     return load_teacher(
         teacher.path,
         dtype=getattr(torch, teacher.dtype),
         device=topology.device,
         expert_parallel_size=plan.expert_parallel_size[teacher.name],
         weights=teacher.weights,
-        tokenizer=load_tokenizer(teacher.tokenizer),
+        tokenizer=load_tokenizer(teacher.tokenizer, needs_mask=teacher.input != "causal"),
         seed=plan.recipe.data.seed,
+        causal=teacher.input == "causal",
     )
 
 
@@ -120,14 +129,16 @@ def _router_balance(model: nn.Module, recipe: Recipe) -> Callable[[], None]:
 def aligned_rows(recipe: Recipe, split: str, teachers: Sequence[Teacher]) -> AlignedRows:
     """The rows of a split, with these teachers' sides."""
     folder = Path(recipe.data.aligned)
-    return AlignedRows(folder, load_manifest(folder).files(split), [t.name for t in teachers])
+    manifest = load_manifest(folder)
+    answers = read_answers(recipe, manifest, split)
+    return AlignedRows(folder, manifest.files(split), [t.name for t in teachers], answers)
 
 
 def fixed_noise_rows(
     plan: Plan,
     split: str,
     student: PreTrainedConfig,
-    teachers: Sequence[PreTrainedConfig],
+    teachers: Sequence[PreTrainedConfig | None],
     topology: Topology,
     *,
     compdemo_ratio: float | None = None,
@@ -138,9 +149,19 @@ def fixed_noise_rows(
     return FixedNoiseRows(rows, builder, topology, plan.recipe.optim.micro_tokens)
 
 
-def _teacher_blocks(teacher: Teacher, config: PreTrainedConfig, student_size: int) -> Blocks:
+def _teacher_layout(plan: Plan, teacher: Teacher, config: PreTrainedConfig | None, shared_vocab: int) -> TeacherLayout:
     """A teacher reads blocks of the size that it was trained with, where that is known."""
-    return build_blocks(teacher.input, teacher.block_size or getattr(config, "block_size", None) or student_size)
+    if config is None:
+        none = Answers.empty(
+            kept_tokens(teacher, shared_vocab), len(stored_temperatures(plan.recipe.objective.temperature))
+        )
+        return StoredLayout(0, Unread(), shared_vocab, none)
+    if teacher.input == "causal":
+        return CausalLayout(0, OneBlock(), shared_vocab)
+    size = teacher.block_size or getattr(config, "block_size", None) or plan.recipe.student.block_size
+    return TeacherLayout(
+        config.mask_token_id, build_blocks(teacher.input, size), shared_vocab, shifted=is_shifted(config)
+    )
 
 
 def reads_with_flex(recipe: Recipe, device: torch.device) -> bool:
@@ -151,18 +172,21 @@ def reads_with_flex(recipe: Recipe, device: torch.device) -> bool:
 def batch_builder(
     plan: Plan,
     student: PreTrainedConfig,
-    teachers: Sequence[PreTrainedConfig],
+    teachers: Sequence[PreTrainedConfig | None],
     compdemo_ratio: float | None,
     device: torch.device,
 ) -> BatchBuilder:
-    """How models are fed: the configs of the student and of the teachers that take part (all of them, or none)."""
+    """How models are fed: the configs of the student and of the teachers that take part (all of them, or none); None for stored
+    answers."""
     recipe, own = plan.recipe, plan.recipe.student
     layouts = tuple(
-        TeacherLayout(config.mask_token_id, _teacher_blocks(teacher, config, own.block_size), shared)
+        _teacher_layout(plan, teacher, config, shared)
         for config, teacher, shared in zip(teachers, recipe.teachers, plan.dataset.shared_vocab, strict=False)
     )
     return BatchBuilder(
-        InputLayout(student.mask_token_id, build_blocks(own.input, own.block_size, own.blocks)),
+        InputLayout(
+            student.mask_token_id, build_blocks(own.input, own.block_size, own.blocks), shifted=is_shifted(student)
+        ),
         layouts,
         compdemo_ratio=compdemo_ratio,
         by_chunk=recipe.objective.mask_unit == "chunk",

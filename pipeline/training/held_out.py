@@ -18,6 +18,7 @@ from pipeline.data.batch import Batch, BatchBuilder, Sample
 from pipeline.data.order import accumulation_steps, balance
 from pipeline.distributed.device_reads import read
 from pipeline.distributed.topology import Topology
+from pipeline.models.forward import head_of
 from pipeline.training.terms import Term, build_term
 
 if TYPE_CHECKING:
@@ -72,14 +73,16 @@ def validation_loss(engine: DeepSpeedEngine, rows: FixedNoiseRows) -> ByTime:
     return losses
 
 
-def kl_terms(teachers: Sequence[Teacher], shared_vocab: Sequence[int], models: Sequence[PreTrainedModel]) -> list[Term]:
+def kl_terms(
+    teachers: Sequence[Teacher], shared_vocab: Sequence[int], models: Sequence[PreTrainedModel | None]
+) -> list[Term]:
     """What measures each teacher's divergence: KL(teacher || student) at T = 1, of tokens or of chunks."""
     return [
         build_term(
             Objective(strategy="kl" if shared else "calm", temperature=1.0),
             teacher,
             shared,
-            model.get_output_embeddings().weight,
+            head_of(model),
         )
         for teacher, shared, model in zip(teachers, shared_vocab, models, strict=True)
     ]
@@ -87,7 +90,7 @@ def kl_terms(teachers: Sequence[Teacher], shared_vocab: Sequence[int], models: S
 
 @torch.no_grad()
 def teacher_kl(
-    student: Callable[..., Tensor], teachers: Sequence[tuple[Term, PreTrainedModel]], rows: FixedNoiseRows
+    student: Callable[..., Tensor], teachers: Sequence[tuple[Term, PreTrainedModel | None]], rows: FixedNoiseRows
 ) -> dict[str, ByTime]:
     """KL(teacher || student) in nats, by teacher and t. Collective.
 

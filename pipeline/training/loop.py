@@ -48,7 +48,7 @@ class Trainer:
     topology: Topology
     engine: DeepSpeedEngine
     """Around `StudentWithLoss`."""
-    teachers: list[tuple[Term, PreTrainedModel]]
+    teachers: list[tuple[Term, PreTrainedModel | None]]
     rows: AlignedRows
     batches: GlobalBatches
     builder: BatchBuilder

@@ -21,7 +21,7 @@ from pipeline.core.log import rank
 from pipeline.core.version import code_version
 from pipeline.data.aligned_dataset import AlignedRows
 from pipeline.data.batch import row_tokens
-from pipeline.data.blocks import EosTail, build_blocks
+from pipeline.data.blocks import EosTail, Unread, build_blocks
 from pipeline.data.order import accumulation_steps
 from pipeline.distributed.topology import Topology, launched
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
@@ -29,6 +29,7 @@ from pipeline.models.export import as_exported
 from pipeline.models.formats import check_format
 from pipeline.models.loading import load_tokenizer, read_config
 from pipeline.models.weights import weight_files
+from pipeline.training.answer_store import check_store
 from pipeline.training.engine import read_engine_config, student_dtype, zero_stage
 from pipeline.training.terms import teacher_strategy
 
@@ -83,7 +84,7 @@ class Plan:
         sizes = {
             teacher.name: resolve_expert_parallel_size(
                 teacher.expert_parallel_size,
-                experts=expert_count(teachers[teacher.name]),
+                experts=expert_count(teachers[teacher.name]) if teacher.answers == "live" else 1,
                 world_size=topology.world_size,
                 local_world_size=topology.local_world_size,
             )
@@ -135,6 +136,9 @@ def _check_dataset(
     check_manifest(manifest, recipe)
     if rank() == 0:  # reads every byte: once is enough
         verify_shards(folder, manifest)
+    for teacher in recipe.teachers:
+        if teacher.answers == "stored":
+            check_store(recipe, teacher, manifest, every_byte=rank() == 0)
     rows = AlignedRows(folder, manifest.files("train"), [t.name for t in recipe.teachers])
     if not len(rows):
         raise BadInput(f"{folder} holds no training rows: see the reasons in its manifest.json")
@@ -165,7 +169,10 @@ def row_costs(recipe: Recipe, student: np.ndarray, teachers: Sequence[np.ndarray
         student,
         teachers,
         student=blocks,
-        teachers=[build_blocks(t.input, recipe.student.block_size) for t in recipe.teachers],
+        teachers=[
+            Unread() if t.answers == "stored" else build_blocks(t.input, recipe.student.block_size)
+            for t in recipe.teachers
+        ],
         compdemo=compdemo_ratio(recipe) is not None,
         eos_tail=recipe.student.eos_tail,
     )
@@ -188,14 +195,19 @@ def read_eos_tail(student: Student, config: PreTrainedConfig) -> EosTail:
 
 def _check_model(what: str, length: int, model: Student | Teacher) -> PreTrainedConfig:
     """The model's config. Weights on the hub are not fetched for this."""
-    config = read_config(model.path)
+    config = read_config(model.path, causal=isinstance(model, Teacher) and model.input == "causal")
     if length > config.max_position_embeddings:
         raise BadInput(
             f"{what} {length} is beyond the {config.max_position_embeddings} positions of {model.path}: lower it"
         )
-    if model.weights == "pretrained" and Path(model.path).is_dir():
+    if reads_weights(model) and Path(model.path).is_dir():
         weight_files(Path(model.path))
     return config
+
+
+def reads_weights(model: Student | Teacher) -> bool:
+    """Whether a run opens the model's weights."""
+    return model.weights == "pretrained" and not (isinstance(model, Teacher) and model.answers == "stored")
 
 
 def environment(plan: Plan) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pipeline.distributed.collectives import all_or_error
 from pipeline.distributed.signals import StopSignals
 from pipeline.distributed.topology import Topology, check_expert_parallel_groups, start
 from pipeline.distributed.watchdog import Watchdog
+from pipeline.models.forward import config_of
 from pipeline.models.loading import load_tokenizer
 from pipeline.training import zero_state
 from pipeline.training.build import build_trainer, fetch_models, fixed_noise_rows
@@ -136,7 +137,7 @@ def _check_teachers(plan: Plan, trainer: Trainer, first: int) -> None:
         fixed_noise_rows,
         plan,
         student=trainer.engine.module.model.config,
-        teachers=[model.config for model in models],
+        teachers=[config_of(model) for model in models],
         topology=trainer.topology,
     )
     check_teachers(list(zip(recipe.teachers, models, strict=True)), rows("train"))
@@ -147,6 +148,7 @@ def _check_teachers(plan: Plan, trainer: Trainer, first: int) -> None:
     probes = {
         teacher.name: probe_teacher(teacher.name, model, k, views).to_json()
         for k, (teacher, model) in enumerate(zip(recipe.teachers, models, strict=True))
+        if model is not None
     }
     if rank() == 0:
         write_json(Path(recipe.run_dir) / "teacher_probe.json", {"t": list(TIMESTEPS), "teachers": probes})
@@ -164,7 +166,7 @@ def _validate(plan: Plan, trainer: Trainer, metrics: Metrics, step: int) -> None
 def _measure_kl(plan: Plan, trainer: Trainer, step: int) -> None:
     """Says how far the student is from its teachers, and adds it to distance.json."""
     models = [model for _, model in trainer.teachers]
-    configs = [model.config for model in models]
+    configs = [config_of(model) for model in models]
     student = trainer.engine
     rows = fixed_noise_rows(plan, "validation", student.module.model.config, configs, trainer.topology)
     if not models or not len(rows):

@@ -17,12 +17,16 @@ from transformers import PreTrainedModel
 
 from pipeline.config.recipe import Objective, Teacher, Tidal
 from pipeline.core.errors import BadInput
+from pipeline.data.answers import Answers
 from pipeline.data.batch import TeacherBatch
 from pipeline.method.calm import calm
 from pipeline.method.kl import kl
 from pipeline.method.strategies import Strategy, resolve
 from pipeline.method.tidal import midrange_weight, tidal_lambda
 from pipeline.models.forward import hidden_states, score_tokens
+
+LEAST_MASS = 1e-30
+"""Of the tokens that are not stored: its logarithm has to be finite."""
 
 Mix = Callable[[float, Tensor], Tensor]
 """(progress, t) -> lambda, of t's shape"""
@@ -61,8 +65,8 @@ class Term(Protocol):
     def count(self, batch: TeacherBatch) -> int:
         """The micro-batch's share of the term's denominator."""
 
-    def teacher_forward(self, teacher: PreTrainedModel, batch: TeacherBatch) -> Tensor:
-        """What is kept of the teacher's forward."""
+    def teacher_forward(self, teacher: PreTrainedModel | None, batch: TeacherBatch) -> Tensor:
+        """What is kept of the teacher's forward; without a teacher, of its stored answers."""
 
     def signal(self, batch: TeacherBatch, teacher_output: Tensor, progress: float) -> TeacherSignal:
         """The output of `teacher_forward`, ready for the student's loss at this training progress."""
@@ -108,8 +112,10 @@ class ChunkTerm:
         return batch.chunk_t.shape[0]
 
     @torch.no_grad()
-    def teacher_forward(self, teacher: PreTrainedModel, batch: TeacherBatch) -> Tensor:
+    def teacher_forward(self, teacher: PreTrainedModel | None, batch: TeacherBatch) -> Tensor:
         """Log-probability of each predicted token's truth: [K]."""
+        if teacher is None:
+            return stored_answers(batch).log_prob
         return score_tokens(teacher, batch.input, batch.predict, batch.targets)
 
     def signal(self, batch: TeacherBatch, teacher_output: Tensor, progress: float) -> ChunkSignal:
@@ -161,8 +167,9 @@ class TokenTerm:
         return int((batch.pair >= 0).sum())
 
     @torch.no_grad()
-    def teacher_forward(self, teacher: PreTrainedModel, batch: TeacherBatch) -> Tensor:
+    def teacher_forward(self, teacher: PreTrainedModel | None, batch: TeacherBatch) -> Tensor:
         """Hidden state of each masked student token's partner: [M, H_t], zero without one."""
+        assert teacher is not None
         hidden = hidden_states(teacher, batch.input, batch.predict)
         return torch.cat([hidden, hidden.new_zeros(1, hidden.shape[1])])[batch.pair]
 
@@ -170,6 +177,85 @@ class TokenTerm:
         mix = None if self.mix is None else self.mix(progress, batch.student_t)
         weight = self.weight(batch.student_t) * (batch.pair >= 0)
         return TokenSignal(teacher_output, self.head, self.objective, mix, weight)
+
+
+@dataclass(frozen=True)
+class StoredTokenSignal:
+    """Distributions of M tokens over k + 1 events: the k likeliest tokens, and all others of the shared vocabulary as one.
+
+    With k = vocabulary they are those of a live teacher. With fewer, KL(teacher || student) loses exactly
+    r KL(teacher's rest || student's rest) of a token, r being the teacher's mass outside of the k: by the chain rule, never
+    less than 0; and no logit's gradient is off by more than 2 r (times T, as KL has T^2 before it).
+    """
+
+    answers: Answers
+    """[M]; of whatever token without a partner"""
+    log_partition: Tensor
+    """[M], at the objective's temperature"""
+    shared_vocab: int
+    temperature: float
+    objective: Callable[..., Tensor]
+    mix: Tensor | None
+    weight: Tensor
+    """[M], 0 for tokens without a partner"""
+
+    def per_token(self, logits: Tensor, log_prob: Tensor, tokens: slice) -> Tensor:
+        logits, temperature = logits[:, : self.shared_vocab], self.temperature
+        top, teacher = self.answers.top[tokens], self.answers.top_logit[tokens]
+        student = logits.gather(1, top)
+        if top.shape[1] < self.shared_vocab:
+            mass = (teacher / temperature - self.log_partition[tokens, None]).exp().sum(1)
+            rest = self.log_partition[tokens] + (1 - mass).clamp(min=LEAST_MASS).log()
+            others = logits.scatter(1, top, -torch.inf)
+            student = torch.cat([student, temperature * (others / temperature).logsumexp(1, keepdim=True)], 1)
+            teacher = torch.cat([teacher, temperature * rest[:, None]], 1)
+        return self.objective(student, teacher, mix=None if self.mix is None else self.mix[tokens])
+
+    def loss(self, per_token: Tensor) -> Tensor:
+        return (per_token * self.weight).sum()
+
+    def least(self) -> Tensor:
+        return self.weight.new_zeros(())
+
+
+@dataclass(frozen=True)
+class StoredTokenTerm:
+    """`TokenTerm` of a teacher whose likeliest tokens are stored."""
+
+    name: str
+    objective: Callable[..., Tensor]
+    mix: Mix | None
+    weight: Callable[[Tensor], Tensor]
+    shared_vocab: int
+    temperature: float
+    stored_temperature: int
+    """Which of the stored partitions is at this temperature"""
+
+    def count(self, batch: TeacherBatch) -> int:
+        return int((batch.pair >= 0).sum())
+
+    def teacher_forward(self, teacher: PreTrainedModel | None, batch: TeacherBatch) -> Tensor:
+        """Log-partition of each masked student token's partner: [M]."""
+        return stored_answers(batch).with_none().log_partition[batch.pair, self.stored_temperature]
+
+    def signal(self, batch: TeacherBatch, teacher_output: Tensor, progress: float) -> StoredTokenSignal:
+        mix = None if self.mix is None else self.mix(progress, batch.student_t)
+        weight = self.weight(batch.student_t) * (batch.pair >= 0)
+        answers = stored_answers(batch).with_none().at(batch.pair)
+        return StoredTokenSignal(
+            answers, teacher_output, self.shared_vocab, self.temperature, self.objective, mix, weight
+        )
+
+
+def stored_answers(batch: TeacherBatch) -> Answers:
+    """Those that came with the rows."""
+    assert batch.answers is not None
+    return batch.answers
+
+
+def stored_temperatures(temperature: float) -> tuple[float, float]:
+    """At which answers are stored: T = 1, for measurements, and the objective's."""
+    return 1.0, temperature
 
 
 def teacher_strategy(objective: Objective, teacher: Teacher, shared_vocab: int) -> Strategy:
@@ -191,8 +277,11 @@ def tidal_mix(tidal: Tidal) -> Mix:
     return partial(tidal_lambda, init=tidal.init, maximum=tidal.maximum, axes=tidal.axes, schedule=tidal.schedule)
 
 
-def build_term(objective: Objective, teacher: Teacher, shared_vocab: int, head: Tensor) -> Term:
-    """The recipe's objective, bound for one teacher with this head, [V_t, H_t]. Raises BadInput as `teacher_strategy` does."""
+def build_term(objective: Objective, teacher: Teacher, shared_vocab: int, head: Tensor | None) -> Term:
+    """The recipe's objective, bound for one teacher with this head, [V_t, H_t]; None where its answers are stored.
+
+    Raises BadInput as `teacher_strategy` does.
+    """
     strategy = teacher_strategy(objective, teacher, shared_vocab)
     mix = tidal_mix(objective.tidal) if strategy.tidal else None
     weight = midrange_weight if strategy.tidal and objective.tidal.midrange else torch.ones_like
@@ -201,4 +290,7 @@ def build_term(objective: Objective, teacher: Teacher, shared_vocab: int, head: 
         chunk_loss = partial(calm, temperature=temperature, direction=direction, teacher_floor=objective.teacher_floor)
         return ChunkTerm(teacher.name, chunk_loss, mix, weight)
     token_loss = partial(kl, temperature=temperature, direction=direction)  # type: ignore[arg-type]  # reverse_kl: CALM's
+    if head is None:
+        index = stored_temperatures(objective.temperature).index(temperature)
+        return StoredTokenTerm(teacher.name, token_loss, mix, weight, shared_vocab, temperature, index)
     return TokenTerm(teacher.name, token_loss, mix, weight, head[:shared_vocab])

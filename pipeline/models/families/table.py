@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from transformers import PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pipeline.core.errors import BadInput
 from pipeline.models.families import (
@@ -38,6 +39,7 @@ FAMILIES: tuple[Family, ...] = tuple(
         llama,
     )
 )  # fmt: skip
+MODEL_TYPES = frozenset(model_type for family in FAMILIES for model_type in family.model_types)
 
 
 def find_family(raw: Raw, where: str) -> Family:
@@ -61,7 +63,43 @@ def find_family(raw: Raw, where: str) -> Family:
     raise BadInput(f"{where}: model_type {kind!r} is none of {known}{written}")
 
 
+def find_diffusion(raw: Raw, where: str) -> Family:
+    """As `find_family`. Raises BadInput for a family that is autoregressive alone."""
+    family = find_family(raw, where)
+    if family.inputs == ("causal",):
+        raise BadInput(f"{where}: {family.name} is autoregressive: as a teacher it needs `input: causal`")
+    return family
+
+
+def find_causal(raw: Raw, where: str) -> Family:
+    """The family of an autoregressive model: one of the table, or any that transformers has under the same names.
+
+    Raises BadInput for diffusion models, and for what transformers does not know.
+    """
+    kind = str(raw.get("model_type"))
+    if kind in MODEL_TYPES:
+        family = find_family(raw, where)
+        if "causal" not in family.inputs or raw.get("is_causal") is False:
+            raise BadInput(
+                f"{where}: {family.name} is a diffusion model here, not an autoregressive one: set `input` to block or full"
+            )
+        return family
+    return _native(kind, where)
+
+
+def _native(kind: str, where: str) -> Family:
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise BadInput(f"{where}: transformers has no causal language model of model_type {kind!r}")
+    return Family(name=kind, model_types=(kind,), library=kind, inputs=("causal",), shifted=True, student=False)
+
+
 def family_of(config: PreTrainedConfig) -> Family:
     """The family of a loaded model's config, which keeps the config.json of families that the library names otherwise."""
     raw: Raw = getattr(config, "published", None) or {"model_type": config.model_type}
-    return find_family(raw, "config")
+    return find_family(raw, "config") if raw["model_type"] in MODEL_TYPES else _native(config.model_type, "config")
+
+
+def is_shifted(config: object) -> bool:
+    """Whether a diffusion model's row predicts the next token. Of families under the library's own names none does."""
+    published = getattr(config, "published", None)
+    return published is not None and find_family(published, "config").shifted

@@ -1,0 +1,103 @@
+"""What a causal teacher says of the tokens of a row: computed once, as it depends on no noise, and read with the rows.
+
+Shapes: N tokens, k likeliest tokens, T temperatures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from pipeline.core.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Predictions of N tokens, each from what is left of it."""
+
+    log_prob: Tensor
+    """float32 [N], of the true token"""
+    top: Tensor
+    """int64 [N, k], the k likeliest tokens of the vocabulary shared with the student; k = 0 without a shared one"""
+    top_logit: Tensor
+    """float32 [N, k]"""
+    log_partition: Tensor
+    """float32 [N, T]: log of the sum of exp(logit / temperature) over the shared vocabulary"""
+
+    @classmethod
+    def empty(cls, top_k: int, temperatures: int) -> Answers:
+        """Of no token."""
+        top = torch.zeros(0, top_k, dtype=torch.int64)
+        return cls(torch.zeros(0), top, top.float(), torch.zeros(0, temperatures))
+
+    @classmethod
+    def cat(cls, pieces: Sequence[Answers]) -> Answers:
+        """All tokens in one."""
+        return cls(*(torch.cat([getattr(piece, field.name) for piece in pieces]) for field in fields(cls)))
+
+    def at(self, tokens: Tensor) -> Answers:
+        """Of some tokens: bool [N] or int64 [n]."""
+        return Answers(*(getattr(self, field.name)[tokens] for field in fields(self)))
+
+    def with_none(self) -> Answers:
+        """With one more token, of which nothing is known: all that is asked about is equally likely."""
+        k = self.top.shape[1]
+        known = self.log_partition
+        return Answers(
+            torch.cat([self.log_prob, self.log_prob.new_zeros(1)]),
+            torch.cat([self.top, torch.arange(k, device=self.top.device)[None]]),
+            torch.cat([self.top_logit, self.top_logit.new_zeros(1, k)]),
+            torch.cat([known, known.new_full((1, known.shape[1]), math.log(k + 1))]),
+        )
+
+
+def schema() -> pa.Schema:
+    """Columns of a file of answers, a row for each of the dataset's: tokens that are answered, and their answers one behind another."""
+    floats, ids = pa.list_(pa.float32()), pa.list_(pa.int32())
+    columns = {"tokens": ids, "log_prob": floats, "top": ids, "top_logit": floats, "log_partition": floats}
+    return pa.schema(columns.items())
+
+
+def to_columns(tokens: Tensor, answers: Answers) -> dict[str, np.ndarray]:
+    """A row of a file, of the answered tokens' places in the teacher's row: int64 [N]."""
+    values = {field.name: getattr(answers, field.name).flatten() for field in fields(answers)}
+    return {name: value.cpu().numpy() for name, value in ({"tokens": tokens} | values).items()}
+
+
+class StoredAnswers:
+    """Of all rows of a split, memory-mapped. Raises BadInput for a file that cannot be read."""
+
+    def __init__(self, folder: Path, files: Sequence[str], top_k: int, temperatures: int):
+        import datasets  # a second to import, and only needed from here on
+
+        try:
+            tables = [datasets.Dataset.from_file(str(folder / file)) for file in files]
+        except (pa.ArrowInvalid, OSError) as error:
+            raise BadInput(f"{folder}: a file is damaged or missing ({error}): run precompute again") from None
+        self._rows: Any = datasets.concatenate_datasets(tables).with_format("numpy") if tables else []
+        self.none = Answers.empty(top_k, temperatures)
+
+    def row(self, index: int, length: int) -> Answers:
+        """Of a row of that many teacher tokens; those that are not answered are never asked for."""
+        row, none = self._rows[int(index)], self.none
+        tokens = torch.from_numpy(np.array(row["tokens"], np.int64))
+
+        def spread(name: str, like: Tensor) -> Tensor:
+            values = torch.from_numpy(np.array(row[name])).to(like.dtype).view(len(tokens), *like.shape[1:])
+            return like.new_zeros(length, *like.shape[1:]).index_copy_(0, tokens, values)
+
+        return Answers(*(spread(field.name, getattr(none, field.name)) for field in fields(none)))
+
+    def pick(self, places: np.ndarray) -> StoredAnswers:
+        """Of the rows at these places alone."""
+        picked = StoredAnswers.__new__(StoredAnswers)
+        picked._rows, picked.none = self._rows.select(places), self.none
+        return picked

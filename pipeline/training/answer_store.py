@@ -1,0 +1,131 @@
+"""Stored answers of a causal teacher: `answers/NAME/` in the aligned dataset's folder, a file for each of its shards.
+
+Written by `precompute`, read by `distill`. The manifest is written last; its key is a hash of the dataset, the teacher's weights and what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.alignment.manifest import Manifest, add_checksum, align_command, checksum_fits, damaged_shards
+from pipeline.config.recipe import Recipe, Teacher
+from pipeline.core.errors import BadInput
+from pipeline.core.files import file_sha256, json_sha256, read_json
+from pipeline.data.answers import StoredAnswers
+from pipeline.models.loading import CONFIG_FILES, WEIGHT_FILES, fetch
+from pipeline.models.weights import weight_files
+from pipeline.training.terms import stored_temperatures
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StoredShard:
+    """A file of answers."""
+
+    file: str
+    rows: int
+    sha256: str
+    nats: float
+    """Sum of the negative log-likelihoods of its tokens"""
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Store:
+    """The manifest of a teacher's answers."""
+
+    key: str
+    identity: dict[str, Any]
+    """What the key is a hash of"""
+    top_k: int
+    shards: tuple[StoredShard, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return add_checksum(asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Store | None:
+        """None where there is none, or a damaged one."""
+        found = read_json(folder / "manifest.json")
+        if found is None or not checksum_fits(found):
+            return None
+        shards = tuple(StoredShard(**shard) for shard in found["shards"])
+        return cls(found["key"], found["identity"], found["top_k"], shards)
+
+
+def store_folder(recipe: Recipe, name: str) -> Path:
+    """Of a teacher's answers."""
+    return Path(recipe.data.aligned) / "answers" / name
+
+
+def kept_tokens(teacher: Teacher, shared_vocab: int) -> int:
+    """Likeliest tokens that are kept of a prediction: none across tokenizers, whose events are chunks."""
+    return min(teacher.top_k, shared_vocab)
+
+
+def store_identity(recipe: Recipe, teacher: Teacher, manifest: Manifest) -> dict[str, Any]:
+    """All that the answers depend on, weights apart."""
+    shared = manifest.inputs.teachers[teacher.name].shared_vocab or 0
+    return {
+        "format": FORMAT,
+        "dataset": manifest.key,
+        "shards": {shard.file: shard.sha256 for shard in manifest.shards},
+        "config": file_sha256(fetch(teacher.path, CONFIG_FILES) / "config.json"),
+        "weights": "random" if teacher.weights == "random" else "pretrained",
+        "seed": recipe.data.seed if teacher.weights == "random" else None,
+        "dtype": teacher.dtype,
+        "shared_vocab": shared,
+        "top_k": kept_tokens(teacher, shared),
+        "temperatures": list(stored_temperatures(recipe.objective.temperature)),
+    }
+
+
+def weight_digests(teacher: Teacher) -> dict[str, str]:
+    """Digest of every file of weights; reads every byte."""
+    if teacher.weights == "random":
+        return {}
+    files = weight_files(fetch(teacher.path, CONFIG_FILES + WEIGHT_FILES))
+    return {file.name: file_sha256(file) for file in files}
+
+
+def store_key(identity: Mapping[str, Any], weights: Mapping[str, str]) -> str:
+    """Of answers to this identity by these weights."""
+    return json_sha256([identity, weights])
+
+
+def check_store(recipe: Recipe, teacher: Teacher, manifest: Manifest, *, every_byte: bool) -> Store:
+    """The teacher's answers, as this recipe needs them. Raises BadInput naming the command that computes them.
+
+    every_byte: whether to compare the files with their digests. The weights are not read again.
+    """
+    folder, command = store_folder(recipe, teacher.name), align_command().replace("align.py", "precompute.py", 1)
+    store = Store.read(folder)
+    if store is None:
+        raise BadInput(f"no stored answers of teacher {teacher.name} in {folder}: run `{command}` first")
+    wanted = store_identity(recipe, teacher, manifest)
+    stored = {name: value for name, value in store.identity.items() if name != "weights_sha256"}
+    if changed := sorted(name for name in wanted if stored.get(name) != wanted[name]):
+        raise BadInput(
+            f"the stored answers in {folder} were computed with another {', '.join(changed)}: run `{command}` again"
+        )
+    if every_byte and (damaged := damaged_shards(folder, store.shards)):
+        raise BadInput(f"{folder}: missing or damaged {', '.join(damaged)}: run `{command}` again")
+    return store
+
+
+def read_answers(recipe: Recipe, manifest: Manifest, split: str) -> dict[str, StoredAnswers]:
+    """Of a split, by teacher whose answers are stored."""
+    stored = [teacher for teacher in recipe.teachers if teacher.answers == "stored"]
+    return {
+        teacher.name: StoredAnswers(
+            store_folder(recipe, teacher.name),
+            manifest.files(split),
+            kept_tokens(teacher, manifest.inputs.teachers[teacher.name].shared_vocab or 0),
+            len(stored_temperatures(recipe.objective.temperature)),
+        )
+        for teacher in stored
+    }

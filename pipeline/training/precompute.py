@@ -1,0 +1,222 @@
+"""Computes the answers of causal teachers once, as they depend on no noise: see `answer_store`."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline.alignment.manifest import Manifest, add_checksum, check_manifest, checksum_fits, is_intact, load_manifest
+from pipeline.config.recipe import Recipe, Teacher
+from pipeline.core.errors import BadInput
+from pipeline.core.files import file_sha256, read_json, write_json
+from pipeline.core.log import log
+from pipeline.data.aligned_dataset import AlignedRow, AlignedRows
+from pipeline.data.answers import Answers, schema, to_columns
+from pipeline.data.blocks import lay_out_causal
+from pipeline.data.packing import pack
+from pipeline.distributed.topology import Topology
+from pipeline.method.chunked_lm_head import chunked_lm_head, token_log_prob
+from pipeline.method.masking import touched_chunks
+from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
+from pipeline.models.forward import head_weight, hidden_states
+from pipeline.models.loading import load_teacher, read_config
+from pipeline.training.answer_store import (
+    Store,
+    StoredShard,
+    store_folder,
+    store_identity,
+    store_key,
+    weight_digests,
+)
+from pipeline.training.teacher_checks import SHARE
+from pipeline.training.terms import stored_temperatures
+
+Row = tuple[int, dict[str, np.ndarray]]
+"""Place in its shard, columns of the answers."""
+
+
+def precompute(recipe: Recipe, topology: Topology) -> list[str]:
+    """Stores the answers of every teacher with `answers: stored`; what was done, a line each. Collective.
+
+    Finished files of an earlier run are kept. Raises BadInput without such a teacher, for a dataset that does not fit, and for a
+    teacher that understands its tokens hardly better than by guessing (`check_teachers`).
+    """
+    teachers = [teacher for teacher in recipe.teachers if teacher.answers == "stored"]
+    if not teachers:
+        raise BadInput("no teacher has `answers: stored`: nothing to compute")
+    manifest = load_manifest(recipe.data.aligned)
+    check_manifest(manifest, recipe)
+    return [_store(recipe, teacher, manifest, topology) for teacher in teachers]
+
+
+def _store(recipe: Recipe, teacher: Teacher, manifest: Manifest, topology: Topology) -> str:
+    folder = store_folder(recipe, teacher.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = store_identity(recipe, teacher, manifest)
+    weights = topology.broadcast_object(weight_digests(teacher) if topology.rank == 0 else {})
+    key = store_key(identity, weights)
+    done = {shard.file: _finished(folder, shard.file, key) for shard in manifest.shards}
+    done = topology.broadcast_object(done)
+    missing = [shard.file for shard in manifest.shards if done[shard.file] is None]
+    if missing:
+        model = _load(recipe, teacher, topology)
+        for number, file in enumerate(missing, start=1):
+            rows = AlignedRows(Path(recipe.data.aligned), [file], [teacher.name])
+            answers = _answer(recipe, model, rows, identity["shared_vocab"], identity["top_k"], topology)
+            gathered = [row for part in topology.gather_objects(answers) for row in part]
+            if topology.rank == 0:
+                done[file] = _write(folder, file, key, sorted(gathered, key=lambda row: row[0]))
+                log.info(f"{teacher.name}: {file} answered ({number} of {len(missing)})")
+    problem = ""
+    if topology.rank == 0:
+        shards = tuple(shard for shard in done.values() if shard is not None)
+        problem = _problem(teacher, shards)
+        if not problem:
+            whole = Store(key, {**identity, "weights_sha256": weights}, identity["top_k"], shards)
+            write_json(folder / "manifest.json", whole.to_json())
+    if problem := topology.broadcast_object(problem):
+        raise BadInput(problem)
+    size = sum((folder / shard.file).stat().st_size for shard in manifest.shards) if topology.rank == 0 else 0
+    built = len(missing)
+    return f"{folder}: reused {len(done) - built} files, computed {built}; {size / 1e6:.1f} MB"
+
+
+def _load(recipe: Recipe, teacher: Teacher, topology: Topology) -> PreTrainedModel:
+    size = resolve_expert_parallel_size(
+        teacher.expert_parallel_size,
+        experts=expert_count(read_config(teacher.path, causal=True)),
+        world_size=topology.world_size,
+        local_world_size=topology.local_world_size,
+    )
+    return load_teacher(
+        teacher.path,
+        dtype=getattr(torch, teacher.dtype),
+        device=topology.device,
+        expert_parallel_size=size,
+        weights=teacher.weights,
+        seed=recipe.data.seed,
+        causal=True,
+    )
+
+
+def _finished(folder: Path, file: str, key: str) -> StoredShard | None:
+    try:
+        record = read_json((folder / file).with_suffix(".json"))
+    except BadInput:
+        return None
+    if not checksum_fits(record) or record["key"] != key:
+        return None
+    shard = StoredShard(**{name: value for name, value in record.items() if name not in ("key", "digest")})
+    return shard if is_intact(folder, shard) else None
+
+
+def _write(folder: Path, file: str, key: str, rows: list[Row]) -> StoredShard:
+    columns = schema()
+    path, temporary = folder / file, folder / f".{file}.{os.getpid()}"
+    try:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, columns) as writer:
+            for _, values in rows:
+                arrays = [pa.array([values[field.name]], field.type) for field in columns]
+                writer.write_batch(pa.record_batch(arrays, schema=columns))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    log_probs = [values["log_prob"] for _, values in rows]
+    nats, tokens = -float(sum(part.sum(dtype=np.float64) for part in log_probs)), sum(len(part) for part in log_probs)
+    shard = StoredShard(file, len(rows), file_sha256(path), nats, tokens)
+    write_json(path.with_suffix(".json"), add_checksum({"key": key, **asdict(shard)}))
+    return shard
+
+
+def _problem(teacher: Teacher, shards: tuple[StoredShard, ...]) -> str:
+    """Whether the teacher reads its tokens hardly better than by guessing."""
+    if teacher.weights == "random":
+        return ""
+    nats = sum(shard.nats for shard in shards) / max(1, sum(shard.tokens for shard in shards))
+    bound = SHARE * math.log(read_config(teacher.path, causal=True).vocab_size)
+    log.info(f"teacher {teacher.name}: {nats:.2f} nats per token of its own ids (bound {bound:.2f})")
+    if nats < bound:
+        return ""
+    return (
+        f"teacher {teacher.name} needs {nats:.2f} nats per token of its own ids, above {bound:.2f}: check its tokenizer, chat"
+        " template and weights"
+    )
+
+
+def answered_tokens(row: AlignedRow) -> Tensor:
+    """Teacher tokens that a loss may ask about: those of chunks that can be masked; nothing is left of the first token. bool [L_t]"""
+    (teacher,) = row.teachers
+    whole = ~touched_chunks(~row.maskable, teacher.student_chunks)
+    wanted = whole[teacher.chunks] & (teacher.chunks >= 0)
+    wanted[:1] = False
+    return wanted
+
+
+@torch.no_grad()
+def _answer(
+    recipe: Recipe, model: PreTrainedModel, rows: AlignedRows, shared: int, top_k: int, topology: Topology
+) -> list[Row]:
+    """Of this rank's rows of a shard. Every rank runs as many forwards."""
+    batches = list(_batches(rows, range(topology.rank, len(rows), topology.world_size), recipe.optim.micro_tokens))
+    found: list[Row] = []
+    temperatures = stored_temperatures(recipe.objective.temperature)
+    for number in range(max(topology.gather_objects(len(batches)))):
+        places = batches[number] if number < len(batches) else []
+        samples = [(rows[place], answered_tokens(rows[place])) for place in places]
+        answers = answer(model, [(row.teachers[0].ids, wanted) for row, wanted in samples], shared, top_k, temperatures)
+        for place, (_, wanted), own in zip(places, samples, answers, strict=True):
+            found.append((place, to_columns(wanted.nonzero()[:, 0], own)))
+    return found
+
+
+def _batches(rows: AlignedRows, places: range, budget: int) -> Iterator[list[int]]:
+    """Places in order, of as many rows as fit a budget of tokens; at least one."""
+    batch: list[int] = []
+    tokens = 0
+    for place in places:
+        length = int(rows.teacher_lengths[0][place])
+        if batch and tokens + length > budget:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(place)
+        tokens += length
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def answer(
+    model: PreTrainedModel,
+    samples: list[tuple[Tensor, Tensor]],
+    shared_vocab: int,
+    top_k: int,
+    temperatures: tuple[float, ...],
+) -> list[Answers]:
+    """What a causal model says of some tokens of its rows, in one forward (no row is fine): (int64 [L], bool [L]) each."""
+    device = head_weight(model).device
+    packed, predicting = pack([lay_out_causal(ids, wanted) for ids, wanted in samples])
+    counts = [int(wanted.sum()) for _, wanted in samples]
+    targets = torch.cat([torch.zeros(0, dtype=torch.int64), *(ids[wanted] for ids, wanted in samples)]).to(device)
+
+    def score(logits: Tensor, tokens: slice) -> Tensor:
+        shared = logits[:, :shared_vocab]
+        top = shared.topk(top_k, dim=1)
+        partitions = [(shared / temperature).logsumexp(1, keepdim=True) for temperature in temperatures]
+        true = token_log_prob(logits, targets[tokens])[:, None]
+        return torch.cat([true, *partitions, top.values, top.indices.float()], 1)  # ids below 2^24 are exact
+
+    hidden = hidden_states(model, packed.to(device), predicting.to(device))
+    scores = chunked_lm_head(score, hidden, head_weight(model)).cpu()
+    true, partitions, logits, top = scores.split([1, len(temperatures), top_k, top_k], dim=1)
+    whole = Answers(true[:, 0], top.long(), logits, partitions)
+    starts = torch.tensor([0, *counts]).cumsum(0).tolist()
+    return [whole.at(torch.arange(start, start + n)) for start, n in zip(starts, counts, strict=False)]
