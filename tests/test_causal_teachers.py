@@ -136,7 +136,7 @@ def rows(across: bool) -> list[AlignedRow]:
 def store(model, row: AlignedRow, shared: int, top_k: int) -> AlignedRow:
     """The row with its answers, as precompute keeps them."""
     (side,), wanted = row.teachers, answered_tokens(row)
-    (own,) = answer(model, [(side.ids, wanted)], shared, top_k, stored_temperatures(T))
+    (own,) = answer(model, [(side.ids, wanted)], shared, top_k, stored_temperatures(T, shared))
     whole = Answers(
         *(x.new_zeros(len(wanted), *x.shape[1:]).index_copy(0, wanted.nonzero()[:, 0], x) for x in vars(own).values())
     )
@@ -170,7 +170,7 @@ def test_stored_answers_give_the_live_teacher_s_loss_and_gradient(strategy, mode
     samples = rows(across)
     live = step(models, samples, CausalLayout(0, OneBlock(), shared), strategy, shared, live=True)
     kept = [store(models[1], row, shared, shared) for row in samples]
-    layout = StoredLayout(0, Unread(), shared, Answers.empty(shared, 2))
+    layout = StoredLayout(0, Unread(), shared, Answers.empty(shared, 2 if shared else 0))
     stored = step(models, kept, layout, strategy, shared, live=False)
     for ours, theirs in zip(stored, live, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)

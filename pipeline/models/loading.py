@@ -69,13 +69,13 @@ def read_config(path: str, *, causal: bool = False) -> PreTrainedConfig:
 def library_config(raw: Raw, where: str, *, causal: bool = False) -> PreTrainedConfig:
     """Of the content of a config.json. Raises BadInput as `read_config` does."""
     family = find_causal(raw, where) if causal else find_diffusion(raw, where)
-    for name in SIZES:
-        if (size := raw.get(name)) is not None and not (type(size) is int and size > 0):
-            raise BadInput(f"{where}: {name} is {str(size)[:40]!r}, must be a whole number above 0")
     if raw.get("quantization_config"):
         raise BadInput(f"{where}: the model is quantized (quantization_config); give the one that is not")
     try:
         fields = family.fields(raw)
+        for name in SIZES:
+            if (size := fields.get(name)) is not None and not (type(size) is int and size > 0):
+                raise BadInput(f"{where}: {name} is {str(size)[:40]!r}, must be a whole number above 0")
         arguments = {name: value for name, value in fields.items() if name not in NOT_FIELDS}
         config = AutoConfig.for_model(fields.get("library", family.library), **arguments)
     except KeyError as error:

@@ -80,7 +80,7 @@ def store_identity(recipe: Recipe, teacher: Teacher, manifest: Manifest) -> dict
         "dtype": teacher.dtype,
         "shared_vocab": shared,
         "top_k": kept_tokens(teacher, shared),
-        "temperatures": list(stored_temperatures(recipe.objective.temperature)),
+        "temperatures": list(stored_temperatures(recipe.objective.temperature, shared)),
     }
 
 
@@ -119,13 +119,11 @@ def check_store(recipe: Recipe, teacher: Teacher, manifest: Manifest, *, every_b
 
 def read_answers(recipe: Recipe, manifest: Manifest, split: str) -> dict[str, StoredAnswers]:
     """Of a split, by teacher whose answers are stored."""
-    stored = [teacher for teacher in recipe.teachers if teacher.answers == "stored"]
-    return {
-        teacher.name: StoredAnswers(
-            store_folder(recipe, teacher.name),
-            manifest.files(split),
-            kept_tokens(teacher, manifest.inputs.teachers[teacher.name].shared_vocab or 0),
-            len(stored_temperatures(recipe.objective.temperature)),
-        )
-        for teacher in stored
-    }
+    found = {}
+    for teacher in recipe.teachers:
+        if teacher.answers == "stored":
+            shared = manifest.inputs.teachers[teacher.name].shared_vocab or 0
+            temperatures = stored_temperatures(recipe.objective.temperature, shared)
+            folder, kept = store_folder(recipe, teacher.name), kept_tokens(teacher, shared)
+            found[teacher.name] = StoredAnswers(folder, manifest.files(split), kept, len(temperatures))
+    return found

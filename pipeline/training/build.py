@@ -153,7 +153,8 @@ def _teacher_layout(plan: Plan, teacher: Teacher, config: PreTrainedConfig | Non
     """A teacher reads blocks of the size that it was trained with, where that is known."""
     if config is None:
         none = Answers.empty(
-            kept_tokens(teacher, shared_vocab), len(stored_temperatures(plan.recipe.objective.temperature))
+            kept_tokens(teacher, shared_vocab),
+            len(stored_temperatures(plan.recipe.objective.temperature, shared_vocab)),
         )
         return StoredLayout(0, Unread(), shared_vocab, none)
     if teacher.input == "causal":

@@ -168,7 +168,7 @@ def _answer(
     """Of this rank's rows of a shard. Every rank runs as many forwards."""
     batches = list(_batches(rows, range(topology.rank, len(rows), topology.world_size), recipe.optim.micro_tokens))
     found: list[Row] = []
-    temperatures = stored_temperatures(recipe.objective.temperature)
+    temperatures = stored_temperatures(recipe.objective.temperature, shared)
     for number in range(max(topology.gather_objects(len(batches)))):
         places = batches[number] if number < len(batches) else []
         samples = [(rows[place], answered_tokens(rows[place])) for place in places]

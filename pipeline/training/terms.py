@@ -253,9 +253,9 @@ def stored_answers(batch: TeacherBatch) -> Answers:
     return batch.answers
 
 
-def stored_temperatures(temperature: float) -> tuple[float, float]:
-    """At which answers are stored: T = 1, for measurements, and the objective's."""
-    return 1.0, temperature
+def stored_temperatures(temperature: float, shared_vocab: int) -> tuple[float, ...]:
+    """At which answers over a shared vocabulary are stored: T = 1, for measurements, and the objective's."""
+    return (1.0, temperature) if shared_vocab else ()
 
 
 def teacher_strategy(objective: Objective, teacher: Teacher, shared_vocab: int) -> Strategy:
@@ -291,6 +291,6 @@ def build_term(objective: Objective, teacher: Teacher, shared_vocab: int, head: 
         return ChunkTerm(teacher.name, chunk_loss, mix, weight)
     token_loss = partial(kl, temperature=temperature, direction=direction)  # type: ignore[arg-type]  # reverse_kl: CALM's
     if head is None:
-        index = stored_temperatures(objective.temperature).index(temperature)
+        index = stored_temperatures(objective.temperature, shared_vocab).index(temperature)
         return StoredTokenTerm(teacher.name, token_loss, mix, weight, shared_vocab, temperature, index)
     return TokenTerm(teacher.name, token_loss, mix, weight, head[:shared_vocab])
