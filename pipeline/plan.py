@@ -56,16 +56,22 @@ def main() -> None:
     from pipeline.capacity.compute import Machine
     from pipeline.capacity.fake_step import FakeStep
     from pipeline.capacity.inputs import read_configs, read_data
-    from pipeline.capacity.planned_run import plan_run, row_means
+    from pipeline.capacity.planned_run import plan_run, row_means, shared_vocab
     from pipeline.capacity.report import GB, capacity_report
+    from pipeline.capacity.stored_answers import store_sizes, without_stored_teachers
     from pipeline.capacity.tables import details, refusal, summary
     from pipeline.capacity.zero import read_settings
     from pipeline.training.engine import read_engine_config
 
     engine = read_engine_config(Path(flags.deepspeed))
     settings = read_settings(engine, flags.deepspeed)
-    recipe = without_idle_teachers(recipe)
-    configs, data = read_configs(recipe, flags.config), read_data(recipe, flags.rows, flags.mean_tokens)
+    whole = without_idle_teachers(recipe)
+    configs, data = read_configs(whole, flags.config), read_data(whole, flags.rows, flags.mean_tokens)
+    stores = store_sizes(whole, data, shared_vocab(whole, configs, data))
+    recipe = without_stored_teachers(whole)
+    if len(recipe.teachers) < len(whole.teachers):  # the others take no forward
+        configs = configs[0], {teacher.name: configs[1][teacher.name] for teacher in recipe.teachers}
+        data = read_data(recipe, flags.rows, flags.mean_tokens)
     runs = [plan_run(recipe, engine, configs, data, nodes, flags.gpus_per_node, flags.device) for nodes in flags.nodes]
     step = FakeStep(runs[0], configs[0], list(configs[1].values()), flags.expert_imbalance)
     means = row_means(runs[0])
@@ -84,10 +90,15 @@ def main() -> None:
         for run, nodes in zip(runs, flags.nodes, strict=True)
     ]
     if flags.json:
-        print(json.dumps([report.to_json() for report in reports], indent=1))
+        stored = {"stored_answers_gb": {name: size / GB for name, size in stores.items()}} if stores else {}
+        print(json.dumps([report.to_json() | stored for report in reports], indent=1))
     else:
         # wide enough for any table: a pipe or a file would get 80 columns
         Console(width=160).print(summary(reports) if len(reports) > 1 else details(reports[0]))
+        for name, size in stores.items():
+            log.info(
+                f"teacher {name}: stored answers take {size / GB:.2f} GB; `--teachers.answers` live or stored plans the other way"
+            )
         for warning in filter(None, (report.warning for report in reports)):
             log.warning(warning)
     if refused := [refusal(report) for report in reports if not report.fits]:

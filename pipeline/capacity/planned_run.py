@@ -53,10 +53,7 @@ def plan_run(
     student, teachers = configs
     ranks, batch = nodes * gpus_per_node, recipe.optim.global_batch
     topology = Topology(0, ranks, gpus_per_node, torch.device(device))
-    shared = data.shared_vocab
-    if shared is None:  # equal sizes stand in for equal vocabularies where the tokenizers are not at hand
-        same = (teachers[teacher.name].vocab_size == student.vocab_size for teacher in recipe.teachers)
-        shared = tuple(student.vocab_size if equal else 0 for equal in same)
+    shared = shared_vocab(recipe, configs, data)
     eos_tail = EosTail(0, frozenset({0})) if recipe.student.eos_tail else None
     plan = Plan.resolve(recipe, engine, topology, teachers, DatasetNumbers(shared, data.costs), eos_tail)
     longest = int(data.costs.max())
@@ -67,6 +64,18 @@ def plan_run(
         rows=max(1, math.ceil(batch * data.costs.mean() / (ranks * plan.accumulation * longest))),
         row_tokens=longest,
     )
+
+
+def shared_vocab(
+    recipe: Recipe, configs: tuple[PreTrainedConfig, dict[str, PreTrainedConfig]], data: DataStats
+) -> tuple[int, ...]:
+    """Id prefix that the student shares with each teacher; where the tokenizers are not at hand, equal sizes stand in for equal
+    vocabularies."""
+    if data.shared_vocab is not None:
+        return data.shared_vocab
+    student, teachers = configs
+    same = (teachers[teacher.name].vocab_size == student.vocab_size for teacher in recipe.teachers)
+    return tuple(student.vocab_size if equal else 0 for equal in same)
 
 
 @dataclass(frozen=True)
