@@ -341,3 +341,18 @@ def test_predicted_memory_is_measured_memory(case):
 
     predicted, measured = compare(case)
     assert predicted == pytest.approx(measured, rel=0.2)
+
+
+def test_a_mixture_of_qwen3_and_a_teacher_whose_answers_are_stored(capsys, monkeypatch, tmp_path):
+    """Live it takes its experts' share of memory and a forward; stored it takes room on disk."""
+    file = "tests/data/families/sdar_moe_tiny.json"
+    config = json.loads((launch.ROOT / file).read_text())["config"] | {"model_type": "qwen3_moe", "vocab_size": 151936}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    words = ["--recipe", "wedlm_8b", "--config", f"wedlm={path}", "--rows", 1000, "--teachers.length", 256]
+    words += ["--teachers.input", "causal", "--objective.strategy", "tide_cross"]
+    (live,), (stored,) = (answers(capsys, monkeypatch, *words, "--teachers.answers", a) for a in ("live", "stored"))
+    assert live["expert_parallel_size"] == {"wedlm": 8} and "teacher wedlm: experts / 8" in live["memory_gb"]
+    assert stored["expert_parallel_size"] == {} and not any("teacher" in part for part in stored["memory_gb"])
+    assert live["stored_answers_gb"] == stored["stored_answers_gb"]
+    assert stored["stored_answers_gb"]["wedlm"] == pytest.approx(1000 * 256 * (8 + 8 + 8 * 64) / 1e9)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
 from pipeline.capacity import zero1, zero3
 from pipeline.capacity.cuda_kernels import fuse_norms, kernels_as_on
@@ -63,6 +64,14 @@ class BalancedExperts(nn.Module):
         received = rows if self.load == 1 else rows.new_empty(round(self.load * len(rows)), rows.shape[1])
         gate, up = F.linear(received, self.gate_up_proj[0]).chunk(2, dim=1)
         return F.linear(F.silu(gate) * up, self.down_proj[0])[: len(rows)]
+
+
+class BalancedTopKExperts(BalancedExperts):
+    """In the place of Qwen3-MoE's, which are told the experts of every token."""
+
+    def forward(self, hidden: Tensor, experts: Tensor, weights: Tensor) -> Tensor:  # type: ignore[override]
+        out = super().forward(hidden.repeat_interleave(experts.shape[1], 0), experts)
+        return (out.view(*experts.shape, -1) * weights[..., None]).sum(1).to(hidden.dtype)
 
 
 class FakeStep:
@@ -165,6 +174,8 @@ def _build_models(plan: Plan, configs: Sequence[PreTrainedConfig], imbalance: fl
         for module in teacher.modules():
             if isinstance(module, MoE):
                 module.add_module("experts", BalancedExperts(module.experts, imbalance))
+            elif isinstance(module, Qwen3MoeSparseMoeBlock):
+                module.add_module("experts", BalancedTopKExperts(module.experts, imbalance))
     device = plan.topology.device
     for model in (student, *teachers):
         if device.type == "cuda":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
 from pipeline.models.families.llada2_moe_layers import MoE
 
@@ -45,7 +46,7 @@ class ModelStats:
 def model_stats(model: PreTrainedModel) -> ModelStats:
     """Sizes in the model's dtype."""
     config, element = model.config, model.dtype.itemsize
-    mixtures = [module for module in model.modules() if isinstance(module, MoE)]
+    mixtures = [module for module in model.modules() if isinstance(module, MoE | Qwen3MoeSparseMoeBlock)]
     parameters = sum(p.numel() for p in model.parameters())
     experts = sum(p.numel() for module in mixtures for p in module.experts.parameters())
     return ModelStats(
