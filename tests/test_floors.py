@@ -18,7 +18,21 @@ FLOORS = (
     {"alignment", "decoding"},
     {"evaluation", "training"},
     {"capacity", "conversation", "experiments", "reporting"},
-    {"align", "chat", "check_pair", "convert", "distill", "evaluate", "export", "plan", "precompute", "prepare", "report", "status", "study"},
+    {
+        "align",
+        "chat",
+        "check_pair",
+        "convert",
+        "distill",
+        "evaluate",
+        "export",
+        "plan",
+        "precompute",
+        "prepare",
+        "report",
+        "status",
+        "study",
+    },
 )
 """From below; the last are the stage scripts."""
 
