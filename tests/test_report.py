@@ -208,7 +208,7 @@ def test_the_whole_report(run_dirs, tmp_path):
     page = Page(html)
     assert page.headings == SECTIONS
     assert page.fetched == [] and not re.search(r"https?://|url\((?!#)|@import", html)
-    assert html.count("<svg") == 9
+    assert html.count("<svg") == 10
     assert "␣$um$" in html, "the order in which positions were filled"
     text = " ".join(page.text)
     assert (
