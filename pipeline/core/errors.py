@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from pipeline.core.log import rank
+from pipeline.core.log import launched, rank
 from pipeline.core.terminal import visible
 
 
 class BadInput(Exception):
     """Something that the user can put right: one line that names the thing and the remedy; exit code 2."""
+
+
+_PLACES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def of_user(error: BaseException) -> BadInput | None:
+    """The error as one that the user can put right: a BadInput itself, or a place that is full, read-only or another's."""
+    if isinstance(error, OSError) and error.errno in _PLACES:
+        place = f"{error.filename}: " if error.filename else ""
+        words = f"{place}{os.strerror(error.errno)}: make room, or choose another folder (--run_dir, --data.aligned, TMPDIR)"
+        return BadInput(f"{words}; what was finished stays, and the same command goes on")
+    return error if isinstance(error, BadInput) else None
 
 
 def one_line(error: BaseException) -> str:
@@ -36,8 +49,12 @@ def exit_code(stage: str, main: Callable[[], None]) -> int:
     """Runs a stage and turns its outcome into the exit code: 0, 2 (bad input, one line per node) or 75 (stopped early)."""
     try:
         main()
-    except BadInput as error:
-        if int(os.environ.get("LOCAL_RANK", rank())) == 0:  # a node may lack what the others have
+    except (BadInput, OSError) as caught:
+        if (error := of_user(caught)) is None:
+            raise
+        if (
+            int(os.environ.get("LOCAL_RANK") or rank()) if launched() else 0
+        ) == 0:  # a node may lack what the others have
             print(visible(f"{stage}: {error}"), file=sys.stderr, flush=True)
         # A launcher ends all ranks after the first: rank 0, which may be slower, writes the status file.
         if rank() != 0:

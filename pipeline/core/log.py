@@ -15,8 +15,13 @@ from pipeline.core.terminal import visible
 
 
 def rank() -> int:
-    """Rank of this process as its launcher says, 0 without one."""
-    return int(os.environ.get("RANK", 0))
+    """Rank of this process as its launcher says, 0 without one. A RANK alone is left over from something else."""
+    return int(os.environ.get("RANK") or 0) if launched() else 0
+
+
+def launched() -> bool:
+    """Whether a launcher has started this process: it says how many it started."""
+    return any(os.environ.get(name) for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
 
 
 class _Handler(logging.StreamHandler):

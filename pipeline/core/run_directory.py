@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import BadInput
+from pipeline.core.log import log
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl in order; a last line cut by a kill is left out."""
+    """Lines of metrics.jsonl in order, without those that a kill has cut or a disk has damaged; the latter are named."""
     path = run_dir / "metrics.jsonl"
     lines = path.read_bytes().splitlines() if path.is_file() else []
     records = []
     for number, line in enumerate(lines):
         try:
-            records.append(json.loads(line))
-        except (ValueError, RecursionError):
+            record = json.loads(line)
+            record["step"], record["kind"]  # what every line has
+            records.append(record)
+        except (ValueError, RecursionError, KeyError, TypeError):
             if number + 1 < len(lines):
-                raise BadInput(f"{path}: line {number + 1} is not JSON") from None
+                log.warning(f"{path}: line {number + 1} is damaged and left out")
     return records
 
 

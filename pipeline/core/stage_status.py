@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import BAD_INPUT, DONE, STOPPED_EARLY, BadInput, StoppedEarly
+from pipeline.core.errors import BAD_INPUT, DONE, STOPPED_EARLY, BadInput, StoppedEarly, of_user
 from pipeline.core.files import write_json
 from pipeline.core.log import log, rank
 
@@ -51,6 +51,6 @@ def record_status(run_dir: Path, stage: str) -> Iterator[dict[str, Any]]:
     except BaseException as error:
         details["message"] = f"{type(error).__name__}: {error}"
         if run_dir.exists() or not isinstance(error, BadInput):
-            write("failed", BAD_INPUT if isinstance(error, BadInput) else 1)
+            write("failed", BAD_INPUT if of_user(error) else 1)
         raise
     write("done", DONE)

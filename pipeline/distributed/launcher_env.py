@@ -29,11 +29,14 @@ def normalize_launcher_env() -> None:
     """Makes the environment of every supported launcher look like torchrun's. To be called before torch is imported.
 
     Under mpirun, ranks get their numbers from its variables: mpi4py, which DeepSpeed would load, makes a rank that fails
-    wait for its peers for ever. Compiled ops go to this node's own disk, unless TORCH_EXTENSIONS_DIR or TRITON_CACHE_DIR
-    name another place: on a shared one, nodes wait for one another's locks.
+    wait for its peers for ever. Compiled code goes to this node's own disk, unless TORCH_EXTENSIONS_DIR, TRITON_CACHE_DIR
+    or TORCHINDUCTOR_CACHE_DIR name another place: on a shared one, nodes wait for one another's locks.
 
     Raises BadInput where ranks would train apart, each as if it were alone.
     """
+    for name in _MPI:
+        if not os.environ.get(name, "unset"):
+            del os.environ[name]
     if "WORLD_SIZE" not in os.environ:
         for name, theirs in _MPI.items():
             for value in filter(None, map(os.environ.get, theirs)):
@@ -43,7 +46,9 @@ def normalize_launcher_env() -> None:
             raise BadInput("ranks on several nodes need the first node's name: mpirun -x MASTER_ADDR=NODE ...")
         _refuse_plain_srun()
     if "WORLD_SIZE" not in os.environ:
-        os.environ.setdefault("MASTER_PORT", str(free_port()))
+        for name in _MPI:  # left over from something else, as MASTER_ADDR may be: who is alone meets nobody
+            os.environ.pop(name, None)
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     with suppress(psutil.Error):  # processes of other users may be hidden
         check_hostfile([p.cmdline() for p in psutil.Process().parents()])
     _keep_caches_local()
@@ -84,12 +89,14 @@ def check_hostfile(parents: Sequence[Sequence[str]]) -> None:
 def _keep_caches_local() -> None:
     """Compiled code goes to a folder on this node's disk that is this user's alone: what lies there is executed."""
     folder = Path(tempfile.gettempdir()) / f"tide-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):  # a file, or a link to nowhere
+        folder.mkdir(mode=0o700, exist_ok=True)
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o022:
         raise BadInput(f"{folder} is not this user's alone: remove it, or set TMPDIR to another folder")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder / "torch_extensions"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "torchinductor"))
 
 
 def spare_inference_op() -> None:

@@ -1,11 +1,16 @@
-"""Stopping: SIGTERM, SIGINT, SIGUSR1 (the scheduler's warning) and the death of the launcher."""
+"""Stopping: SIGTERM, SIGINT, SIGUSR1 (the scheduler's warning), SIGHUP and the death of the launcher."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
 
 from pipeline.core.errors import StoppedEarly
 from pipeline.core.log import log
@@ -22,7 +27,12 @@ class StopSignals:
         self.seen = self._deferred = False
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._note)
+        # under nohup a hang-up is no reason to stop, but torchrun takes it as one and passes it on
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN or "TORCHELASTIC_RUN_ID" in os.environ:
+            signal.signal(signal.SIGHUP, self._note)
         if "WORLD_SIZE" in os.environ:  # a process started by hand may outlive its shell
+            if launcher_is_gone():
+                raise StoppedEarly("the launcher ended while this rank was starting")
             threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
 
     def defer(self) -> None:
@@ -39,6 +49,19 @@ class StopSignals:
         first, self.seen = not self.seen, True
         if first and not self._deferred:  # a second signal must not disturb what the first one has begun
             raise StoppedEarly("stopped by a signal before training began: run the same command to go on")
+
+
+def launcher_is_gone() -> bool:
+    """Whether this rank's parent is no launcher but who takes in orphans: process 1, or systemd for a user's processes.
+
+    In a container process 1 may be the launcher: then it is a Python with this script on its command line.
+    """
+    with suppress(psutil.Error):
+        parent = psutil.Process(os.getppid())
+        words = parent.cmdline()
+        launches = "python" in "".join(words[:1]) and any(Path(word).name == Path(sys.argv[0]).name for word in words)
+        return (parent.pid == 1 or parent.name() == "systemd") and not launches
+    return False
 
 
 def _follow(parent: int) -> None:

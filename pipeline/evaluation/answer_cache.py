@@ -43,7 +43,7 @@ class Shard:
             if not (match := re.fullmatch(r"(\d+)/(\d+)", text)):
                 raise BadInput(f"--shard {text}: write it as 2/8, counting from 0")
             return cls(int(match[1]), int(match[2]))
-        if "SLURM_ARRAY_TASK_ID" not in environment:
+        if not {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"} <= environment.keys():
             return cls()
         task, first, step = (
             int(environment.get(f"SLURM_ARRAY_TASK_{name}", default))
