@@ -8,16 +8,20 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pipeline.core.errors import BadInput
+from pipeline.core.log import rank
 from pipeline.core.run_directory import read_metrics
 from pipeline.distributed.default_ranks import relaunch_command
 from pipeline.distributed.launcher_env import check_hostfile, free_port, normalize_launcher_env
+from pipeline.evaluation.answer_cache import Shard
 from tests import launch
 from tests.loop_sshd import loop_sshd
 
@@ -118,9 +122,46 @@ def test_compiled_code_stays_on_the_node_and_with_its_user(environment, tmp_path
     normalize_launcher_env()
     folder = tmp_path / f"tide-{os.getuid()}"
     assert environment["TORCH_EXTENSIONS_DIR"] == str(folder / "torch_extensions")
+    assert environment["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "torchinductor")
     folder.chmod(0o777)
     with pytest.raises(BadInput, match="not this user's alone"):
         normalize_launcher_env()
+    folder.rmdir()
+    for make in (folder.touch, partial(folder.symlink_to, tmp_path / "nowhere"), partial(folder.symlink_to, tmp_path)):
+        make()
+        with pytest.raises(BadInput, match="not this user's alone"):
+            normalize_launcher_env()
+        folder.unlink()
+
+
+def test_what_an_earlier_job_left_in_the_environment_does_not_count(environment):
+    environment |= {"RANK": "1", "LOCAL_RANK": "", "MASTER_ADDR": "node-17.cluster", "MASTER_PORT": "29500"}
+    assert rank() == 0
+    normalize_launcher_env()
+    assert not {"RANK", "LOCAL_RANK"} & environment.keys()
+    assert environment["MASTER_ADDR"] == "127.0.0.1" and environment["MASTER_PORT"] != "29500"
+    assert str(Shard.parse("", {"SLURM_ARRAY_TASK_ID": "3"})) == "0/1"
+
+
+ORPHAN = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+from pipeline.core.errors import StoppedEarly
+from pipeline.distributed.signals import StopSignals
+while os.getppid() == int(sys.argv[1]):
+    time.sleep(0.01)
+try:
+    StopSignals()
+except StoppedEarly as stop:
+    print(stop, flush=True)
+"""
+
+
+def test_a_rank_whose_launcher_died_before_it_could_look_does_not_train(tmp_path):
+    (tmp_path / "rank.py").write_text(ORPHAN.format(root=str(launch.ROOT)))
+    launcher = 'WORLD_SIZE=1 "$0" "$1" $$ &'
+    done = subprocess.run(["sh", "-c", launcher, sys.executable, tmp_path / "rank.py"], capture_output=True, text=True)
+    assert done.stdout == "the launcher ended while this rank was starting\n", done.stderr
 
 
 @pytest.mark.launch

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import json
+
+import pytest
+
+from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.files import read_json_lines, write_json_lines
+from pipeline.core.run_directory import evaluation_folder, read_metrics
+from pipeline.core.stage_status import record_status, status_file
+from pipeline.core.version import code_version
 
 
 def test_rows_of_text_with_any_separator_are_read_back(tmp_path):
@@ -10,3 +19,38 @@ def test_rows_of_text_with_any_separator_are_read_back(tmp_path):
     write_json_lines(tmp_path / "rows.jsonl", rows)
     assert read_json_lines(tmp_path / "rows.jsonl") == rows
     assert read_json_lines(tmp_path / "none.jsonl") == []
+
+
+def test_damaged_metrics_are_named_and_left_out(tmp_path, capsys):
+    whole = [{"kind": "train", "step": step} for step in (1, 2, 3)]
+    lines = [json.dumps(line) for line in whole]
+    damaged = [lines[0], "\x07" + lines[1][1:], '{"kin\x00": 1}', "7", lines[2], lines[2][:9]]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(damaged))
+    assert read_metrics(tmp_path) == [whole[0], whole[2]]
+    said = capsys.readouterr().out
+    assert all(f"line {number} is damaged" in said for number in (2, 3, 4)) and "line 6" not in said
+
+
+@pytest.mark.parametrize("label", ["", ".", "..", "../x", "/etc", "a/b", "a\x1b[2J"])
+def test_labels_are_plain_names(tmp_path, label):
+    assert evaluation_folder(tmp_path, "step-1 (b)") == tmp_path / "evaluation" / "step-1 (b)"
+    with pytest.raises(BadInput, match="is no label"):
+        evaluation_folder(tmp_path, label)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_a_place_that_cannot_be_written_is_one_line_in_every_stage(tmp_path, number, capsys):
+    def stage():
+        with record_status(tmp_path, "report"):
+            raise OSError(number, "whatever", "/full/file")
+
+    assert exit_code("report", stage) == 2
+    assert capsys.readouterr().err.startswith("report: /full/file: ")
+    assert json.loads(status_file(tmp_path, "report").read_text())["exit_code"] == 2
+    with pytest.raises(OSError):  # a broken disk is no place to choose better
+        exit_code("report", lambda: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+
+
+def test_without_git_the_version_is_unknown(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert code_version() is None
