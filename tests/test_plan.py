@@ -290,9 +290,7 @@ def test_flops_are_torch_s():
 def test_gathered_parameters_by_hand():
     """Three modules of 10, 20 and 30 elements, and the first weight again at the end, as a tied head."""
     order = [{0: 10}, {1: 20}, {2: 30}, {0: 10}]
-    settings = partial(
-        ZeroSettings, 3, 4, 4, 4, 1, True, 0, persistent=1, offload_optimizer=False, offload_parameters=False
-    )
+    settings = partial(ZeroSettings, 3, 4, 4, 4, 1, 0, persistent=1, offload_optimizer=False, offload_parameters=False)
     assert gathered_elements(order, settings(reuse_distance=1000)) == (60, 60)  # all stay from the forward on
     # given up after each use, but for the head, whose backward is next: 10 + 20 + 30 + 10, then 30 + 20 + 10
     assert gathered_elements(order, settings(reuse_distance=1)) == (30, 130)

@@ -1,6 +1,7 @@
-"""ZeRO-1: every rank has all weights and gradients, and a shard of the optimizer.
+"""ZeRO-1 under bf16 with float32 sums of gradients: all weights and gradients on every rank, a shard of the optimizer.
 
-Sizes are in elements until they are named bytes. The rules are those of runtime/zero/stage_1_and_2.py of DeepSpeed.
+Sizes are in elements until they are named bytes. The rules are those of runtime/bf16_optimizer.py of DeepSpeed, which runs
+this combination.
 """
 
 from __future__ import annotations
@@ -10,28 +11,25 @@ import math
 from pipeline.capacity.zero import MASTER, MOMENTS, Shards, ZeroSettings
 from pipeline.training.step import StudentWithLoss
 
+REDUCED_AT_ONCE = 500_000_000
+"""Elements after which a bucket of gradients is closed."""
 
-def shards(module: StudentWithLoss, settings: ZeroSettings, ranks: int, micro_steps: int) -> Shards:
+
+def shards(module: StudentWithLoss, settings: ZeroSettings, ranks: int, _micro_steps: int) -> Shards:
     """Works on parameters without memory."""
-    element = settings.element
-    total = sum(parameter.numel() for parameter in module.model.parameters())
-    shard = math.ceil(total / ranks)
-    master = 0 if element == MASTER else MASTER
-    # the last micro-step's gradients move into the buckets as they are made; earlier ones accumulate outside
-    accumulated = settings.accumulation * total if micro_steps > 1 else 0
+    sizes = [parameter.numel() for parameter in module.model.parameters()]
+    total, shard = sum(sizes), math.ceil(sum(sizes) / ranks)
     return Shards(
-        parameters=element * total,
-        gradients=accumulated + settings.accumulation * shard,
-        bucket=settings.accumulation * settings.reduce_bucket * (2 if settings.overlap else 1),
-        optimizer=(master + MOMENTS) * shard,
+        parameters=settings.element * total,
+        gradients=(settings.element + settings.accumulation) * total,  # of one micro-step, and their sum
+        bucket=0,
+        optimizer=(MASTER + MOMENTS) * shard,
         gathered=0,
-        reducing=0
-        if settings.communication == settings.accumulation
-        else settings.communication * settings.reduce_bucket,
+        reducing=settings.accumulation * min(total, REDUCED_AT_ONCE + max(sizes)),  # a flat copy
         stepping=MASTER * shard,
         host=0,
         exchanged={
             "all-reduce: student's gradients": 2 * settings.communication * total,
-            "all-gather: student's parameters": element * total,
+            "all-gather: student's parameters": settings.element * total,
         },
     )

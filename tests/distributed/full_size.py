@@ -71,9 +71,11 @@ def replace_data_dependent(observed: Observed) -> None:
     """What DeepSpeed reads from tensors: the norm's finiteness once per step, and each MoE layer's counts of tokens."""
     from deepspeed.module_inject import auto_ep_config, auto_ep_layer
     from deepspeed.moe import ep_kernels
+    from deepspeed.runtime import bf16_optimizer
     from deepspeed.runtime.zero import stage3, utils
 
-    stage3.is_invalid_grad_norm = observed.read_by_host("gradient norm", lambda norm: False)
+    for module in (stage3, bf16_optimizer):  # ZeRO-3's, and what runs ZeRO-1
+        module.is_invalid_grad_norm = observed.read_by_host("gradient norm", lambda norm: False)
     # while the order of modules is learnt, ranks compare theirs; a fake process group brings nothing from rank 0
     utils.get_lst_from_rank0 = lambda values: values
     utils.assert_lst_len_same_as_other_ranks = lambda values: None
@@ -212,10 +214,10 @@ def dtypes(model: nn.Module, teachers: Sequence[nn.Module], engine: DeepSpeedEng
     groups = {
         "student": [parameter.dtype for parameter in model.parameters()],
         "teachers": [parameter.dtype for teacher in teachers for parameter in teacher.parameters()],
-        "master": [tensor.dtype for tensor in zero.fp32_partitioned_groups_flat],
+        "master": [tensor.dtype for group in zero.param_groups for tensor in group["params"]],
         "optimizer": [tensor.dtype for tensor in moments],
         "communication": [engine.communication_data_type],
-        "accumulation": [zero.gradient_accumulation_dtype],
+        "accumulation": [engine.get_data_types()[1]],
     }
     return {name: sorted({str(dtype) for dtype in values}) for name, values in groups.items()}
 
