@@ -49,7 +49,7 @@ def read_settings(config: dict[str, Any], path: str) -> ZeroSettings:
         raise BadInput(
             f"plan counts offload under ZeRO-3, and {path} has it under ZeRO-1: see ds_configs/zero3_offload.json"
         )
-    accumulation = _BYTES.get(config.get("data_types", {}).get("grad_accum_dtype"), element)
+    accumulation = _BYTES.get(str(config.get("data_types", {}).get("grad_accum_dtype")), element)
     if stage == 1 and (element, accumulation) != (2, 4):
         raise BadInput(
             f"plan counts ZeRO-1 with bf16 and grad_accum_dtype fp32, unlike {path}: see ds_configs/zero1_bf16.json"
@@ -58,7 +58,7 @@ def read_settings(config: dict[str, Any], path: str) -> ZeroSettings:
         stage=stage,
         element=element,
         accumulation=accumulation,
-        communication=_BYTES.get(config.get("communication_data_type"), element),
+        communication=_BYTES.get(str(config.get("communication_data_type")), element),
         reduce_bucket=int(zero.get("reduce_bucket_size", 5e8)),
         prefetch=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
         reuse_distance=int(zero.get("stage3_max_reuse_distance", 1e9)),
