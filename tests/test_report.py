@@ -258,7 +258,7 @@ def test_parts_stand_alone(run_dirs):
         and "No manifest.json" in html
         and "No sample alignment" in html
     )
-    assert "no undistilled run to compare with" in html and html.count("<svg") == 7
+    assert "no undistilled run to compare with" in html and html.count("<svg") == 8
 
 
 def test_several_teachers_and_tasks(run_dirs):

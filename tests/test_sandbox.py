@@ -415,12 +415,17 @@ def test_zero_is_an_alarm_and_nothing_to_score_is_one_line(samples, tmp_path) ->
 
 
 @pytest.mark.parametrize(
-    "limit",
-    [["--memory_mb", "1"], ["--memory_mb", "99999999999999"], ["--cpu_seconds", "9" * 20], ["--wall_seconds", "0.001"]],
+    ("limit", "words"),
+    [
+        (["--memory_mb", "1"], "a right program does not pass within these limits"),
+        (["--wall_seconds", "0.001"], "a right program does not pass within these limits"),
+        (["--memory_mb", "99999999999999"], "memory_mb is 99999999999999: numbers must be finite and below"),
+        (["--cpu_seconds", "9" * 20], "cpu_seconds is 9+: numbers must be finite and below"),
+    ],
 )
-def test_limits_that_leave_no_room_are_refused_before_a_score_is_lost(samples, tmp_path, limit) -> None:
+def test_limits_without_room_are_refused_before_a_score_is_lost(samples, tmp_path, limit, words) -> None:
     before = {path: path.read_bytes() for path in samples.iterdir()}
-    with pytest.raises(BadInput, match="a right program does not pass within these limits"):
+    with pytest.raises(BadInput, match=words):
         scoring.main(["--run_dir", str(tmp_path), *limit])
     assert {path: path.read_bytes() for path in samples.iterdir()} == before
 

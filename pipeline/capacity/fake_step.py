@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts, Qwen3MoeSparseMoeBlock
 
 from pipeline.capacity import zero1, zero3
 from pipeline.capacity.cuda_kernels import fuse_norms, kernels_as_on
@@ -56,7 +56,7 @@ class BalancedExperts(nn.Module):
     """Experts with a known number of rows, `load` times as many as come in: the bytes of the real ones, whose row counts
     only values could tell."""
 
-    def __init__(self, experts: Experts, load: float):
+    def __init__(self, experts: Experts | Qwen3MoeExperts, load: float):
         super().__init__()
         self.gate_up_proj, self.down_proj, self.load = experts.gate_up_proj, experts.down_proj, load
 

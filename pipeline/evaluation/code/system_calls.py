@@ -77,4 +77,5 @@ def system_call_filter() -> bytes:
     with tempfile.TemporaryFile() as file:
         library.seccomp_export_bpf(rules, file.fileno())
         library.seccomp_release(rules)
-        return file.seek(0) or file.read()
+        file.seek(0)
+        return file.read()
