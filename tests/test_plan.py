@@ -64,9 +64,11 @@ def test_real_models_on_80_gb(recipe, strategy, capsys, monkeypatch):
     assert [a["nodes"] for a in found] == [1, 2, 8] and all(a["fits"] for a in found)
     assert found[0]["accumulation"] == 1  # as published: the whole batch of a GPU at once
     totals, hours = ([a[name] for a in found] for name in ("total_gb", "hours_per_epoch"))
-    assert totals == sorted(totals, reverse=True) and hours == sorted(hours, reverse=True)
-    last = found[-1]  # a row or two per GPU: its host or the network is slower than it
-    assert last["bound_by"] != "arithmetic" and "GPUs wait for the" in last["warning"] and last["operations"] > 4000
+    assert totals == sorted(totals, reverse=True) and hours[1] < hours[0]
+    last = found[-1]  # a row or two per GPU: only two views of a dense 8B teacher are slower than host and network
+    assert (last["bound_by"] == "arithmetic") == ((recipe, strategy) == ("wedlm_8b", "tide_shared"))
+    assert ("GPUs wait for the" in (last["warning"] or "")) == (last["bound_by"] != "arithmetic")
+    assert last["operations"] > 3000
     assert last["host_waits"] == (19 if recipe == "llada2_mini" else 0)
     first = found[0]
     teacher = sum(size for part, size in first["memory_gb"].items() if part.startswith("teacher"))
@@ -111,7 +113,7 @@ def test_a_run_that_does_not_fit_is_refused_with_the_numbers(capsys, monkeypatch
     assert error.startswith(f"plan: 1 x 2 GPUs: {fitting['total_gb']:.1f} GB per GPU, and ")
     assert "may be used: set optim.micro_tokens " in error and "student.activation_checkpointing true" in error
     _, error = planned(capsys, monkeypatch, *words, 0.5, code=2)
-    assert "one row at a time needs 1." in error and "with every saving: take more or larger GPUs" in error
+    assert "one row at a time needs 2." in error and "with every saving: take more or larger GPUs" in error
     assert error.count("\n") == 1
 
 
