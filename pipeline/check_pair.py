@@ -16,10 +16,10 @@ if not __package__:  # run as a script: the root, not pipeline/, belongs on the 
 import argparse
 from functools import partial
 
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.terminal import Console
 
 
 def main() -> None:

@@ -7,8 +7,6 @@ from codecs import getincrementaldecoder
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jinja2 import TemplateError
-
 from pipeline.core.errors import BadInput
 from pipeline.decoding.canvas import Canvas, GenerateConfig
 from pipeline.decoding.sampler import decode
@@ -81,23 +79,14 @@ class Answerer:
         return ChatAnswer(text, pieces(spelled, body), response.filled[: len(body)], response.forwards, seconds)
 
     def encode(self, chat: Chat) -> list[int]:
-        """The chat as the tokenizer's template writes it, thinking off (as in training); control tokens that a message spells
-        stay text."""
-        tokenizer, longest = self.checkpoint.chat_tokenizer, self.checkpoint.config.max_position_embeddings
-        control = self.checkpoint.control_tokens
+        """Ids of the chat as the tokenizer's template writes it; control tokens that a message spells stay text."""
+        longest = self.checkpoint.config.max_position_embeddings
+        text = self.checkpoint.render_chat(chat)
         try:
-            text = tokenizer.apply_chat_template(
-                [{**message, "content": control.hide(message["content"])} for message in chat],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=False,
-            )
-            str(text).encode()
-        except TemplateError as error:
-            raise BadInput(f"the model's chat template refuses this chat: {error}") from None
+            text.encode()
         except UnicodeEncodeError:
             raise BadInput("the chat is not UTF-8") from None
-        prompt = control.encode(str(text))
+        prompt = self.checkpoint.control_tokens.encode(text)
         if len(prompt) + self.config.max_new_tokens > longest:
             raise BadInput(
                 f"the chat has {len(prompt)} tokens, with --max-new-tokens {self.config.max_new_tokens} more than the"

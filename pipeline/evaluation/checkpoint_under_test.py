@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from pipeline.alignment.control_tokens import ControlTokens
 from pipeline.alignment.vocabulary import token_bytes
-from pipeline.core.errors import BadInput
+from pipeline.core.errors import BadInput, one_line
 from pipeline.core.files import file_sha256
 from pipeline.decoding.sampler import SpecialTokens
 from pipeline.models.chat_template import check_chat_template
@@ -65,6 +66,28 @@ class CheckpointUnderTest:
     @cached_property
     def control_tokens(self) -> ControlTokens:
         return ControlTokens(self.tokenizer)
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]], *, complete: bool = False) -> str:
+        """The prompt as the tokenizer's chat template writes it, thinking off (as in training); contents are text, with stand-ins
+        for the control tokens that they spell (`control_tokens.encode` reads them).
+
+        Args:
+            complete: the last message is the beginning of the answer, which goes on.
+
+        Raises BadInput for messages that the template refuses.
+        """
+        tokenizer, hide = self.chat_tokenizer, self.control_tokens.hide
+        try:
+            prompt = tokenizer.apply_chat_template(
+                [{**message, "content": hide(message["content"])} for message in messages],
+                tokenize=False,
+                add_generation_prompt=not complete,
+                continue_final_message=complete,
+                enable_thinking=False,
+            )
+        except Exception as error:  # a template can raise anything
+            raise BadInput(f"{self.path}: its chat template refuses a prompt ({one_line(error)})") from None
+        return str(prompt)
 
     @cached_property
     def spelled(self) -> list[bytes]:

@@ -15,7 +15,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import simple_parse_args_string
 from rich.progress import track
 
-from pipeline.core.errors import BadInput, one_line
+from pipeline.core.errors import BadInput
 from pipeline.decoding.canvas import GenerateConfig
 from pipeline.decoding.likelihood import Continuation, log_likelihoods
 from pipeline.decoding.sampler import decode
@@ -227,19 +227,8 @@ class BlockDiffusionLM(LM):
         return [table[token].decode("utf-8", "backslashreplace") for token in tokens]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The prompt as the tokenizer's chat template writes it, thinking off (as in training)."""
-        tokenizer, hide = self.checkpoint.chat_tokenizer, self.checkpoint.control_tokens.hide
-        try:
-            prompt = tokenizer.apply_chat_template(
-                [{**message, "content": hide(message["content"])} for message in chat_history],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-                enable_thinking=False,
-            )
-        except Exception as error:  # a template can raise anything
-            raise BadInput(f"{self.checkpoint.path}: its chat template refuses a prompt ({one_line(error)})") from None
-        return str(prompt)
+        """See `CheckpointUnderTest.render_chat`."""
+        return self.checkpoint.render_chat(chat_history, complete=not add_generation_prompt)
 
     @property
     def tokenizer_name(self) -> str:

@@ -98,9 +98,7 @@ def read_run(folder: Path, fallback: Recipe | None = None) -> Run:
     try:
         of_recipe = _of_recipe(recipe)
     except (AttributeError, KeyError, TypeError) as error:
-        raise BadInput(
-            f"{file} is damaged ({one_line(error)}): put back the one that the run was started with"
-        ) from None
+        raise _damaged(file, error) from None
     metrics = {(line["step"], line.pop("kind")): line for line in read_metrics(folder)}
     lines = sorted(metrics.items())
     status = {path.stem: read_json(path) for path in sorted((folder / "status").glob("*.json"))}
@@ -123,13 +121,15 @@ def read_run(folder: Path, fallback: Recipe | None = None) -> Run:
     )
 
 
+def _damaged(file: Path, error: Exception) -> BadInput:
+    return BadInput(f"{file} is damaged ({one_line(error)}): put back the one that the run was started with")
+
+
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise BadInput(
-            f"{file} is damaged ({one_line(error)}): put back the one that the run was started with"
-        ) from None
+        raise _damaged(file, error) from None
     if not isinstance(content, dict):
         raise BadInput(f"{file} holds no recipe: put back the one that the run was started with")
     return content

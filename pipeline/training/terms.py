@@ -125,14 +125,10 @@ class ChunkTerm:
         return ChunkSignal(log_prob, batch.student_chunk, objective, self.weight(batch.chunk_t))
 
 
-@dataclass(frozen=True)
-class TokenSignal:
-    """Distributions of M tokens over the shared vocabulary, made of hidden states a chunk at a time."""
+@dataclass(frozen=True, kw_only=True)
+class _TokenSignal:
+    """Distributions of M tokens, of a live teacher or of a stored one."""
 
-    hidden: Tensor
-    """[M, H_t], of each masked student token's partner; zero without one"""
-    head: Tensor
-    """[shared vocabulary, H_t]"""
     objective: Callable[..., Tensor]
     """student's logits, teacher's logits and `mix` -> divergence, [c]"""
     mix: Tensor | None
@@ -140,10 +136,9 @@ class TokenSignal:
     weight: Tensor
     """[M], 0 for tokens without a partner"""
 
-    def per_token(self, logits: Tensor, log_prob: Tensor, tokens: slice) -> Tensor:
-        with torch.no_grad():
-            teacher = (self.hidden[tokens] @ self.head.T).float()
-        return self.objective(logits[:, : len(self.head)], teacher, mix=None if self.mix is None else self.mix[tokens])
+    def divergence(self, student: Tensor, teacher: Tensor, tokens: slice) -> Tensor:
+        """The objective of a chunk of c tokens, of logits over the same events: [c]."""
+        return self.objective(student, teacher, mix=None if self.mix is None else self.mix[tokens])
 
     def loss(self, per_token: Tensor) -> Tensor:
         return (per_token * self.weight).sum()
@@ -152,35 +147,23 @@ class TokenSignal:
         return self.weight.new_zeros(())
 
 
-@dataclass(frozen=True)
-class TokenTerm:
-    """KL, reverse KL, TIDAL: full distributions where both sides hold the same single token as a chunk."""
+@dataclass(frozen=True, kw_only=True)
+class TokenSignal(_TokenSignal):
+    """Distributions of M tokens over the shared vocabulary, made of hidden states a chunk at a time."""
 
-    name: str
-    objective: Callable[..., Tensor]
-    mix: Mix | None
-    weight: Callable[[Tensor], Tensor]
+    hidden: Tensor
+    """[M, H_t], of each masked student token's partner; zero without one"""
     head: Tensor
-    """Of the teacher, its rows of the shared vocabulary."""
+    """[shared vocabulary, H_t]"""
 
-    def count(self, batch: TeacherBatch) -> int:
-        return int((batch.pair >= 0).sum())
-
-    @torch.no_grad()
-    def teacher_forward(self, teacher: PreTrainedModel | None, batch: TeacherBatch) -> Tensor:
-        """Hidden state of each masked student token's partner: [M, H_t], zero without one."""
-        assert teacher is not None
-        hidden = hidden_states(teacher, batch.input, batch.predict)
-        return torch.cat([hidden, hidden.new_zeros(1, hidden.shape[1])])[batch.pair]
-
-    def signal(self, batch: TeacherBatch, teacher_output: Tensor, progress: float) -> TokenSignal:
-        mix = None if self.mix is None else self.mix(progress, batch.student_t)
-        weight = self.weight(batch.student_t) * (batch.pair >= 0)
-        return TokenSignal(teacher_output, self.head, self.objective, mix, weight)
+    def per_token(self, logits: Tensor, log_prob: Tensor, tokens: slice) -> Tensor:
+        with torch.no_grad():
+            teacher = (self.hidden[tokens] @ self.head.T).float()
+        return self.divergence(logits[:, : len(self.head)], teacher, tokens)
 
 
-@dataclass(frozen=True)
-class StoredTokenSignal:
+@dataclass(frozen=True, kw_only=True)
+class StoredTokenSignal(_TokenSignal):
     """Distributions of M tokens over k + 1 events: the k likeliest tokens, and all others of the shared vocabulary as one.
 
     With k = vocabulary they are those of a live teacher. With fewer, KL(teacher || student) loses exactly
@@ -194,10 +177,6 @@ class StoredTokenSignal:
     """[M], at the objective's temperature"""
     shared_vocab: int
     temperature: float
-    objective: Callable[..., Tensor]
-    mix: Tensor | None
-    weight: Tensor
-    """[M], 0 for tokens without a partner"""
 
     def per_token(self, logits: Tensor, log_prob: Tensor, tokens: slice) -> Tensor:
         logits, temperature = logits[:, : self.shared_vocab], self.temperature
@@ -209,41 +188,69 @@ class StoredTokenSignal:
             others = logits.scatter(1, top, -torch.inf)
             student = torch.cat([student, temperature * (others / temperature).logsumexp(1, keepdim=True)], 1)
             teacher = torch.cat([teacher, temperature * rest[:, None]], 1)
-        return self.objective(student, teacher, mix=None if self.mix is None else self.mix[tokens])
-
-    def loss(self, per_token: Tensor) -> Tensor:
-        return (per_token * self.weight).sum()
-
-    def least(self) -> Tensor:
-        return self.weight.new_zeros(())
+        return self.divergence(student, teacher, tokens)
 
 
 @dataclass(frozen=True)
-class StoredTokenTerm:
-    """`TokenTerm` of a teacher whose likeliest tokens are stored."""
+class _TokenTerm:
+    """KL, reverse KL, TIDAL: full distributions where both sides hold the same single token as a chunk."""
 
     name: str
     objective: Callable[..., Tensor]
     mix: Mix | None
     weight: Callable[[Tensor], Tensor]
+
+    def count(self, batch: TeacherBatch) -> int:
+        return int((batch.pair >= 0).sum())
+
+    def mix_and_weight(self, batch: TeacherBatch, progress: float) -> tuple[Tensor | None, Tensor]:
+        """Of every masked student token, [M] each; the weight is 0 for those without a partner."""
+        mix = None if self.mix is None else self.mix(progress, batch.student_t)
+        return mix, self.weight(batch.student_t) * (batch.pair >= 0)
+
+
+@dataclass(frozen=True)
+class TokenTerm(_TokenTerm):
+    """Of a live teacher."""
+
+    head: Tensor
+    """Of the teacher, its rows of the shared vocabulary."""
+
+    @torch.no_grad()
+    def teacher_forward(self, teacher: PreTrainedModel | None, batch: TeacherBatch) -> Tensor:
+        """Hidden state of each masked student token's partner: [M, H_t], zero without one."""
+        assert teacher is not None
+        hidden = hidden_states(teacher, batch.input, batch.predict)
+        return torch.cat([hidden, hidden.new_zeros(1, hidden.shape[1])])[batch.pair]
+
+    def signal(self, batch: TeacherBatch, teacher_output: Tensor, progress: float) -> TokenSignal:
+        mix, weight = self.mix_and_weight(batch, progress)
+        return TokenSignal(hidden=teacher_output, head=self.head, objective=self.objective, mix=mix, weight=weight)
+
+
+@dataclass(frozen=True)
+class StoredTokenTerm(_TokenTerm):
+    """Of a teacher whose likeliest tokens are stored."""
+
     shared_vocab: int
     temperature: float
     stored_temperature: int
     """Which of the stored partitions is at this temperature"""
-
-    def count(self, batch: TeacherBatch) -> int:
-        return int((batch.pair >= 0).sum())
 
     def teacher_forward(self, teacher: PreTrainedModel | None, batch: TeacherBatch) -> Tensor:
         """Log-partition of each masked student token's partner: [M]."""
         return stored_answers(batch).with_none().log_partition[batch.pair, self.stored_temperature]
 
     def signal(self, batch: TeacherBatch, teacher_output: Tensor, progress: float) -> StoredTokenSignal:
-        mix = None if self.mix is None else self.mix(progress, batch.student_t)
-        weight = self.weight(batch.student_t) * (batch.pair >= 0)
-        answers = stored_answers(batch).with_none().at(batch.pair)
+        mix, weight = self.mix_and_weight(batch, progress)
         return StoredTokenSignal(
-            answers, teacher_output, self.shared_vocab, self.temperature, self.objective, mix, weight
+            answers=stored_answers(batch).with_none().at(batch.pair),
+            log_partition=teacher_output,
+            shared_vocab=self.shared_vocab,
+            temperature=self.temperature,
+            objective=self.objective,
+            mix=mix,
+            weight=weight,
         )
 
 

@@ -19,8 +19,7 @@ INERT = (
 """Settings of its training code."""
 
 
-def sdar_fields(raw: Raw) -> Raw:
-    """Those of Qwen3, dense or MoE."""
+def _fields(raw: Raw) -> Raw:
     return without(raw, *INERT)
 
 
@@ -29,7 +28,7 @@ FAMILY = Family(
     model_types=("sdar",),
     library="qwen3",
     inputs=("block",),
-    fields=sdar_fields,
+    fields=_fields,
     mask_token_id=151669,
     block_size=4,
     keeps_name=True,
