@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv# relative: make's targets cannot hold spaces, and the path of a checkout may
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-compile --progress-bar off
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Where it is set (containers do), every process would compile all that it imports again: seconds for each rank
+unexport PYTHONDONTWRITEBYTECODE
 GPUS := $(words $(wildcard /proc/driver/nvidia/gpus/*))
 RANKS ?= $(if $(filter 0,$(GPUS)),2,$(GPUS))
 WORKERS ?= 2

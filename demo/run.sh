@@ -22,7 +22,8 @@ train --name demo-calm --data.aligned runs/aligned/demo --objective.strategy cal
 say "TIDE-Shared: CALM-TIDAL towards the teacher that CompDemo shows two views"
 train "$@"
 say "evaluate: exact match on held-out problems, and what fewer forwards cost"
-score() { python pipeline/evaluate.py "$@" & jobs+=($!); }
+threads=${OMP_NUM_THREADS:-$((($(nproc) + 1) / 2))} # two at a time
+score() { OMP_NUM_THREADS=$threads python pipeline/evaluate.py "$@" & jobs+=($!); }
 jobs=()
 score --run_dir runs/demo-start --model demo/student --label start "$@"
 score --name demo-undistilled "$@"
