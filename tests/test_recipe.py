@@ -19,7 +19,7 @@ from pipeline import align, distill, evaluate, plan, report
 from pipeline.config import recipe
 from pipeline.config.checks import advice
 from pipeline.config.cli import RECIPES, parse, parser
-from pipeline.config.recipe import Recipe, dump
+from pipeline.config.recipe import Recipe, Source, dump
 from pipeline.core.errors import BadInput
 from pipeline.evaluation.presets import PRESETS
 from pipeline.training.engine import RECIPE_OWNS, read_engine_config, student_dtype, zero_stage
@@ -93,7 +93,7 @@ def test_the_published_command_differs_from_the_paper_in_these_settings():
 )
 def test_any_text_survives_the_dump(write, text):
     found = read("--recipe", write(LEAST))
-    found.name = found.student.path = text
+    found.data.sources = [Source("p", "n", licence=text)]
     assert read("--recipe", write(dump(found))) == found
 
 
@@ -170,6 +170,8 @@ def test_bad_files_name_the_file_and_the_fault(tmp_path, text):
         ("--teachers.dtype float16", "Literal['float32', 'bfloat16']. Got value: float16"),
         ("--teachers.expert_parallel_size some", '"expert_parallel_size"'),
         ("--name=", "name is empty"),
+        ("--name a/../../b", "name 'a/../../b' is no plain name: it names the run directory"),
+        ("--name ..", "name '..' is no plain name"),
         ("--student.block_size 0", "student.block_size is 0, must be above 0"),
         ("--student.block_size 9 --data.student_length 8", "student.block_size 9 is above data.student_length 8"),
         ("--optim.global_batch 0 --optim.lr 0", "optim.lr is 0.0, must be above 0; optim.global_batch is 0"),
@@ -308,3 +310,16 @@ def test_bad_engine_settings_name_the_file_and_the_fault(tmp_path, text):
 def test_missing_engine_settings(tmp_path, name):
     with pytest.raises(BadInput, match=r"no DeepSpeed config .*: ds_configs/ holds the shipped ones"):
         read_engine_config(tmp_path / name)
+
+
+def test_paths_of_a_recipe_are_of_this_machine(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    path = write(
+        "student: {path: ~/model}\nrun_dir: $SCRATCH/run\ndata: {sources: [{path: '${SCRATCH}/a.jsonl'}]}\nextends: demo\n"
+    )
+    recipe = read("--recipe", path)
+    found = recipe.student.path, recipe.student.tokenizer, recipe.run_dir, recipe.data.sources[0].path
+    assert found == ("/home/me/model", "/home/me/model", "/scratch/me/run", "/scratch/me/a.jsonl")
+    monkeypatch.delenv("SCRATCH")
+    assert "path ${SCRATCH}/a.jsonl: this variable is not set on this machine" in refused("--recipe", path)

@@ -73,6 +73,8 @@ def check(recipe: Recipe) -> None:
     ]
     if not recipe.name:
         problems.append("name is empty: it names the run directory")
+    if "/" in recipe.name or not recipe.name.isprintable() or recipe.name in (".", ".."):
+        problems.append(f"name {recipe.name!r} is no plain name: it names the run directory")
     if recipe.student.block_size > recipe.data.student_length:
         problems.append(
             f"student.block_size {recipe.student.block_size} is above data.student_length {recipe.data.student_length}"

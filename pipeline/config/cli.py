@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from pipeline.config.checks import check
-from pipeline.config.recipe import Recipe
+from pipeline.config.recipe import Recipe, expand_paths
 from pipeline.config.recipe_file import read_recipe_file
 from pipeline.core.errors import BadInput, one_line
 from pipeline.core.log import set_verbosity
@@ -62,6 +62,7 @@ def parse(p: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Recipe,
     if absurd := list(_absurd_numbers(namespace.as_dict())):
         raise BadInput(f"{'; '.join(absurd)}: numbers must be finite and below {LARGEST:.0e}")
     resolved = Recipe(**{name: getattr(recipe, name) for name in Recipe.__dataclass_fields__})
+    expand_paths(resolved)
     resolved.extends = ""  # it has all of the other's fields by now
     check(resolved)
     apply_verbosity(namespace)
