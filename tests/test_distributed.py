@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import pickle
+import socket
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
+from torch.distributed import distributed_c10d
 
 from pipeline.config.recipe import Recipe, Student, Teacher
 from pipeline.core.errors import BadInput
 from pipeline.distributed import device_reads
 from pipeline.distributed.collectives import RanksFailed, all_or_error, first_or_error
-from pipeline.distributed.topology import check_expert_parallel_groups, lost_gpus
+from pipeline.distributed.topology import check_expert_parallel_groups, lost_gpus, start
 from pipeline.distributed.watchdog import is_waiting
 from pipeline.training import build
 from tests import launch
@@ -40,6 +43,18 @@ def test_every_group_waits_as_long_as_the_command_line_says_and_collectives_are_
     assert done.stdout.splitlines()[-2:] == ["[0] 0:47:00", "0:47:00"]
     recorded = pickle.loads((tmp_path / "flight_recorder/rank_0").read_bytes())
     assert "gloo:all_reduce" in [entry["profiling_name"] for entry in recorded["entries"]]
+
+
+def test_a_port_of_another_program_is_named(monkeypatch):
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):  # `start` sets them for the whole process
+        monkeypatch.setattr(distributed_c10d, name, getattr(distributed_c10d, name))
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in (place | {"DS_ACCELERATOR": "cpu"}).items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(BadInput, match=f"port {port} .* in use by another program: .*--master_port"):
+            start(timedelta(seconds=20))
 
 
 def test_a_job_with_gpus_must_not_train_on_the_cpu(tmp_path):

@@ -69,7 +69,7 @@ def start(timeout: timedelta) -> Topology:
     Args:
         timeout: the longest that a collective waits for another rank, in every group that anybody makes.
 
-    Raises BadInput for a job with GPUs in which torch sees none.
+    Raises BadInput for a job with GPUs in which torch sees none, and for a port that another program has.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -99,7 +99,15 @@ def start(timeout: timedelta) -> Topology:
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
     backend = "gloo" if cpu else accelerator.communication_backend_name()
-    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    try:
+        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise BadInput(
+            f"port {os.environ['MASTER_PORT']} of this machine is in use by another program: give the launcher another one "
+            "(deepspeed --master_port N, torchrun --master_port N)"
+        ) from None
     if cpu:
         atexit.register(_leave)
     device = torch.device(accelerator.current_device_name())
