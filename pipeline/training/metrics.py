@@ -70,9 +70,13 @@ class Metrics:
         self._count = int(stacked[0, -1])
 
     def truncate_after(self, step: int) -> None:
-        """Drops what a killed run wrote past its last checkpoint (rank 0): those steps are taken again."""
+        """Drops what a killed run wrote past its last checkpoint (rank 0): those steps are taken again. To be called after
+        `load_state`, which knows the last line that must be there."""
         if dist.get_rank() == 0:
             lines = [line for line in read_metrics(self.path.parent) if line["step"] <= step]
+            written = max((line["step"] for line in lines if line["kind"] == "train"), default=0)
+            if written < step - self._count:
+                log.warning(f"{self.path}: metrics after step {written}, up to step {step - self._count}, are lost")
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def write(self, step: int, *, weights: list[float], **facts: Any) -> dict[str, Any]:

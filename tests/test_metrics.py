@@ -1,0 +1,44 @@
+"""metrics.jsonl where a run goes on, on one rank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pipeline.core.run_directory import read_metrics
+from pipeline.training.metrics import Metrics
+
+
+@pytest.fixture
+def metrics(tmp_path) -> Iterator[Metrics]:
+    """Going on from step 8, whose checkpoint keeps the sums of the two steps since the line of step 6."""
+    ours = not dist.is_initialized()  # a stage that ran in this process has left its own
+    if ours:
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    found = Metrics(tmp_path / "metrics.jsonl", ["ce"], first=8, steps=9, device=torch.device("cpu"))
+    found.load_state([torch.tensor([0.0, 100.0, 2.0], dtype=torch.float64)])
+    yield found
+    if ours:
+        dist.destroy_process_group()
+
+
+def write(path: Path, *steps: int) -> None:
+    path.write_text("".join(json.dumps({"kind": "train", "step": step}) + "\n" for step in steps))
+
+
+def test_lines_past_the_checkpoint_are_dropped_without_a_word(metrics, capsys):
+    write(metrics.path, 3, 6, 9)
+    metrics.truncate_after(8)
+    assert [line["step"] for line in read_metrics(metrics.path.parent)] == [3, 6]
+    assert "lost" not in capsys.readouterr().out
+
+
+def test_lost_lines_are_named(metrics, capsys):
+    write(metrics.path, 3)
+    metrics.truncate_after(8)
+    assert "metrics.jsonl: metrics after step 3, up to step 6, are lost" in " ".join(capsys.readouterr().out.split())
