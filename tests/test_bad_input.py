@@ -17,9 +17,10 @@ import yaml
 
 from pipeline import align, distill, evaluate
 from pipeline.config.cli import parse, parser
-from pipeline.config.recipe import Recipe, dump
-from pipeline.core.errors import exit_code
+from pipeline.config.recipe import Recipe, Student, dump
+from pipeline.core.errors import BadInput, exit_code
 from pipeline.evaluation import lm_eval_tasks as tasks
+from pipeline.reporting.page import write_report
 from tests import tiny
 
 ROWS = [
@@ -305,3 +306,10 @@ def test_evaluate_refuses_what_is_not_there(refused, place, tmp_path, monkeypatc
     monkeypatch.setattr(tasks, "TaskManager", ours)
     found = refused(evaluate, *(word.format(place=place) for word in words))
     assert message.format(place=place, run=tmp_path / "run") in found
+
+
+def test_report_writes_into_no_folder_that_is_no_run_directory(tmp_path):
+    (tmp_path / "letter").write_text("Dear Sir")
+    with pytest.raises(BadInput, match="is no run directory"):
+        write_report(Recipe("x", Student("s"), run_dir=str(tmp_path)), [], "teacher")
+    assert [path.name for path in tmp_path.iterdir()] == ["letter"]

@@ -41,6 +41,8 @@ def write_report(recipe: Recipe, baselines: Sequence[str], teacher_label: str) -
     for needed in [folder, *map(baseline_folder, baselines)]:
         if not needed.is_dir():
             raise BadInput(f"no run directory {needed}: run distill first")
+    if any(folder.iterdir()) and not any((folder / name).exists() for name in ("recipe.yaml", "evaluation", "status")):
+        raise BadInput(f"{folder} is no run directory: it has neither recipe.yaml nor evaluation/ nor status/")
     with record_status(folder, "report"):
         run = read_run(folder, recipe)
         models = read_models(run, baselines, teacher_label)
