@@ -72,9 +72,9 @@ demo-student: $(VENV)/.installed
 	$(DISTILL) --recipe demo_student
 	cp runs/demo-student/checkpoints/step-00001000/export/model.safetensors demo/student/
 
-# Every test below a minute; on two workers (WORKERS=0: in one process), a file of tests on one of them, those that start several processes all on one.
+# Every test below a minute; on two workers (WORKERS=0: in one process), a file of tests on one of them.
 test: $(VENV)/.installed-tests
-	OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 # The long tests alone: the whole demo, jobs under a real Slurm, every launcher.
 test-long: $(VENV)/.installed-tests

@@ -19,10 +19,11 @@ settings.load_profile("here")
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests share a worker: those of a file, and all files that start launchers (their ranks fill the cores)."""
+    """The tests of a file share a worker; files that start several processes come first, since they take longest."""
     launching = {item.path for item in items if item.get_closest_marker("launch")}
+    items.sort(key=lambda item: item.path not in launching)
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("launch" if item.path in launching else item.path.stem))
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="module")

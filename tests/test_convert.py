@@ -159,14 +159,14 @@ def test_refusals_are_one_line_and_leave_nothing(damage, message, tmp_path):
 @pytest.mark.launch
 def test_a_converted_student_is_aligned_and_distilled(tmp_path):
     source, student = write_source(tmp_path / "source"), tmp_path / "student"
-    done = launch.python("pipeline/convert.py", "--source", source, "--output", student)
+    done = launch.stage("pipeline/convert.py", "--source", source, "--output", student)
     assert "mask token <|mask|> (added), 327 -> 384 embeddings" in done.stdout
     settings = ("--student.path", student, "--student.tokenizer", student, "--student.weights", "pretrained")
     settings += ("--data.aligned", tmp_path / "aligned", "--run_dir", tmp_path / "run", "--data.validation.rows", "16")
-    launch.python("pipeline/align.py", *settings)
+    launch.stage("pipeline/align.py", *settings)
     settings += ("--optim.steps", "2", "--optim.global_batch", "8", "--optim.micro_tokens", "2048")
     engine = ("--deepspeed", "ds_configs/zero3.json")
-    launch.deepspeed(1, "pipeline/distill.py", *engine, *settings, timeout=900)
+    launch.ranks(1, "pipeline/distill.py", *engine, *settings, timeout=900)
     exported = json.loads((tmp_path / "run" / "checkpoints" / "step-00000002" / "export" / "config.json").read_text())
     assert exported["conversion"]["source"] == str(source) and exported["mask_token_id"] == WORDS
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ from torch.nn import functional as F
 from pipeline.core.errors import BadInput
 from pipeline.models.families.table import FAMILIES, family_of
 from pipeline.models.loading import library_config, load_student, load_teacher, load_tokenizer, read_config
+from tests import launch
 from tests.alignment_tokenizers import byte_level
-from tests.launch import ROOT, run
 
 DATA = Path(__file__).parent / "data" / "families"
 MODELS = {
@@ -249,7 +248,5 @@ def test_a_tokenizer_of_another_family_is_refused(tmp_path):
 def test_experts_of_two_ranks_give_what_one_gives(tmp_path):
     moe = publish(tmp_path / "qwen3_moe", "sdar_moe", model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"])
     names = [f"{publish(tmp_path / name, name)}:full" for name in ("sdar_moe", "lladamoe")] + [f"{moe}:causal"]
-    script = ROOT / "tests" / "distributed" / "families_expert_parallel.py"
-    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    done = run(sys.executable, *command, script, *names, timeout=900, PYTHONPATH=str(ROOT))
+    done = launch.ranks(2, "tests/distributed/families_expert_parallel.py", *names)
     assert done.stdout.count("equal") == 6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.models.expert_parallel import expert_count
 from pipeline.models.loading import load_student, load_teacher, read_config
-from tests.launch import ROOT, run
+from tests import launch
 from tests.test_models_llada2 import write_checkpoint
 
 
@@ -28,9 +27,7 @@ def checkpoint(tmp_path) -> Path:
 
 
 def check(folder: Path, ranks: int, sizes: list[int]) -> None:
-    script = ROOT / "tests" / "distributed" / "models_expert_parallel.py"
-    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks)
-    done = run(sys.executable, *command, script, folder, *sizes, timeout=900, PYTHONPATH=str(ROOT))
+    done = launch.ranks(ranks, "tests/distributed/models_expert_parallel.py", folder, *sizes)
     assert all(f"rank {rank} done" in done.stdout for rank in range(ranks))
 
 

@@ -48,14 +48,14 @@ def words(tmp_path_factory) -> list[str]:
         "llada2_mini",
         *(str(word) for name, value in changed.items() for word in (f"--{name}", value)),
     ]
-    launch.python("pipeline/align.py", *words, "--processes", 1, "--run_dir", folder / "align")
+    launch.stage("pipeline/align.py", *words, "--processes", 1, "--run_dir", folder / "align")
     return words
 
 
 @pytest.mark.parametrize(("strategy", "compdemo"), [("tide_cross", False), ("tide_shared", True)])
 def test_both_variants_of_the_recipe_train_and_export(words, tmp_path: Path, strategy, compdemo):
     run = tmp_path / "run"
-    launch.python("pipeline/distill.py", *words, "--objective.strategy", strategy, "--run_dir", run)
+    launch.stage("pipeline/distill.py", *words, "--objective.strategy", strategy, "--run_dir", run)
     resolved = yaml.safe_load((run / "recipe.yaml").read_text())
     assert (resolved["objective"]["strategy"], resolved["objective"]["compdemo"]["enabled"]) == (strategy, compdemo)
     assert (resolved["teachers"][0]["input"], resolved["teachers"][0]["dtype"]) == ("full", "bfloat16")

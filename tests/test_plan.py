@@ -324,9 +324,9 @@ def test_activation_checkpointing_changes_no_number(tmp_path):
         "ds_configs/zero3.json",
     ]
     common += ["--optim.global_batch", "6"]
-    launch.python("pipeline/align.py", *common[:4])
+    launch.stage("pipeline/align.py", *common[:4])
     cases = {"plain": common, "checkpointed": [*common, "--student.activation_checkpointing", "true"]}
-    launch.deepspeed(2, "tests/distributed/gradients.py", tmp_path, json.dumps(cases))
+    launch.ranks(2, "tests/distributed/gradients.py", tmp_path, json.dumps(cases))
     plain, checkpointed = (load_file(tmp_path / f"{name}.safetensors") for name in cases)
     assert plain.keys() == checkpointed.keys() and any(name.startswith("gradient.1.") for name in plain)
     for name, tensor in plain.items():

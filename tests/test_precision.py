@@ -28,7 +28,7 @@ def recipe(tmp_path_factory):
 def engines(recipe, tmp_path_factory):
     """What one step of each engine file does, of those that need no compiler."""
     out = tmp_path_factory.mktemp("reads") / "reads.json"
-    launch.deepspeed(1, "tests/distributed/host_reads.py", out, "--recipe", recipe, "--", *ENGINES)
+    launch.ranks(1, "tests/distributed/host_reads.py", out, "--recipe", recipe, "--", *ENGINES)
     return json.loads(out.read_text())
 
 
@@ -60,7 +60,7 @@ def test_bf16_gradients_are_summed_in_float32_over_ranks_and_over_micro_batches(
     found = []
     for name, ranks, cases in (("micro_batches", 1, apart), ("ranks", 2, apart), ("whole", 1, together)):
         (tmp_path / name).mkdir()
-        launch.deepspeed(ranks, "tests/distributed/gradients.py", tmp_path / name, json.dumps(cases))
+        launch.ranks(ranks, "tests/distributed/gradients.py", tmp_path / name, json.dumps(cases))
         found.append({stage: load_file(tmp_path / name / f"{stage}.safetensors") for stage in stages})
     for stage in stages:
         micro_batches, ranks, whole = (run[stage] for run in found)
@@ -93,7 +93,7 @@ def test_a_bf16_run_that_is_resumed_ends_to_the_bit_where_it_would_have(recipe, 
 def test_a_bf16_step_that_is_not_finite_is_not_taken(recipe, tmp_path, stage):
     words = ["--recipe", recipe, "--optim.global_batch", "41", "--teachers.dtype", "bfloat16"]
     script = "tests/distributed/not_finite.py"
-    launch.deepspeed(2, script, tmp_path / "found", *words, "--deepspeed", f"ds_configs/{stage}.json")
+    launch.ranks(2, script, tmp_path / "found", *words, "--deepspeed", f"ds_configs/{stage}.json")
     for rank in range(2):
         found = json.loads((tmp_path / f"found.rank{rank}").read_text())
         assert found["message"].startswith("the loss of sums row 40 is not finite at step 1: no step was taken")

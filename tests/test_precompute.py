@@ -69,22 +69,22 @@ def with_answers(recipe: Path, answers: str) -> Path:
 def test_a_diffusion_teacher_and_a_stored_causal_one_train_as_the_live_ones(recipe, tmp_path):
     stored, live = with_answers(recipe, "stored"), with_answers(recipe, "live")
     run = tmp_path / "run"
-    refused = launch.python("pipeline/distill.py", "--recipe", stored, "--run_dir", run, code=2)
+    refused = launch.stage("pipeline/distill.py", "--recipe", stored, "--run_dir", run, code=2)
     assert "no stored answers of teacher ar" in refused.stderr and "pipeline/precompute.py" in refused.stderr
 
-    done = launch.python("pipeline/precompute.py", "--recipe", stored, "--run_dir", tmp_path / "first")
+    done = launch.stage("pipeline/precompute.py", "--recipe", stored, "--run_dir", tmp_path / "first")
     assert "reused 0 files, computed 4" in done.stdout + done.stderr
     folder = recipe.parent / "aligned/answers/ar"
     first = {file.name: file.read_bytes() for file in folder.glob("*.arrow")}
     (folder / "manifest.json").unlink()  # as if it had been stopped
     (folder / "shard-00001.arrow").write_bytes(b"damaged")
-    again = launch.python("pipeline/precompute.py", "--recipe", stored, "--run_dir", tmp_path / "again")
+    again = launch.stage("pipeline/precompute.py", "--recipe", stored, "--run_dir", tmp_path / "again")
     assert "reused 3 files, computed 1" in again.stdout + again.stderr
     assert {file.name: file.read_bytes() for file in folder.glob("*.arrow")} == first
 
     losses = {}
     for name, path in (("stored", stored), ("live", live)):
-        launch.python("pipeline/distill.py", "--recipe", path, "--run_dir", tmp_path / name)
+        launch.stage("pipeline/distill.py", "--recipe", path, "--run_dir", tmp_path / name)
         lines = read_metrics(tmp_path / name)
         losses[name] = [(line["llada2"], line["ar"], line["cross_entropy"]) for line in lines if "ar" in line]
     assert len(losses["live"]) > 1
@@ -92,7 +92,7 @@ def test_a_diffusion_teacher_and_a_stored_causal_one_train_as_the_live_ones(reci
     distance = json.loads((tmp_path / "stored/distance.json").read_text())
     assert set(distance["0"]) == {"llada2", "ar"}
 
-    other = launch.python(
+    other = launch.stage(
         "pipeline/distill.py", "--recipe", stored, "--objective.temperature", 3, "--run_dir", run, code=2
     )
     assert "were computed with another temperatures" in other.stderr

@@ -6,8 +6,7 @@ import itertools
 import json
 import math
 import re
-import subprocess
-import sys
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from pipeline.reporting.figures import smooth
 from pipeline.reporting.page import number, render
 from pipeline.reporting.run_record import read_run
 from pipeline.reporting.summary import read_models, scored_tasks, summary
+from tests import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 TS = [0.1, 0.3, 0.5, 0.7, 0.9]
@@ -161,9 +161,7 @@ def run_dirs(tmp_path: Path) -> tuple[Path, Path]:
     return run, baseline
 
 
-def report(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "pipeline/report.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+report = partial(launch.stage, "pipeline/report.py", code=None)
 
 
 def minimal_recipe(folder: Path, run_dir: Path) -> Path:

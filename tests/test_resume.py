@@ -205,7 +205,7 @@ def test_a_row_without_a_finite_loss_is_named_and_no_step_is_taken(recipe, tmp_p
     """On two ranks, of which one has the row."""
     words = ["--recipe", recipe, "--optim.global_batch", "41"]  # every step has the odd row
     script = "tests/distributed/not_finite.py"
-    launch.deepspeed(2, script, tmp_path / "found", *words, "--deepspeed", f"ds_configs/{stage}.json")
+    launch.ranks(2, script, tmp_path / "found", *words, "--deepspeed", f"ds_configs/{stage}.json")
     found = [json.loads((tmp_path / f"found.rank{rank}").read_text()) for rank in range(2)]
     for rank in found:
         assert rank["message"].startswith("the loss of sums row 40 is not finite at step 1: no step was taken")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -53,7 +51,7 @@ def made(tmp_path) -> Path:
 
 
 def status(*words: object, **kwargs) -> str:
-    return launch.python("pipeline/status.py", *words, COLUMNS="200", **kwargs).stdout
+    return launch.stage("pipeline/status.py", *words, COLUMNS="200", **kwargs).stdout
 
 
 def facts(run: Path) -> dict:
@@ -105,7 +103,7 @@ def test_a_run_directory_with_nothing_in_it(tmp_path):
 
 
 def test_no_run_directory_is_one_line():
-    done = launch.python("pipeline/status.py", "runs/nowhere", code=2)
+    done = launch.stage("pipeline/status.py", "runs/nowhere", code=2)
     assert done.stderr.startswith("status: no run directory runs/nowhere") and done.stderr.count("\n") == 1
 
 
@@ -121,10 +119,9 @@ def lived(tmp_path_factory) -> dict:
     run, engine = folder / "run", folder / "engine.json"
     engine.write_text('{"tensorboard": {"enabled": true}, "steps_per_print": 1000000000}')
     common = ["--run_dir", run, "--data.aligned", folder / "aligned", *launch.SHORT]
-    launch.python("pipeline/align.py", *common, timeout=900)
+    launch.stage("pipeline/align.py", *common, timeout=900)
     words = [*common, "--deepspeed", engine, "--teachers", "[]", "--optim.steps", "30", "--checkpoint.every_steps", "5"]
-    command = [sys.executable, "pipeline/distill.py", *words]
-    process = launch.popen(*command, stdout=subprocess.DEVNULL)
+    process = launch.Rank(["pipeline/distill.py", *words], folder / "log", folder / "log")
     deadline = time.monotonic() + 200
     try:
         while (running := facts(run))["checkpoint"] is None:
@@ -133,7 +130,7 @@ def lived(tmp_path_factory) -> dict:
         process.kill()
         process.wait()
     killed = facts(run)
-    launch.run(*command, timeout=900)
+    launch.stage("pipeline/distill.py", *words)
     return {"running": running, "killed": killed, "done": facts(run), "folder": run}
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.launch
 def aligned(tmp_path_factory):
     """The demo's aligned dataset."""
     folder = tmp_path_factory.mktemp("aligned")
-    launch.python("pipeline/align.py", "--data.aligned", folder)
+    launch.stage("pipeline/align.py", "--data.aligned", folder)
     return folder
 
 
@@ -50,7 +50,7 @@ def results(aligned, tmp_path_factory):
     for ranks, budget in ((1, 1024), (2, 16384)):
         folder = tmp_path_factory.mktemp(f"ranks{ranks}")
         words = {name: [*v, "--optim.micro_tokens", str(budget)] for name, v in all_cases.items()}
-        launch.deepspeed(ranks, "tests/distributed/gradients.py", folder, json.dumps(words))
+        launch.ranks(ranks, "tests/distributed/gradients.py", folder, json.dumps(words))
         found |= {(ranks, name): load_file(folder / f"{name}.safetensors") for name in all_cases}
     return found
 

@@ -43,7 +43,7 @@ def folder(tmp_path_factory) -> Path:
     (folder / "dense").mkdir()
     sizes = {"model_type": "wedlm", "hidden_size": 48, "num_hidden_layers": 2, "tie_word_embeddings": False}
     (folder / "dense/config.json").write_text(json.dumps(config | sizes))
-    launch.python("pipeline/align.py", *teachers(folder, 1, 1), *common(folder))
+    launch.stage("pipeline/align.py", *teachers(folder, 1, 1), *common(folder))
     return folder
 
 
@@ -56,7 +56,7 @@ def common(folder: Path) -> list[str]:
 def test_both_teach(folder):
     words = ["--optim.steps", STEPS, "--optim.lr", "3e-3", "--optim.global_batch", 32, "--logging.every_steps", 1]
     engine = ["--deepspeed", "ds_configs/zero3.json"]
-    launch.deepspeed(2, "pipeline/distill.py", *teachers(folder, 1, 0.5), *common(folder), *words, *engine)
+    launch.ranks(2, "pipeline/distill.py", *teachers(folder, 1, 0.5), *common(folder), *words, *engine)
     lines = read_metrics(folder / "run")
     assert len(lines) == STEPS
     for line in lines:
@@ -92,7 +92,7 @@ def gradients(folder) -> dict[str, dict[str, torch.Tensor]]:
     cases["b alone"] = teachers(folder, 1, 1, names="b")
     rest = [*common(folder), "--optim.global_batch", "6", "--deepspeed", "ds_configs/zero3.json"]
     words = {name: [*chosen, *rest] for name, chosen in cases.items()}
-    launch.deepspeed(2, "tests/distributed/gradients.py", folder, json.dumps(words))
+    launch.ranks(2, "tests/distributed/gradients.py", folder, json.dumps(words))
     found = {name: load_file(folder / f"{name}.safetensors") for name in cases}
     return {n: {k: t for k, t in own.items() if k.startswith("gradient.0.")} for n, own in found.items()}
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -77,26 +75,19 @@ def make(folder: Path, rows: int = 41, **sections: object) -> Path:
         "--run_dir",
         folder / "align",
     )
-    launch.python("pipeline/align.py", *words)
+    launch.stage("pipeline/align.py", *words)
     return folder / "recipe.yaml"
 
 
-def start(recipe: Path, run_dir: Path, ranks: int, *words: object) -> list[subprocess.Popen]:
+def start(recipe: Path, run_dir: Path, ranks: int, *words: object) -> list[launch.Rank]:
     """Ranks without a launcher, so that nobody ends one when another dies. Output goes to RUN_DIR.rank-N.log."""
     found, port = [], launch.free_port()
     for rank in range(ranks):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "pipeline/distill.py", "--recipe", recipe, "--run_dir", run_dir, *words]
-        with log(run_dir, rank).open("ab") as output:
-            found.append(
-                launch.popen(
-                    *command,
-                    env=launch.ENVIRONMENT | {name: str(value) for name, value in place.items()},
-                    stdout=output,
-                    stderr=output,
-                )
-            )
+        command = ["pipeline/distill.py", "--recipe", recipe, "--run_dir", run_dir, *words]
+        output = log(run_dir, rank)
+        found.append(launch.Rank(command, output, output, place))
     return found
 
 
@@ -105,7 +96,7 @@ def log(run_dir: Path, rank: int) -> Path:
     return run_dir.with_name(f"{run_dir.name}.rank-{rank}.log")
 
 
-def finish(ranks: list[subprocess.Popen], timeout: float = 900) -> list[int]:
+def finish(ranks: list[launch.Rank], timeout: float = 900) -> list[int]:
     """Exit codes; kills what is left at the end of the time."""
     try:
         return [rank.wait(timeout) for rank in ranks]

@@ -214,7 +214,7 @@ def dtypes(model: nn.Module, teachers: Sequence[nn.Module], engine: DeepSpeedEng
     groups = {
         "student": [parameter.dtype for parameter in model.parameters()],
         "teachers": [parameter.dtype for teacher in teachers for parameter in teacher.parameters()],
-        "master": [tensor.dtype for group in zero.param_groups for tensor in group["params"]],
+        "master": [tensor.dtype for tensor in zero.optimizer.state],  # which its moments are kept by
         "optimizer": [tensor.dtype for tensor in moments],
         "communication": [engine.communication_data_type],
         "accumulation": [engine.get_data_types()[1]],
