@@ -13,12 +13,13 @@ if not __package__:  # run as a script: the root, not pipeline/, belongs on the 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import os
+import signal
 from functools import partial
 
 from pipeline.alignment.build import align
 from pipeline.alignment.summary import table
 from pipeline.config.cli import parse, parser
-from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.errors import BadInput, StoppedEarly, exit_code
 from pipeline.core.stage_status import record_status
 from pipeline.core.terminal import Console
 from pipeline.distributed.mpi_ranks import Ranks
@@ -37,12 +38,18 @@ def main() -> None:
         raise BadInput("--shard-rows must be at least 1 and --processes at least 0")
     processes = flags.processes or (os.cpu_count() or 1 if ranks.size == 1 else 1)
     with record_status(Path(recipe.run_dir), "align") as status:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stop)
         manifest, message = align(recipe, ranks, processes, flags.shard_rows)
         status["message"] = message
     if ranks.rank == 0:
         console = Console()
         console.print(table(manifest))
         console.print(f"{recipe.data.aligned}: {message}", soft_wrap=True)
+
+
+def _stop(*_signal: object) -> None:
+    raise StoppedEarly("stopped by a signal; finished shards stay, the same command goes on")
 
 
 command = partial(exit_code, "align", main)

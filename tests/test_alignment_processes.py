@@ -5,10 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.core.files import read_json
@@ -17,9 +21,18 @@ from tests.alignment_stage import ROWS, write_jsonl
 ROOT = Path(__file__).resolve().parents[1]
 
 
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
+
+
 def launch(*command: str) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -68,3 +81,34 @@ def test_a_dataset_that_another_process_builds_is_waited_for(run_align, align_re
         shutil.copytree(tmp_path / "made", tmp_path / "aligned")
     output, _ = waiting.communicate(timeout=600)
     assert waiting.returncode == 0 and "reused 4 shards, built 0" in output
+
+
+def start(recipe: Path, folder: Path) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    """align with two workers, once they have written their first shards, and the workers."""
+    write_jsonl(folder / "rows.jsonl", ROWS * 400)
+    words = ["pipeline/align.py", "--recipe", str(recipe), "--shard-rows", "200", "--processes", "2"]
+    running = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: list((folder / "aligned").glob("shard-*.arrow")))
+    return running, psutil.Process(running.pid).children()
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_align(align_recipe, tmp_path, number):
+    """It would hold the dataset's lock."""
+    running, workers = start(align_recipe, tmp_path)
+    running.send_signal(number)
+    assert running.wait(60) == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+    wait_until(lambda: not any(worker.is_running() for worker in workers))
+    assert len(workers) == 2 and not (tmp_path / "aligned/manifest.json").exists()
+    if number == signal.SIGTERM:
+        assert read_json(tmp_path / "run/status/align.json")["state"] == "stopped"
+
+
+@pytest.mark.launch
+def test_a_killed_worker_is_named(align_recipe, tmp_path):
+    running, workers = start(align_recipe, tmp_path)
+    workers[0].kill()
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 2 and "Traceback" not in errors
+    assert "a worker process was killed (out of memory?): run the same command with fewer --processes" in errors

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -196,8 +202,15 @@ def _build(job: Job, shards: Sequence[Shard], processes: int) -> Iterator[BuiltS
         try:
             for future in as_completed([pool.submit(_build_in_worker, shard) for shard in shards]):
                 yield future.result()
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # a shard that is not whole has a temporary name
+            if isinstance(error, BrokenProcessPool):
+                raise BadInput(
+                    "a worker process was killed (out of memory?): run the same command with fewer --processes; finished "
+                    "shards stay"
+                ) from None
             raise
 
 
@@ -207,6 +220,16 @@ _job: Job | None = None
 def _start_worker(job: Job) -> None:
     global _job
     _job = job
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """No worker outlives align: it would hold the dataset's lock."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _build_in_worker(shard: Shard) -> BuiltShard:

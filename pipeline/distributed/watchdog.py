@@ -73,7 +73,7 @@ class Watchdog:
         self.beat = min(BEAT, limit / 4)
         self._main = threading.get_ident()
         self._peers: dict[Connection, tuple[Note, float]] = {}
-        self._ended = threading.Event()
+        self._ended, self._reading = threading.Event(), threading.Lock()
         self.heartbeat("starting")
         self._connect()
 
@@ -101,9 +101,12 @@ class Watchdog:
         self._ended.set()
         for connection in list(self._peers):
             self._send(connection, self._note(**facts))
-            if failed and _gone(connection, 0.5):  # before rank 0 can have ended the run for this rank's sake
+            if failed and self._gone(connection, 0.5):  # before rank 0 can have ended the run for this rank's sake
                 traceback.print_exception(error)
                 self._end_without_rank_0()
+            elif failed and (silent := self._unheard(3 * self.beat)):  # a collective gave up first
+                traceback.print_exception(error)
+                self._end_silent(silent[0])
 
     def _connect(self) -> None:
         """Every rank to rank 0, which alone listens."""
@@ -119,7 +122,7 @@ class Watchdog:
             connection = Client((host, port), authkey=key)
             with socket.socket(fileno=os.dup(connection.fileno())) as its:  # a lost node says no farewell
                 its.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * SILENCE))
-            self._peers[connection] = self._note(), time.monotonic()
+            self._peers[connection] = Note(0, host, "", False), time.monotonic()
             self._send(connection, self._note())
 
     def _accept(self, listener: Listener) -> None:
@@ -144,21 +147,47 @@ class Watchdog:
         with suppress(OSError):  # the other side is gone: a thread of it or of ours speaks of that
             connection.send_bytes(json.dumps(asdict(note)).encode())
 
+    def _next(self, connection: Connection, seconds: float) -> Note | None:
+        """Rank 0's next note, if it comes within that time. Two threads may ask; one of them gets it."""
+        if connection.poll(seconds):
+            with self._reading:
+                return Note(**json.loads(connection.recv_bytes())) if connection.poll(0) else None
+        return None
+
+    def _gone(self, connection: Connection, seconds: float) -> bool:
+        """Whether rank 0 closes the connection within that time."""
+        until = time.monotonic() + seconds
+        try:
+            while (left := until - time.monotonic()) > 0:
+                self._next(connection, left)
+        except (EOFError, OSError):
+            return True
+        return False
+
     def _report(self) -> None:
-        """A rank other than 0: sends notes until it or rank 0 ends."""
+        """A rank other than 0: sends notes until it or rank 0 ends, and hears whether rank 0 still goes on."""
         (connection,) = self._peers
         while not self._ended.is_set():
             self._send(connection, self._note())
             try:
-                if connection.poll(self.beat) and Note(**json.loads(connection.recv_bytes())).ended:
-                    return
+                if note := self._next(connection, self.beat):
+                    if note.ended:
+                        return
+                    self._peers[connection] = note, time.monotonic()
             except (EOFError, OSError):
                 if not self._ended.is_set():
                     self._end_without_rank_0()
+            if silent := self._unheard(SILENCE):
+                self._end_silent(silent[0])
 
     def _judge(self) -> None:
         """Rank 0: reads notes, and ends the run when one is missing or bad."""
+        spoke = 0.0
         while not self._ended.is_set():
+            if time.monotonic() - spoke > self.beat:
+                spoke = time.monotonic()
+                for connection in list(self._peers):
+                    self._send(connection, self._note())
             lost = self._read(min(1.0, self.beat))  # ranks that connect meanwhile are heard in the next round
             if lost and not self._ended.is_set():
                 time.sleep(1)  # a death makes others fail: hear all, then name the first cause
@@ -167,7 +196,7 @@ class Watchdog:
                 cause = first.failure or f"died while {self.phase} (killed, out of memory or crashed): see its log"
                 self._end(f"{first} {cause}", first.exit_code)
             if silent := self._unheard(SILENCE):
-                self._end(f"{silent[0]} frozen or cut off while {self.phase}: not heard of for {SILENCE:.0f} s", 1)
+                self._end_silent(silent[0])
             if time.monotonic() - self._since > self.limit:
                 notes = [self._note(), *(note for note, _ in self._peers.values())]
                 found = self._unheard(3 * self.beat) or [note for note in notes if not note.waiting]
@@ -194,6 +223,11 @@ class Watchdog:
                 self._peers[connection] = note, time.monotonic()
         return lost
 
+    def _end_silent(self, note: Note) -> None:
+        heard = max(at for peer, at in self._peers.values() if peer.rank == note.rank)
+        silence = f"not heard of for {time.monotonic() - heard:.0f} s"
+        self._end(f"{note} frozen or cut off while {self.phase}: {silence}", 1)
+
     def _end_without_rank_0(self) -> None:
         self._end(f"rank 0 died or ended the run while {self.phase}: see its log", 1)
 
@@ -204,11 +238,3 @@ class Watchdog:
             self.fail(message, code)
         faulthandler.dump_traceback()
         os._exit(code)
-
-
-def _gone(connection: Connection, seconds: float) -> bool:
-    """Whether the other side closes the connection within that time."""
-    try:
-        return connection.poll(seconds) and not connection.recv_bytes()
-    except (EOFError, OSError):
-        return True
