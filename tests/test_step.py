@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from types import SimpleNamespace
 from typing import get_args
 
@@ -20,6 +21,7 @@ from pipeline.data.batch import BatchBuilder, InputLayout, Sample, TeacherLayout
 from pipeline.data.blocks import Blocks, OneBlock, SequenceBlocks
 from pipeline.data.noise import Noise
 from pipeline.distributed.topology import Topology
+from pipeline.method.certainty import certainty
 from pipeline.method.masking import TIME_EPSILON, complete_chunks, touched_chunks
 from pipeline.method.strategies import STRATEGIES
 from pipeline.method.tidal import cross_entropy_weight
@@ -253,6 +255,30 @@ def test_tidal_on_the_cross_entropy_scales_each_token_by_its_lambda():
     progress = 0.2 + (0.8 - 0.2) / 2 * (1 - math.cos(math.pi * 0.25))
     assert_close(mixed[0], plain[0] * progress * (1 - 0.6), rtol=1e-5, atol=0)
     assert torch.equal(mixed[1], plain[1])
+
+
+def test_certainty_is_the_entropy_of_what_is_right():
+    """By hand: at T = 0.5 the logits double; two tokens of three are right, one is wrong, and it is trained on alone."""
+    logits = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]], requires_grad=True)
+    found = certainty(logits, torch.tensor([0, 1, 1]), temperature=0.5)
+    for value, gap in zip(found[:2].tolist(), (2.0, 4.0), strict=True):
+        p = 1 / (1 + math.exp(-gap))
+        assert value == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p), rel=1e-5)
+    assert found[2] == 0
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert gradient[0, 0] < 0 < gradient[0, 1] and not gradient[2].any()  # the likeliest becomes likelier
+
+
+def test_own_losses_stand_beside_the_others_and_are_not_measured():
+    builder = BatchBuilder(InputLayout(1, OneBlock()), ())
+    batch = builder([Sample(HeldOut(1)[0], (0,))], 0.6)
+    logits = torch.randn(1, 12, VOCABULARY, generator=torch.Generator().manual_seed(2))
+    forced = partial(certainty, temperature=0.5)
+    student = StudentWithLoss(FixedLogits(logits, batch.student.document), [], torch.ones_like, own_losses=[forced])
+    sums, at = student(batch, [], 0.0), batch.student.positions.view(-1)[batch.predict]
+    assert_close(sums[1], forced(logits[0, at], batch.targets).sum())
+    assert counts(batch, [], 1).tolist() == [batch.maskable, len(batch.targets)]
+    assert torch.equal(student.eval()(batch, [], 0.0), sums[:1])
 
 
 def test_recipes_name_every_strategy_and_its_compdemo():

@@ -109,11 +109,13 @@ class HeldOut:
         )
 
 
-def select(candidates: Iterable[Function], held_out: HeldOut) -> tuple[list[Function], Counter[str]]:
-    """Functions to keep, and how many were kept or dropped for which reason."""
+def select(
+    candidates: Iterable[Function], held_out: HeldOut, longest: int = MAX_CHARACTERS
+) -> tuple[list[Function], Counter[str]]:
+    """Functions of at most `longest` characters to keep, and how many were kept or dropped for which reason."""
     kept, counts, seen = [], Counter(), set()
     for function in candidates:
-        reason = reason_to_drop(function, held_out, seen)
+        reason = "too long" if len(function.source) > longest else reason_to_drop(function, held_out, seen)
         if reason is None:
             kept.append(function)
         counts[reason or "kept"] += 1
@@ -122,8 +124,6 @@ def select(candidates: Iterable[Function], held_out: HeldOut) -> tuple[list[Func
 
 def reason_to_drop(function: Function, held_out: HeldOut, seen: set[str]) -> str | None:
     """Why a function is left out, None to keep it; its body is added to those seen."""
-    if len(function.source) > MAX_CHARACTERS:
-        return "too long"
     if function.name in held_out.names:
         return "name in HumanEval"
     body = normalised_body(function.source, function.name)
@@ -146,10 +146,11 @@ def main() -> None:
     """Harvests, deduplicates and writes."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--folder", type=Path, default=FOLDER, help="where the two files go")
-    folder = arguments.parse_args().folder
-    held_out = problems()
+    arguments.add_argument("--longest", type=int, default=MAX_CHARACTERS, help="characters of a function")
+    options = arguments.parse_args()
+    folder, held_out = options.folder, problems()
     root = Path(sysconfig.get_path("stdlib"))
-    kept, counts = select(standard_library(root), HeldOut.of(held_out))
+    kept, counts = select(standard_library(root), HeldOut.of(held_out), options.longest)
     if not kept:
         raise BadInput(f"no function with a docstring below {root}: this Python has no source of its standard library")
     print(", ".join(f"{reason}: {count}" for reason, count in counts.most_common()))

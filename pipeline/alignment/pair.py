@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from pipeline.alignment.chat import Messages
@@ -18,6 +17,7 @@ from pipeline.core.errors import BadInput
 from pipeline.core.rng import generator_for
 from pipeline.data.blocks import build_blocks, lay_out, lay_out_causal
 from pipeline.data.packing import pack
+from pipeline.method.masking import predictable
 from pipeline.models.conversion import end_of_turn
 from pipeline.models.families.family import Input
 from pipeline.models.families.table import family_of, is_shifted
@@ -120,17 +120,13 @@ def _likelihood(report: PairReport, path: str, reads: Input, aligned: AlignedBat
     tokenizer = load_tokenizer(path, needs_mask=not causal)
     model = load_teacher(path, dtype=torch.float32, device="cpu", tokenizer=tokenizer, causal=causal)
     blocks = build_blocks(reads, getattr(model.config, "block_size", None) or 32)
-    (ids, lengths), (chunks, _) = aligned.columns["t_input_ids"], aligned.columns["t_chunk_ids"]
-    split: list[tuple[Tensor, Tensor]] = [
-        (own.long(), own_chunks >= 0)
-        for own, own_chunks in zip(
-            torch.from_numpy(ids).split(lengths.tolist()), torch.from_numpy(chunks).split(lengths.tolist()), strict=True
-        )
-    ]
+    names = ("t_input_ids", "maskable", "t_student_chunk_ids", "t_chunk_ids")
+    split = [torch.from_numpy(x).split(lengths.tolist()) for x, lengths in map(aligned.columns.__getitem__, names)]
+    rows = [(ids.long(), predictable(*chunks)) for ids, *chunks in zip(*split, strict=True)]
     for share in SHARES:
         nats, count = 0.0, 0
-        for number, (row, predictable) in enumerate(split):
-            masked = predictable & (torch.rand(len(row), generator=generator_for(0, number, share)) < share)
+        for number, (row, answers) in enumerate(rows):
+            masked = answers & (torch.rand(len(row), generator=generator_for(0, number, share)) < share)
             masked[:1] = False
             shifted = not causal and is_shifted(model.config)
             document = (

@@ -11,7 +11,7 @@ from pipeline.core.errors import BadInput
 # what a line of metrics.jsonl and the counts of a manifest have beside the teachers
 RESERVED_NAMES = {
     "kind", "step", "loss", "cross_entropy", "grad_norm", "lr", "lambda", "tokens", "seconds", "tokens_per_second",
-    "by_t", "student", "maskable",
+    "by_t", "student", "maskable", "certainty",
 }  # fmt: skip
 
 MOST_REPEATS = 1_000
@@ -32,6 +32,7 @@ def check(recipe: Recipe) -> None:
             "optim.global_batch": optim.global_batch,
             "optim.micro_tokens": optim.micro_tokens,
             "objective.temperature": o.temperature,
+            "objective.certainty.temperature": o.certainty.temperature,
             "logging.every_steps": recipe.logging.every_steps,
             "checkpoint.keep": recipe.checkpoint.keep,
             **{f"teachers.{t.name}.length": t.length for t in recipe.teachers},
@@ -41,6 +42,7 @@ def check(recipe: Recipe) -> None:
         ("0 or more", lambda x: x >= 0, {
             "data.seed": recipe.data.seed,
             "objective.cross_entropy_weight": o.cross_entropy_weight,
+            "objective.certainty.weight": o.certainty.weight,
             "optim.clip": optim.clip,
             "optim.weight_decay": optim.weight_decay,
             "optim.selection_bias_rate": optim.selection_bias_rate,

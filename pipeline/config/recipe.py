@@ -175,6 +175,17 @@ class Tidal:
 
 
 @dataclass
+class Certainty:
+    """Certainty forcing (dParallel, arXiv 2509.26488), for students that decide more tokens in a forward: the entropy of the
+    masked tokens that the student has right, mean over masked tokens."""
+
+    weight: float = 0.0
+    """Beside the cross-entropy; 0 = without, 2 = as published."""
+    temperature: float = 0.5
+    """Of the distribution whose entropy is taken."""
+
+
+@dataclass
 class Objective:
     """The loss: cross-entropy plus one distillation term per teacher."""
 
@@ -185,6 +196,7 @@ class Objective:
     """T of every distillation term."""
     compdemo: CompDemo = field(default_factory=CompDemo)
     tidal: Tidal = field(default_factory=Tidal)
+    certainty: Certainty = field(default_factory=Certainty)
     mask_unit: Literal["token", "chunk"] = "token"
     """`token`: draw tokens with probability t, then complete chunks (as published). `chunk`: draw chunks."""
     cross_entropy: Literal["schedule", "uniform"] = "schedule"

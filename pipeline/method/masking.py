@@ -60,3 +60,9 @@ def touched_chunks(masked: Tensor, ids: Tensor) -> Tensor:
     touched[ids[masked]] = True
     touched[-1] = False
     return touched
+
+
+def predictable(maskable: Tensor, student_chunks: Tensor, teacher_chunks: Tensor) -> Tensor:
+    """Teacher tokens that a loss may ask about, those of chunks that can be masked whole: bool [L], int [L], int [L_t] -> bool [L_t]."""
+    whole = ~touched_chunks(~maskable, student_chunks)
+    return whole[teacher_chunks] & (teacher_chunks >= 0)

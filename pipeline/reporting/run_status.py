@@ -144,7 +144,7 @@ def run_status(run: Run, now: float) -> RunStatus:
         seconds_per_step=seconds,
         tokens_per_second=rate,
         loss=last.get("loss"),
-        terms={name: last[name] for name in ("cross_entropy", *run.teachers) if name in last},
+        terms={name: last[name] for name in ("cross_entropy", *run.teachers, "certainty") if name in last},
         grad_norm=last.get("grad_norm"),
         lr=last.get("lr"),
         validation=run.validation[-1] if run.validation else None,

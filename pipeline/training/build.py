@@ -19,6 +19,7 @@ from pipeline.data.batch import BatchBuilder, CausalLayout, InputLayout, StoredL
 from pipeline.data.blocks import OneBlock, Unread, build_blocks
 from pipeline.data.order import GlobalBatches
 from pipeline.distributed.topology import Topology
+from pipeline.method.certainty import certainty
 from pipeline.method.tidal import cross_entropy_weight
 from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
 from pipeline.models.families.table import is_shifted
@@ -80,7 +81,13 @@ def build_trainer(plan: Plan, topology: Topology) -> Trainer:
         builder=batch_builder(
             plan, model.config, [config_of(t) for t in teachers], compdemo_ratio(recipe), topology.device
         ),
-        weights=torch.tensor([recipe.objective.cross_entropy_weight, *(t.weight for t in recipe.teachers)]),
+        weights=torch.tensor(
+            [
+                recipe.objective.cross_entropy_weight,
+                *(t.weight for t in recipe.teachers),
+                *[recipe.objective.certainty.weight] * len(module.own_losses),
+            ]
+        ),
         steps=recipe.optim.steps or batches.steps(recipe.optim.epochs),  # type: ignore[arg-type]  # one is set
         accumulation=plan.accumulation,
         after_step=_router_balance(model, recipe),
@@ -100,7 +107,9 @@ def student_with_loss(
         for teacher, shared, loaded in zip(recipe.teachers, plan.dataset.shared_vocab, teachers, strict=True)
     ]
     mix = tidal_mix(recipe.objective.tidal) if recipe.objective.tidal.cross_entropy else None
-    return StudentWithLoss(model, terms, _CROSS_ENTROPY[recipe.objective.cross_entropy], mix)
+    forcing = recipe.objective.certainty
+    own_losses = [partial(certainty, temperature=forcing.temperature)] if forcing.weight else []
+    return StudentWithLoss(model, terms, _CROSS_ENTROPY[recipe.objective.cross_entropy], mix, own_losses)
 
 
 def frozen_teacher(plan: Plan, teacher: Teacher, topology: Topology) -> PreTrainedModel | None:

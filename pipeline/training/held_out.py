@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,9 +19,6 @@ from pipeline.distributed.device_reads import read
 from pipeline.distributed.topology import Topology
 from pipeline.models.forward import head_of
 from pipeline.training.terms import Term, build_term
-
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
 
 TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -57,19 +53,24 @@ class FixedNoiseRows:
 
 
 @torch.no_grad()
-def validation_loss(engine: DeepSpeedEngine, rows: FixedNoiseRows) -> ByTime:
-    """Mean cross-entropy of a masked token, in nats. Collective."""
-    engine.eval()
+def validation_loss(
+    student: Callable[..., Tensor], cross_entropy_weight: Callable[[Tensor], Tensor], rows: FixedNoiseRows
+) -> ByTime:
+    """Mean cross-entropy of a masked token, in nats. Collective.
+
+    Args:
+        student: `StudentWithLoss` in eval mode, or its engine.
+        cross_entropy_weight: the student's, which is taken out.
+    """
     losses = {}
     for t in TIMESTEPS:
         total = torch.zeros(2, dtype=torch.float64, device=rows.topology.device)
-        weight = engine.module.cross_entropy_weight(torch.tensor(t))
+        weight = cross_entropy_weight(torch.tensor(t))
         for batch in rows.batches(t):
-            total += torch.stack([engine(batch, (), 0.0)[0] / weight, batch.t.new_tensor(batch.targets.shape[0])])
+            total += torch.stack([student(batch, (), 0.0)[0] / weight, batch.t.new_tensor(batch.targets.shape[0])])
         dist.all_reduce(total)
         nats, tokens = read(total)
         losses[str(t)] = nats / max(1, tokens)
-    engine.train()
     return losses
 
 

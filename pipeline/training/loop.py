@@ -53,7 +53,7 @@ class Trainer:
     batches: GlobalBatches
     builder: BatchBuilder
     weights: Tensor
-    """Of the cross-entropy, then of every teacher's term: [1 + teachers]."""
+    """Of the cross-entropy, of every teacher's term, and of the student's own losses: [1 + teachers + own losses]."""
     steps: int
     accumulation: int
     after_step: Callable[[], None]
@@ -135,7 +135,8 @@ class Trainer:
         Raises FloatingPointError, on every rank and with nothing changed, where loss or gradient is not finite.
         """
         terms = [term for term, _ in self.teachers]
-        own = torch.stack([counts(batch.host, terms) for batch in micro_batches])
+        own_losses = len(self.weights) - 1 - len(terms)
+        own = torch.stack([counts(batch.host, terms, own_losses) for batch in micro_batches])
         shared = torch.cat([own.sum(0), torch.tensor([requests.stop, requests.save], dtype=torch.float64)])
         dist.all_reduce(shared, group=self.topology.control)  # on the CPU: no device is waited for
         totals, agreed = shared[: own.shape[1]], shared[own.shape[1] :]
@@ -162,7 +163,7 @@ class Trainer:
         return Requests(stopping, saving)
 
     def forward(self, staged: StagedBatch, progress: float) -> Tensor:
-        """Sums of the cross-entropy and of each teacher's term: [1 + teachers]."""
+        """Sums of the cross-entropy, of each teacher's term, and of the student's own losses: [1 + teachers + own losses]."""
         batch = staged.on_device()
         pairs = zip(self.teachers, batch.teachers, strict=True)
         teacher_outputs = [term.teacher_forward(model, own) for (term, model), own in pairs]

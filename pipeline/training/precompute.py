@@ -25,7 +25,7 @@ from pipeline.data.blocks import lay_out_causal
 from pipeline.data.packing import pack
 from pipeline.distributed.topology import Topology
 from pipeline.method.chunked_lm_head import chunked_lm_head, token_log_prob
-from pipeline.method.masking import touched_chunks
+from pipeline.method.masking import predictable
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
 from pipeline.models.forward import head_weight, hidden_states
 from pipeline.models.loading import load_teacher, read_config
@@ -153,10 +153,9 @@ def _problem(teacher: Teacher, shards: tuple[StoredShard, ...]) -> str:
 
 
 def answered_tokens(row: AlignedRow) -> Tensor:
-    """Teacher tokens that a loss may ask about: those of chunks that can be masked; nothing is left of the first token. bool [L_t]"""
+    """`predictable` of the row's teacher, but the first token, of which nothing is left: bool [L_t]."""
     (teacher,) = row.teachers
-    whole = ~touched_chunks(~row.maskable, teacher.student_chunks)
-    wanted = whole[teacher.chunks] & (teacher.chunks >= 0)
+    wanted = predictable(row.maskable, teacher.student_chunks, teacher.chunks)
     wanted[:1] = False
     return wanted
 

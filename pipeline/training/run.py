@@ -88,7 +88,7 @@ def _train(plan: Plan, topology: Topology, stop: StopSignals, heartbeat: Callabl
     trainer = build_trainer(plan, topology)
     metrics = Metrics(
         run_dir / "metrics.jsonl",
-        ["cross_entropy", *(t.name for t in recipe.teachers)],
+        ["cross_entropy", *(t.name for t in recipe.teachers), *["certainty"] * bool(recipe.objective.certainty.weight)],
         first=first,
         steps=trainer.steps,
         device=topology.device,
@@ -155,10 +155,12 @@ def _check_teachers(plan: Plan, trainer: Trainer, first: int) -> None:
 
 
 def _validate(plan: Plan, trainer: Trainer, metrics: Metrics, step: int) -> None:
-    config = trainer.engine.module.model.config
-    rows = fixed_noise_rows(plan, "validation", config, [], trainer.topology)
+    student = trainer.engine
+    rows = fixed_noise_rows(plan, "validation", student.module.model.config, [], trainer.topology)
     if len(rows):
-        metrics.validation(step, validation_loss(trainer.engine, rows))
+        student.eval()
+        metrics.validation(step, validation_loss(student, student.module.cross_entropy_weight, rows))
+        student.train()
     if step == trainer.steps:
         _measure_kl(plan, trainer, step)
 

@@ -15,6 +15,9 @@ from pipeline.method.tidal import mix_cross_entropy
 from pipeline.models.forward import hidden_states
 from pipeline.training.terms import Mix, Term
 
+OwnLoss = Callable[[Tensor, Tensor], Tensor]
+"""Of the student's distributions alone: logits [c, V], true tokens [c] -> [c]; its denominator is the masked tokens"""
+
 
 class LMHead(nn.Module):
     """The student's head as a module of its own, around the model's own (maybe tied) weight.
@@ -40,17 +43,19 @@ class StudentWithLoss(nn.Module):
         terms: Sequence[Term],
         cross_entropy_weight: Callable[[Tensor], Tensor],
         cross_entropy_mix: Mix | None = None,
+        own_losses: Sequence[OwnLoss] = (),
     ):
         super().__init__()
         self.model = model
         self.head = LMHead(model.get_output_embeddings().weight)
         self.terms, self.cross_entropy_weight = tuple(terms), cross_entropy_weight
-        self.cross_entropy_mix = cross_entropy_mix
+        self.cross_entropy_mix, self.own_losses = cross_entropy_mix, tuple(own_losses)
 
     def forward(
         self, batch: Batch, teacher_outputs: Sequence[Tensor], progress: float, terms: Sequence[Term] | None = None
     ) -> Tensor:
-        """Sums over the micro-batch of the cross-entropy and of each teacher's term: float32 [1 + teachers].
+        """Sums over the micro-batch of the cross-entropy, of each teacher's term and, in training mode, of the student's own losses:
+        float32 [1 + teachers + own losses].
 
         Args:
             teacher_outputs: of each term's `teacher_forward`.
@@ -61,23 +66,27 @@ class StudentWithLoss(nn.Module):
         parts = zip(terms, batch.teachers, teacher_outputs, strict=True)
         signals = [term.signal(teacher, output, progress) for term, teacher, output in parts]
 
+        own_losses = self.own_losses if self.training else ()
+
         def per_token(logits: Tensor, tokens: slice) -> Tensor:
             log_prob = token_log_prob(logits, batch.targets[tokens])
-            return torch.stack([log_prob, *(signal.per_token(logits, log_prob, tokens) for signal in signals)], 1)
+            taught = (signal.per_token(logits, log_prob, tokens) for signal in signals)
+            return torch.stack([log_prob, *taught, *(own(logits, batch.targets[tokens]) for own in own_losses)], 1)
 
         hidden = hidden_states(self.model, batch.student, batch.predict)
         log_prob, *values = self.head(per_token, hidden).unbind(1)
+        taught, own = values[: len(signals)], values[len(signals) :]
         weight = self.cross_entropy_weight(batch.t)
         if terms and self.cross_entropy_mix:
             weight = mix_cross_entropy(weight, self.cross_entropy_mix(progress, batch.t))
-        losses = [signal.loss(value) for signal, value in zip(signals, values, strict=True)]
-        return torch.stack([-(weight * log_prob).sum(), *losses])
+        losses = [signal.loss(value) for signal, value in zip(signals, taught, strict=True)]
+        return torch.stack([-(weight * log_prob).sum(), *losses, *(value.sum() for value in own)])
 
 
-def counts(batch: Batch, terms: Sequence[Term]) -> Tensor:
-    """Each term's share of its denominator: float64 [1 + teachers]. Known from the noise, before any forward."""
-    own = [batch.maskable, *(term.count(teacher) for term, teacher in zip(terms, batch.teachers, strict=True))]
-    return torch.tensor(own, dtype=torch.float64)
+def counts(batch: Batch, terms: Sequence[Term], own_losses: int = 0) -> Tensor:
+    """Each term's share of its denominator: float64 [1 + teachers + own losses]. Known from the noise, before any forward."""
+    taught = (term.count(teacher) for term, teacher in zip(terms, batch.teachers, strict=True))
+    return torch.tensor([batch.maskable, *taught, *[len(batch.targets)] * own_losses], dtype=torch.float64)
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup: float, final: float) -> float:
