@@ -33,14 +33,16 @@ def main() -> None:
     p = parser(__doc__)
     p.add_argument("--processes", type=int, default=0, help="worker processes; 0 = all cores, under mpirun 1 a rank")
     p.add_argument("--shard-rows", type=int, default=4096, help="rows of a source in one shard")
+    p.add_argument("--overwrite", action="store_true", help="replace a finished dataset of other settings or data")
     recipe, flags = parse(p)
     if flags.shard_rows < 1 or flags.processes < 0:
         raise BadInput("--shard-rows must be at least 1 and --processes at least 0")
     processes = flags.processes or (os.cpu_count() or 1 if ranks.size == 1 else 1)
-    with record_status(Path(recipe.run_dir), "align") as status:
+    manifest_file = Path(recipe.data.aligned) / "manifest.json"
+    with record_status(Path(recipe.run_dir), "align", keeps=manifest_file.is_file) as status:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop)
-        manifest, message = align(recipe, ranks, processes, flags.shard_rows)
+        manifest, message = align(recipe, ranks, processes, flags.shard_rows, overwrite=flags.overwrite)
         status["message"] = message
     if ranks.rank == 0:
         console = Console()

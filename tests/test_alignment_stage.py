@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.alignment import shards
 from pipeline.alignment.manifest import (
+    Manifest,
     RowCounts,
     check_manifest,
     load_manifest,
@@ -53,7 +54,7 @@ def test_the_dataset_follows_its_contract(run_align, align_recipe, tmp_path, ali
         answer = [student[i] for i, m in zip(row["input_ids"], row["maskable"], strict=True) if m]
         assert b"".join(answer).decode() == source["messages"][1]["content"] + "<|im_end|>"
     manifest = load_manifest(tmp_path / "aligned")
-    assert manifest.rows["train"] == RowCounts(40, 40, {})
+    assert manifest.rows["train"] == RowCounts(40, 40, {}, 0, 0)
     assert manifest.tokens["student"] == sum(map(len, rows["input_ids"]))
     assert manifest.inputs.sources[0].source.licence == "CC0"
     statistics = manifest.statistics["llada2"]
@@ -96,7 +97,7 @@ def test_no_teacher_and_several(run_align, align_recipe, tmp_path, align_tokeniz
         {"name": name, "path": "none", "tokenizer": str(align_tokenizers / folder), "length": 90}
         for name, folder in (("wedlm", "same"), ("llada2", "teacher"))
     ]
-    code, out, _ = run_align("--teachers", json.dumps(teachers))
+    code, out, _ = run_align("--teachers", json.dumps(teachers), "--overwrite")
     assert code == 0 and "holds another dataset" in out
     rows, manifest = table(tmp_path / "aligned"), load_manifest(tmp_path / "aligned")
     assert rows["wedlm_input_ids"] == rows["input_ids"]
@@ -126,10 +127,43 @@ def test_finished_shards_are_kept(run_align, tmp_path):
     assert after["shard-00000.arrow"] == before["shard-00000.arrow"]
 
 
-def test_other_settings_replace_the_dataset(run_align, tmp_path):
+def test_a_finished_dataset_is_not_replaced_unasked(run_align, tmp_path):
+    run_align()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "aligned").iterdir()}
+    code, _, error = run_align("--data.student_length", "24", "--student.block_size", "8", "--data.maskable", "last")
+    assert code == 2 and error.count("\n") == 1
+    assert "differs in maskable (aligned: all, recipe: last); student.length (aligned: 100, recipe: 24)" in error
+    assert "--overwrite replaces it" in error
+    assert {path.name: path.read_bytes() for path in (tmp_path / "aligned").iterdir()} == before
+    assert read_json(tmp_path / "run/status/align.json")["state"] == "done"
+    write_jsonl(tmp_path / "rows.jsonl", [*ROWS[:20], {"messages": 1}])
+    assert run_align("--overwrite")[0] == 2  # a row shows what is wrong: by then the old dataset is gone
+    assert read_json(tmp_path / "run/status/align.json")["state"] == "failed"
+
+
+def test_rows_that_are_cut_are_counted(run_align, tmp_path):
+    run_align()
+    assert (load_manifest(tmp_path / "aligned").rows["train"].cut, 0) == (0, 0)
+    whole = table(tmp_path / "aligned")["maskable"]
+    shorter = ("--data.student_length", "24", "--student.block_size", "8", "--teachers.length", "28")
+    _, out, _ = run_align(*shorter, "--overwrite")
+    manifest = load_manifest(tmp_path / "aligned")
+    lost = sum(sum(row[24:]) for row in whole)
+    rows = manifest.rows["train"]
+    assert (rows.read, rows.kept, rows.cut, rows.tokens_lost) == (40, 40, sum(any(r[24:]) for r in whole), lost)
+    assert rows.cut and f"│ {rows.cut} of 40, {lost} maskable tokens lost" in out
+    assert 0 < manifest.statistics["llada2"].rows_cut <= 40
+    unknown = manifest.to_json()  # as an older program wrote it
+    for counts in unknown["rows"].values():
+        del counts["cut"], counts["tokens_lost"]
+    assert Manifest.from_json(unknown).rows["train"] == RowCounts(40, 40, {})
+
+
+def test_other_settings_replace_the_dataset_if_asked(run_align, tmp_path):
     run_align()
     first = load_manifest(tmp_path / "aligned").key
-    code, out, _ = run_align("--data.student_length", "24", "--student.block_size", "8", "--shard-rows", "40")
+    words = ("--data.student_length", "24", "--student.block_size", "8", "--shard-rows", "40", "--overwrite")
+    code, out, _ = run_align(*words)
     assert code == 0 and f"holds another dataset, with key {first[:12]}" in out
     assert "reused 0 shards, built 2, removed 2 of another dataset" in out
     assert sorted(path.name for path in (tmp_path / "aligned").glob("*.arrow")) == [
@@ -157,7 +191,7 @@ def test_bad_rows_are_dropped_and_counted_if_asked_for(run_align, tmp_path):
     assert run_align()[0] == 2
     code, out, _ = run_align("--data.on_bad_row", "drop")
     assert code == 0 and "1 no_messages, 1 tools" in out
-    counts = RowCounts(42, 40, {"no_messages": 1, "tools": 1})
+    counts = RowCounts(42, 40, {"no_messages": 1, "tools": 1}, 0, 0)
     assert load_manifest(tmp_path / "aligned").rows["train"] == counts
     assert table(tmp_path / "aligned")["row"] == [*range(20), *range(22, 42)]
 
@@ -167,7 +201,7 @@ def test_only_last_answers_if_asked_for(run_align, tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", [talk] * 5)
     maskable = {}
     for setting in ("all", "last"):
-        assert run_align("--data.maskable", setting)[0] == 0
+        assert run_align("--data.maskable", setting, "--overwrite")[0] == 0
         maskable[setting] = load_manifest(tmp_path / "aligned").tokens["maskable"]
     assert maskable["all"] == 2 * maskable["last"]
 
@@ -189,7 +223,7 @@ def test_the_loss_of_many_rows_is_said_aloud(run_align, tmp_path):
 def test_rows_are_dropped_with_a_reason(run_align, tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", [*ROWS, {"messages": [{"role": "user", "content": "Anybody?"}]}])
     assert "1 no_assistant_content" in run_align()[1]
-    assert load_manifest(tmp_path / "aligned").rows["train"] == RowCounts(41, 40, {"no_assistant_content": 1})
+    assert load_manifest(tmp_path / "aligned").rows["train"] == RowCounts(41, 40, {"no_assistant_content": 1}, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import pytest
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.files import read_json_lines, write_json_lines
 from pipeline.core.run_directory import evaluation_folder, read_metrics
-from pipeline.core.stage_status import record_status, status_file
+from pipeline.core.stage_status import history_file, read_history, record_status, status_file
 from pipeline.core.version import code_version
+from pipeline.reporting.run_status import StageStatus
 
 
 def test_rows_of_text_with_any_separator_are_read_back(tmp_path):
@@ -49,6 +50,38 @@ def test_a_place_that_cannot_be_written_is_one_line_in_every_stage(tmp_path, num
     assert json.loads(status_file(tmp_path, "report").read_text())["exit_code"] == 2
     with pytest.raises(OSError):  # a broken disk is no place to choose better
         exit_code("report", lambda: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+
+
+def test_a_refused_start_leaves_a_stage_done_and_the_history_has_both(tmp_path):
+    def stage(error: BaseException | None = None, **words) -> None:
+        with record_status(tmp_path, "score", **words) as status:
+            if error:
+                raise error
+            status["message"] = "scored"
+
+    stage()
+    for error, words in (
+        (BadInput("no such label"), {}),
+        (ValueError("a fault"), {}),
+        (BadInput("gone"), {"keeps": bool}),
+    ):
+        if not words:
+            stage()
+        with pytest.raises(type(error)):
+            stage(error, **words)
+        state = json.loads(status_file(tmp_path, "score").read_text())["state"]
+        assert state == ("done" if "label" in str(error) else "failed")
+    with history_file(tmp_path).open("a") as file:
+        file.write('{"cut')
+    history = read_history(tmp_path)
+    assert [line["event"] for line in history[:6]] == ["started", "done", "started", "done", "started", "failed"]
+    assert history[5]["message"] == "BadInput: no such label" and history[5]["time"].endswith("+00:00")
+    ended = StageStatus.of({"state": "done", "exit_code": 0, "message": ""}, [*history, history[0]])
+    assert ended.starts == 6 and "(6 starts, 0:00:00 in all)" in ended.line
+    assert (
+        StageStatus.of({"state": "done", "exit_code": 0, "message": ""}, [*history, history[0], *history[:2]]).starts
+        == 8
+    )
 
 
 def test_without_git_the_version_is_unknown(monkeypatch):

@@ -28,6 +28,7 @@ from pipeline.alignment.manifest import (
     ShardEntry,
     checksum_fits,
     damaged_shards,
+    differences,
     load_manifest,
     restrict_to,
 )
@@ -71,15 +72,20 @@ class BuiltShard:
     reused: bool
 
 
-def align(recipe: Recipe, ranks: Ranks, processes: int, shard_rows: int) -> tuple[Manifest, str]:
+def align(
+    recipe: Recipe, ranks: Ranks, processes: int, shard_rows: int, *, overwrite: bool = False
+) -> tuple[Manifest, str]:
     """Builds what is missing of the recipe's aligned dataset; returns its manifest and what was done, in words.
 
-    Raises BadInput for data, tokenizers or settings that cannot be used; then there is no manifest.
+    overwrite: another complete dataset in that folder may be replaced.
+
+    Raises BadInput for data, tokenizers or settings that cannot be used; what is found out before the first row leaves
+    the folder as it was, and what a row shows leaves no manifest.
     """
-    job = ranks.share(lambda: prepare(recipe, shard_rows))
+    job = ranks.share(lambda: prepare(recipe, shard_rows, overwrite=overwrite))
     with ExitStack() as stack:
         if job.shards and ranks.share(lambda: stack.enter_context(dataset_lock(job.folder))):
-            job = ranks.share(lambda: prepare(recipe, shard_rows))  # another process has built it
+            job = ranks.share(lambda: prepare(recipe, shard_rows, overwrite=overwrite))  # another process has built it
         if not job.shards:
             manifest = load_manifest(job.folder)
             return manifest, f"reused {len(manifest.shards)} shards, built 0"
@@ -95,8 +101,11 @@ def align(recipe: Recipe, ranks: Ranks, processes: int, shard_rows: int) -> tupl
         return ranks.share(lambda: finish(job, [shard for part in built for shard in part]))
 
 
-def prepare(recipe: Recipe, shard_rows: int) -> Job:
-    """Checks all inputs and plans the shards: none if the folder holds a complete dataset that fits the recipe."""
+def prepare(recipe: Recipe, shard_rows: int, *, overwrite: bool = False) -> Job:
+    """Checks all inputs and plans the shards: none if the folder holds a complete dataset that fits the recipe.
+
+    Raises BadInput, too, for a folder that holds a complete dataset of other settings or data, unless `overwrite`.
+    """
     data = [*recipe.data.sources, *filter(None, [recipe.data.validation])]
     if not recipe.data.sources:
         raise BadInput("the recipe names no data: set data.sources")
@@ -109,7 +118,7 @@ def prepare(recipe: Recipe, shard_rows: int) -> Job:
     shared = {name: shared_vocab(student, tokenizer) for name, tokenizer in tokenizers.items()}
     inputs, folder = fingerprint_inputs(recipe, contents, shared), Path(recipe.data.aligned)
     there = read_json(folder / "manifest.json")
-    problem = mismatch(there, inputs, folder) if there else "is empty"
+    problem = mismatch(there, inputs, folder, overwrite=overwrite) if there else "is empty"
     if there and problem:
         log.info(f"{folder} {problem}: building it again")
     return Job(folder, inputs, rows, sharding.plan(inputs, shard_rows) if problem else [])
@@ -155,8 +164,11 @@ def _check_rows(split: str, rows: RowCounts) -> None:
         log.warning(f"more than half of the {split} rows are dropped ({reasons})")
 
 
-def mismatch(there: Any, inputs: Inputs, folder: Path) -> str | None:
-    """Why the dataset whose manifest this is neither is nor contains the one that is asked for."""
+def mismatch(there: Any, inputs: Inputs, folder: Path, *, overwrite: bool) -> str | None:
+    """Why the dataset whose manifest this is neither is nor contains the one that is asked for.
+
+    Raises BadInput where it is a usable one of other settings or data and must not be replaced.
+    """
     if not checksum_fits(there):
         return "has a damaged manifest"
     if there["format"] != FORMAT:
@@ -166,8 +178,13 @@ def mismatch(there: Any, inputs: Inputs, folder: Path) -> str | None:
     except (KeyError, TypeError):
         return "has a manifest of another version of this program"
     wanted = inputs.identity
-    if restrict_to(manifest.inputs.identity, wanted) != wanted:
-        return f"holds another dataset, with key {manifest.key[:12]}"
+    if changes := differences(restrict_to(manifest.inputs.identity, wanted), wanted):
+        if overwrite:
+            return f"holds another dataset, with key {manifest.key[:12]}"
+        raise BadInput(
+            f"{folder} holds a finished dataset that differs in {'; '.join(changes)}: --overwrite replaces it, another "
+            "--data.aligned keeps both"
+        )
     damaged = damaged_shards(folder, manifest.shards)
     return f"has missing or damaged shards ({', '.join(damaged)})" if damaged else None
 

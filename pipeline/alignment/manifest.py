@@ -28,6 +28,10 @@ class RowCounts:
     read: int
     kept: int
     dropped: dict[str, int]
+    cut: int | None = None
+    """Of the kept: rows with tokens to learn behind data.student_length. None in a manifest of an older program."""
+    tokens_lost: int | None = None
+    """Maskable tokens of the student behind that length, in the kept rows."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class ChunkStatistics:
     maskable_outside_chunks_share: float
     student_straddling_tokens: int
     teacher_straddling_tokens: int
+    rows_cut: int | None = None
+    """Kept rows with tokens to learn behind this teacher's length. None in a manifest of an older program."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ def check_manifest(manifest: Manifest, recipe: Recipe) -> None:
     contents = {source_key(data.source): data.content for data in manifest.inputs.data}
     wanted = fingerprint_inputs(recipe, contents).identity
     aligned = restrict_to(manifest.inputs.identity, wanted)
-    changes = [f"{name} (aligned: {there}, recipe: {here})" for name, there, here in _differences(aligned, wanted)]
+    changes = differences(aligned, wanted)
     changes += [f"the size of {data.source.path}" for data in manifest.inputs.data if _was_resized(data)]
     if changes:
         raise BadInput(
@@ -149,6 +155,11 @@ def restrict_to(identity: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[
 def _was_resized(data: SourceInputs) -> bool:
     path = Path(data.source.path)
     return data.content is not None and path.is_file() and path.stat().st_size != data.content.bytes
+
+
+def differences(aligned: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities, in words: the name of an entry, and both values."""
+    return [f"{name} (aligned: {there}, recipe: {here})" for name, there, here in _differences(aligned, wanted)]
 
 
 def _differences(aligned: Any, wanted: Any, name: str = "") -> list[tuple[str, Any, Any]]:

@@ -32,7 +32,12 @@ def align_rows(
     own = student.encode(batch)
     tokens, learnt = _per_row(own.row, rows), _per_row(own.row[own.maskable], rows)
     columns = {"input_ids": (own.ids, tokens), "maskable": (own.maskable, tokens)}
-    counts = {"student_tokens": tokens, "maskable_tokens": learnt}
+    counts = {
+        "student_tokens": tokens,
+        "maskable_tokens": learnt,
+        "rows_cut": own.cut.astype(np.int64),
+        "tokens_lost": own.lost,
+    }
     dropped = [
         problem or _nothing_to_learn(*row)
         for problem, *row in zip(own.problems, rows, batch.targets, learnt, strict=True)
@@ -47,6 +52,7 @@ def align_rows(
         columns[f"{name}_student_chunk_ids"] = _count_from_zero(own_chunks, own.row, len(rows)), tokens
         statistics = _statistics(own, own_chunks, other, other_chunks, len(rows))
         counts |= {f"{name}.{key}": values for key, values in statistics.items()}
+        counts[f"{name}.rows_cut"] = other.cut.astype(np.int64)
         useful = _per_row(own.row[own.maskable & (own_chunks >= 0)], rows) > 0
         for index, problem in enumerate(other.problems):
             dropped[index] = dropped[index] or problem or (None if useful[index] else "no_aligned_chunk")

@@ -62,10 +62,15 @@ class SideBatch:
     """tokens as positions of `Conversations`; -1 for tokens that are not wholly and faithfully in one content"""
     straddling: np.ndarray
     """bool [tokens]: partly in a content"""
-    cut: np.ndarray
-    """bool [rows]: tokens that could be learnt lie behind the longest length"""
+    lost: np.ndarray
+    """int64 [rows]: tokens that could be learnt, but lie behind the longest length"""
     problems: list[str | None]
     """for every row, why it cannot be used"""
+
+    @property
+    def cut(self) -> np.ndarray:
+        """bool [rows]: whether the row goes on behind the longest length."""
+        return self.lost > 0
 
     def take(self, kept: np.ndarray) -> SideBatch:
         """The tokens where `kept`, bool [tokens], holds."""
@@ -170,7 +175,7 @@ class Side:
         turns = [(n, text_starts[n] + a, text_starts[n] + b) for n, found in enumerate(rows) for a, b in found.turns]
         maskable = self._maskable(ids, row, spans, _table(turns))
         fits = np.arange(len(ids)) - (np.cumsum(counts) - counts)[row] < self._length
-        cut = np.bincount(row[maskable & ~fits], minlength=len(rows)) > 0
+        lost = np.bincount(row[maskable & ~fits], minlength=len(rows))
         # What a template prints after the last answer is never generated, and in xt it would show where the answer ends.
         last = np.full(len(rows), -1)
         np.maximum.at(last, row[maskable & fits], np.flatnonzero(maskable & fits))
@@ -179,7 +184,7 @@ class Side:
         contents, straddling = _in_contents(spans, _table(runs))
         for n in np.unique(row[self._control[ids] & contents.inside]):  # it would end a turn, or forge one
             problems[n] = "control_token_in_content"
-        return SideBatch(ids, row, maskable, contents, straddling, cut, problems)
+        return SideBatch(ids, row, maskable, contents, straddling, lost, problems)
 
     def _spans(self, ids: np.ndarray, counts: np.ndarray, text_starts: np.ndarray, rows: list[_Row]) -> Spans:
         """Spans in the line of all texts."""

@@ -23,7 +23,8 @@ def count_by_split(records: Iterable[ShardRecord]) -> dict[str, Counter[str]]:
 def row_counts(counts: Counter[str]) -> RowCounts:
     """Rows read, kept and dropped of what a split counts."""
     dropped = {name.removeprefix("dropped."): n for name, n in sorted(counts.items()) if name.startswith("dropped.")}
-    return RowCounts(counts["kept"] + sum(dropped.values()), counts["kept"], dropped)
+    read = counts["kept"] + sum(dropped.values())
+    return RowCounts(read, counts["kept"], dropped, counts["rows_cut"], counts["tokens_lost"])
 
 
 def token_counts(counts: Counter[str], teachers: Iterable[str]) -> dict[str, int]:
@@ -45,6 +46,7 @@ def chunk_statistics(counts: Counter[str], teacher: str) -> ChunkStatistics:
         maskable_outside_chunks_share=counts[f"{teacher}.maskable_outside_chunks"] / max(counts["maskable_tokens"], 1),
         student_straddling_tokens=counts[f"{teacher}.student_straddling"],
         teacher_straddling_tokens=counts[f"{teacher}.teacher_straddling"],
+        rows_cut=counts[f"{teacher}.rows_cut"],
     )
 
 
@@ -56,6 +58,10 @@ def table(manifest: Manifest) -> Table:
     for split, rows in manifest.rows.items():
         dropped = "".join(f", {n:,} {reason}" for reason, n in rows.dropped.items())
         result.add_row(f"{split} rows kept", f"{rows.kept:,} of {rows.read:,}{dropped}")
+        if rows.cut is not None:
+            result.add_row(
+                f"{split} rows cut", f"{rows.cut:,} of {rows.kept:,}, {rows.tokens_lost:,} maskable tokens lost"
+            )
     for name, tokens in manifest.tokens.items():
         result.add_row(f"{name} tokens", f"{tokens:,}")
     for name, statistics in manifest.statistics.items():
@@ -64,5 +70,6 @@ def table(manifest: Manifest) -> Table:
             result.add_row(f"{name}: shared vocabulary", f"{vocabulary:,} ids")
         for key, value in asdict(statistics).items():
             label = f"{name}: {key.replace('_', ' ')}"
-            result.add_row(label, f"{value:,}" if isinstance(value, int) else f"{value:.3f}")
+            if value is not None:
+                result.add_row(label, f"{value:,}" if isinstance(value, int) else f"{value:.3f}")
     return result

@@ -6,6 +6,7 @@ import fcntl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.table import Table
 from pipeline.core.checkpoint_files import complete_checkpoints
 from pipeline.core.files import read_json
 from pipeline.core.run_directory import best_file
-from pipeline.core.stage_status import status_file
+from pipeline.core.stage_status import read_history, status_file
 from pipeline.evaluation.results import Score
 from pipeline.reporting.run_record import Run, Validation
 
@@ -29,6 +30,25 @@ class StageStatus:
     state: str
     exit_code: int
     message: str
+    starts: int = 0
+    """So far, as status/history.jsonl has them; 0 in a run of an older program."""
+    seconds: float = 0.0
+    """That all of them took; one that was killed could not say so."""
+
+    @classmethod
+    def of(cls, ended: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> StageStatus:
+        """From the status file and the stage's lines of the history: a start without an end was killed, or runs."""
+        ends = [line for line in history if line["event"] != "started"]
+        unended = sum(a["event"] == b["event"] == "started" for a, b in pairwise(history))
+        seconds = sum(line.get("seconds", 0.0) for line in ends)
+        state, code, message = map(ended.get, ("state", "exit_code", "message"))
+        return cls(state, code, message, len(ends) + unended, seconds)
+
+    @property
+    def line(self) -> str:
+        """How it ended, how often it was started, and what it said."""
+        starts = f" ({self.starts} start{'s' * (self.starts > 1)}, {_span(self.seconds)} in all)" if self.starts else ""
+        return f"{self.state}, exit code {self.exit_code}{starts}. {self.message}".rstrip(". ")
 
 
 @dataclass(frozen=True)
@@ -50,6 +70,8 @@ class RunStatus:
     state: str
     """Of the distillation: `running`, how it ended, `killed` or `not started`."""
     stages: Mapping[str, StageStatus]
+    history: Sequence[Mapping[str, Any]]
+    """Every start and end of a stage, in order."""
     step: int
     steps: int | None
     ranks: int | None
@@ -122,13 +144,14 @@ class RunStatus:
         if self.best:
             yield "best", f"step {self.best['step']}: {self.best['task']} {self.best['value']:.3f}"
         for stage, ended in self.stages.items():
-            yield stage, f"{ended.state}, exit code {ended.exit_code}. {ended.message}".rstrip(". ")
+            yield stage, ended.line
 
 
 def run_status(run: Run, now: float) -> RunStatus:
     """Reads what the run's record does not hold: the lock, checkpoints, the stages' status files, ages."""
     files = sorted((run.folder / "status").glob("*.json"), key=lambda path: path.stat().st_mtime)
     stages = {path.stem: read_json(path) for path in files}
+    history = read_history(run.folder)
     last = (run.training or [{}])[-1]
     seconds, rate = _rate(run.training)
     checkpoints = complete_checkpoints(run.folder)
@@ -136,7 +159,8 @@ def run_status(run: Run, now: float) -> RunStatus:
         run=str(run.folder),
         strategy=run.strategy,
         state=_state(run.folder),
-        stages={name: StageStatus(*map(s.get, ("state", "exit_code", "message"))) for name, s in stages.items()},
+        stages={name: StageStatus.of(s, [x for x in history if x["stage"] == name]) for name, s in stages.items()},
+        history=history,
         step=int(last.get("step", 0)),
         steps=run.steps,
         ranks=run.world_size,

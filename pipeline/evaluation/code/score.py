@@ -48,14 +48,14 @@ def main(argv: list[str]) -> None:
     )
     run_dir = Path(recipe.run_dir)
     folder = evaluation_folder(run_dir, flags.label) if flags.label else run_dir / "evaluation"
+    paths = list(code_samples(folder))
+    if not paths:
+        raise BadInput(
+            f"no saved samples of a code task in {folder}: run `python pipeline/evaluate.py` with task humaneval or "
+            "mbpp first"
+        )
     with record_status(run_dir, "score"):
         signal.signal(signal.SIGTERM, _stop)
-        paths = list(code_samples(folder))
-        if not paths:
-            raise BadInput(
-                f"no saved samples of a code task in {folder}: run `python pipeline/evaluate.py` with task humaneval or "
-                "mbpp first"
-            )
         with Sandbox.open(limits) as sandbox:
             for path in paths:
                 score = score_samples(path, sandbox, flags.workers)
