@@ -59,7 +59,8 @@ def place(tmp_path_factory) -> Path:
 def files(folder: Path) -> dict[str, bytes | None]:
     """All that lies there, but for the run directory, its lock and status: a refused stage says there why."""
     found = {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-    said = [folder / "run", folder / "run/.lock", folder / "run/status", folder / "run/status/distill.json"]
+    status = [folder / "run/status" / name for name in ("distill.json", "history.jsonl")]
+    said = [folder / "run", folder / "run/.lock", folder / "run/status", *status]
     return {name: content for name, content in found.items() if Path(name) not in said}
 
 
