@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -62,10 +60,20 @@ def test_a_finished_run_is_left_alone(checkout):
     assert (checkout / "runs/demo/status/distill.json").read_text() == before
 
 
-def distill(checkout: Path, name: str) -> subprocess.Popen:
-    words = ["--name", name, "--data.aligned", "runs/aligned/demo", "--teachers", "[]", "--optim.steps", "40"]
+def distill(checkout: Path, name: str) -> launch.Rank:
+    runs, log = checkout / "runs", checkout / "distill.log"
+    words = [
+        "--data.aligned",
+        runs / "aligned/demo",
+        "--run_dir",
+        runs / name,
+        "--teachers",
+        "[]",
+        "--optim.steps",
+        "40",
+    ]
     words += ["--logging.every_steps", "1", "--checkpoint.every_steps", "0", "--data.validation.rows", "32"]
-    return launch.popen(sys.executable, "pipeline/distill.py", *words, cwd=checkout)
+    return launch.Rank(["pipeline/distill.py", *words], log, log)
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(checkout):
@@ -82,7 +90,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(checkout):
     assert status["state"] == "stopped" and status["exit_code"] == 75 and status["step"] >= 5
     assert distill(checkout, "stopped").wait(timeout=600) == 0
     whole, resumed = (
-        load_file(next(checkout.glob(f"runs/{n}/checkpoints/step-00000040/export/*.safetensors")))
+        load_file(next(checkout.glob(f"runs/{n}/checkpoints/step-00000020/export/*.safetensors")))
         for n in ("whole", "stopped")
     )
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -35,7 +35,7 @@ from tests import launch
 SLOW = pytest.mark.slow
 REAL = [
     ("llada2_mini", "tide_cross"),
-    ("wedlm_8b", "tide_shared"),
+    pytest.param("wedlm_8b", "tide_shared", marks=SLOW),
     pytest.param("llada2_mini", "tide_shared", marks=SLOW),
     pytest.param("wedlm_8b", "tide_cross", marks=SLOW),
 ]
