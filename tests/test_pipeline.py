@@ -70,7 +70,7 @@ def distill(checkout: Path, name: str) -> launch.Rank:
         "--teachers",
         "[]",
         "--optim.steps",
-        "40",
+        "20",
     ]
     words += ["--logging.every_steps", "1", "--checkpoint.every_steps", "0", "--data.validation.rows", "32"]
     return launch.Rank(["pipeline/distill.py", *words], log, log)

@@ -346,15 +346,15 @@ def test_predicted_memory_is_measured_memory(case):
 def test_a_mixture_of_qwen3_and_a_teacher_whose_answers_are_stored(capsys, monkeypatch, tmp_path):
     """Live it takes its experts' share of memory and a forward; stored it takes room on disk."""
     file = "tests/data/families/sdar_moe_tiny.json"
-    config = json.loads((launch.ROOT / file).read_text())["config"] | {"model_type": "qwen3_moe", "vocab_size": 151936}
+    config = json.loads((launch.ROOT / file).read_text())["config"] | {"model_type": "qwen3_moe", "vocab_size": 336}
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
-    words = ["--recipe", "wedlm_8b", "--config", f"wedlm={path}", "--rows", 1000, "--teachers.length", 256]
+    words = ["--data.aligned", "nowhere", "--config", f"llada2={path}", "--rows", 1000, "--teachers.length", 256]
     words += ["--teachers.input", "causal", "--objective.strategy", "tide_cross"]
     (live,), (stored,) = (answers(capsys, monkeypatch, *words, "--teachers.answers", a) for a in ("live", "stored"))
-    assert live["expert_parallel_size"] == {"wedlm": 8} and "teacher wedlm: experts / 8" in live["memory_gb"]
+    assert live["expert_parallel_size"] == {"llada2": 8} and "teacher llada2: experts / 8" in live["memory_gb"]
     assert stored["expert_parallel_size"] == {} and not any(
-        p.startswith("teacher wedlm") for p in stored["memory_gb"]
+        p.startswith("teacher llada2") for p in stored["memory_gb"]
     ), stored["memory_gb"]
     assert live["stored_answers_gb"] == stored["stored_answers_gb"]
-    assert stored["stored_answers_gb"]["wedlm"] == pytest.approx(1000 * 256 * (8 + 8 + 8 * 64) / 1e9)
+    assert stored["stored_answers_gb"]["llada2"] == pytest.approx(1000 * 128 * (8 + 8 + 8 * 64) / 1e9)
