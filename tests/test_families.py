@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.core.errors import BadInput
+from pipeline.decoding import GenerateConfig, generate
 from pipeline.models.families.table import FAMILIES, family_of
 from pipeline.models.loading import library_config, load_student, load_teacher, load_tokenizer, read_config
 from tests import launch
@@ -90,6 +91,22 @@ def test_hidden_states_and_logits_equal_the_published_code(model):
         logits = loaded(ids, attention_mask=(block[None] <= block[:, None])[None, None]).logits
         expected = tensors["decode/logits"]
         torch.testing.assert_close(logits[:, -expected.shape[1] :], expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model", ["sdar", "sdar_moe"], indirect=True)
+def test_sdar_generates_as_published(model):
+    """One token a step, or all above a threshold. Its other rules, `sequential` and several a step, are not this sampler's."""
+    _, loaded, facts, _ = model
+    compared = 0
+    for case in facts["generation"]:
+        rule, prompt = case["settings"], case["prompt"]
+        if rule["remasking_strategy"] != "sequential" and rule["denoising_steps"] == rule["block_length"]:
+            expected, length = case["sequence"][len(prompt) :], len(case["sequence"]) - len(prompt)
+            threshold = rule.get("confidence_threshold")
+            config = GenerateConfig(length, rule["block_length"], length, threshold=threshold, blocks="training")
+            assert generate(loaded, [prompt], config) == [expected]
+            compared += 1
+    assert compared == 2
 
 
 @pytest.mark.parametrize("name", ["sdar_moe", "lladamoe"])
