@@ -141,6 +141,7 @@ def config_with(**changes):
             "model_type 'a2d-qwen3' is no autoregressive model of llama, qwen2, qwen3",
         ),
         (config_with(model_type="llada2_moe"), "is no autoregressive model of"),
+        (config_with(use_sliding_window=True, sliding_window=8), "attends to a sliding window"),
         (config_with(mask_token_id=3), "is a diffusion model already: use it as student.path"),
         (lambda f: (f / "chat_template.jinja").unlink(), "no chat template"),
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "weights must be safetensors"),

@@ -161,3 +161,5 @@ def _check_source(where: str, raw: dict[str, Any]) -> None:
         raise BadInput(f"{where}: model_type {kind!r} is no autoregressive model of {', '.join(SOURCES)}")
     if raw.get("mask_token_id") is not None or raw.get("is_causal") is False:
         raise BadInput(f"{where} is a diffusion model already: use it as student.path")
+    if raw.get("use_sliding_window") or "sliding_attention" in (raw.get("layer_types") or ()):
+        raise BadInput(f"{where} attends to a sliding window: a student attends to all that its block may see")
