@@ -18,6 +18,8 @@ from pipeline.alignment.manifest import (
     verify_shards,
 )
 from pipeline.alignment.vocabulary import token_bytes
+from pipeline.config.cli import parse, parser
+from pipeline.config.recipe import dump
 from pipeline.core.errors import BadInput
 from pipeline.core.files import read_json
 from tests.alignment_stage import ROWS, recipe_of, table, write_jsonl
@@ -243,6 +245,20 @@ def test_what_cannot_be_aligned(run_align, tmp_path, overrides, message):
     code, _, error = run_align(*overrides)
     assert code == 2 and message in error and error.count("\n") == 1
     assert not (tmp_path / "aligned/manifest.json").exists()
+
+
+@pytest.mark.parametrize("before", [(), ("--student.eos_tail", "true", "--processes", "1"), ("--quiet",)])
+def test_a_run_directory_stands_for_its_recipe(align_recipe, tmp_path, before):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/recipe.yaml").write_text(dump(recipe_of(align_recipe)))
+    p = parser("")
+    p.add_argument("--processes", type=int)
+    found, _ = parse(p, [*before, str(tmp_path / "old"), "--optim.lr=0.5"])
+    assert (found.name, found.run_dir, found.optim.lr) == ("test", str(tmp_path / "old"), 0.5)
+    found, _ = parse(parser(""), ["--recipe", str(align_recipe), str(tmp_path / "new")])
+    assert found.run_dir == str(tmp_path / "new")
+    with pytest.raises(BadInput, match="nowhere is no run directory"):
+        parse(parser(""), ["nowhere"])
 
 
 def test_named_templates_without_a_default(run_align, tmp_path):

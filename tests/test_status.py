@@ -11,6 +11,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline import status as status_stage
 from pipeline.core.errors import BadInput
 from pipeline.core.run_directory import read_metrics
 from pipeline.reporting.run_record import read_run
@@ -105,6 +106,17 @@ def test_a_run_directory_with_nothing_in_it(tmp_path):
 def test_no_run_directory_is_one_line():
     done = launch.stage("pipeline/status.py", "runs/nowhere", code=2)
     assert done.stderr.startswith("status: no run directory runs/nowhere") and done.stderr.count("\n") == 1
+
+
+def test_without_a_name_every_run_has_a_line(made, tmp_path_factory, monkeypatch, capsys):
+    place = tmp_path_factory.mktemp("place")
+    (place / "runs").mkdir()
+    (place / "runs/mine").symlink_to(made)
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("sys.argv", ["status"])
+    status_stage.main()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "runs/mine" in line]
+    assert line.split() == ["runs/mine", "stopped", "40", "of", "100"]
 
 
 def test_it_needs_no_torch(tmp_path):

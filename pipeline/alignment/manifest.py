@@ -212,6 +212,6 @@ def align_command(argv: Sequence[str] | None = None) -> str:
     for word in words:
         if word.startswith("--"):
             keep = word[2:].split("=")[0].split(".")[0] in sections
-        if keep:
+        if keep or Path(word, "recipe.yaml").is_file():  # RUN
             kept.append(word)
     return shlex.join(["python", "pipeline/align.py", *kept])

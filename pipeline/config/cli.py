@@ -29,6 +29,7 @@ LARGEST, SEEDS = 10**12, 2**63
 def parser(description: str) -> ArgumentParser:
     """A stage's command line: ``--recipe`` and every field of the recipe. Stages add flags of their own."""
     p = ArgumentParser(exit_on_error=False, description=description)
+    p.add_argument("run", nargs="?", default="", metavar="RUN", help="a run directory: its recipe, and what it holds")
     p.add_argument("--recipe", action="config", help=f"recipe file, or name of a shipped one (default: {DEFAULT})")
     p.add_class_arguments(Recipe)
     add_verbosity(p)
@@ -46,12 +47,17 @@ def apply_verbosity(flags: Namespace) -> None:
     set_verbosity(quiet=flags.quiet, verbose=flags.verbose)
 
 
-def parse(p: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Recipe, Namespace]:
+def parse(
+    p: ArgumentParser, argv: Sequence[str] | None = None, *, needs_recipe: bool = True
+) -> tuple[Recipe, Namespace]:
     """The resolved recipe and the namespace of the stage's own flags.
+
+    needs_recipe: RUN stands for its recipe, too, and is refused without one; else it is the run directory alone.
 
     Raises BadInput for an unknown key, a value of the wrong type, or a combination that `check` refuses.
     """
-    recipe_file, rest = _take_recipe(list(sys.argv[1:] if argv is None else argv))
+    words = list(sys.argv[1:] if argv is None else argv)
+    recipe_file, rest = _take_recipe(_of_run(words, _run_at(p, words), needs_recipe))
     try:
         files = [word for path in _with_extended(recipe_file) for word in ("--recipe", str(path))]
         namespace = p.parse_args([*files, *rest])
@@ -82,6 +88,33 @@ def _plain(error: Exception) -> str:
     """The message on one line, with `int` for "<class 'int'>" and `Literal` for "typing.Literal"."""
     words = one_line(error)
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.(\w+)", r"\1\2", words)
+
+
+def _run_at(p: ArgumentParser, argv: Sequence[str]) -> int | None:
+    """Where RUN stands: the first word that is neither an option nor the value of one."""
+    takes = ""  # how many values the option before has
+    for at, word in enumerate(argv):
+        if word.startswith("-"):
+            action = p._option_string_actions.get(word)  # None: an option with its value, or a field of a list's items
+            takes = "" if "=" in word else "1" if action is None or action.nargs is None else str(action.nargs)
+        elif takes in ("", "0"):
+            return at
+        else:
+            takes = takes if takes in ("*", "+") else ""
+    return None
+
+
+def _of_run(argv: list[str], at: int | None, needs_recipe: bool) -> list[str]:
+    """RUN as options: its run directory and, where no recipe is named, its recipe. Raises BadInput where that is needed and
+    not there."""
+    if at is None:
+        return argv
+    run, rest = argv[at], [*argv[:at], *argv[at + 1 :]]
+    named = any(word.partition("=")[0] == "--recipe" for word in argv)
+    recipe = Path(run) / "recipe.yaml"
+    if not (named or recipe.is_file()) and needs_recipe:
+        raise BadInput(f"{run} is no run directory (it has no recipe.yaml): name one, or --recipe X")
+    return [*rest, "--run_dir", run, *(["--recipe", str(recipe)] if needs_recipe and not named else [])]
 
 
 def _take_recipe(argv: list[str]) -> tuple[Path, list[str]]:

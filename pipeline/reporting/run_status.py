@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from pipeline.core.checkpoint_files import complete_checkpoints
@@ -145,6 +146,15 @@ class RunStatus:
             yield "best", f"step {self.best['step']}: {self.best['task']} {self.best['value']:.3f}"
         for stage, ended in self.stages.items():
             yield stage, ended.line
+
+
+def runs_table(runs: Sequence[RunStatus]) -> Table:
+    """A line a run."""
+    table = Table("run", "state", "step", "left", box=box.SIMPLE_HEAD, pad_edge=False, caption="status RUN says more")
+    for run in runs:
+        left = _span(run.seconds_left) if run.state == "running" and run.seconds_left else ""
+        table.add_row(run.run, run.state, f"{run.step} of {run.steps or '?'}", left)
+    return table
 
 
 def run_status(run: Run, now: float) -> RunStatus:
