@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import pickle
+import re
 import socket
 import sys
-from datetime import timedelta
 
 import pytest
 import torch
-from torch.distributed import distributed_c10d
 
 from pipeline.config.recipe import Recipe, Student, Teacher
 from pipeline.core.errors import BadInput
 from pipeline.distributed import device_reads
 from pipeline.distributed.collectives import RanksFailed, all_or_error, first_or_error
-from pipeline.distributed.topology import check_expert_parallel_groups, lost_gpus, start
+from pipeline.distributed.topology import check_expert_parallel_groups, lost_gpus
 from pipeline.distributed.watchdog import is_waiting
 from pipeline.training import build
 from tests import launch
@@ -45,16 +44,13 @@ def test_every_group_waits_as_long_as_the_command_line_says_and_collectives_are_
     assert "gloo:all_reduce" in [entry["profiling_name"] for entry in recorded["entries"]]
 
 
-def test_a_port_of_another_program_is_named(monkeypatch):
-    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):  # `start` sets them for the whole process
-        monkeypatch.setattr(distributed_c10d, name, getattr(distributed_c10d, name))
+@pytest.mark.launch
+def test_a_port_of_another_program_is_named():
     with socket.create_server(("", 0)) as other:
-        port = other.getsockname()[1]
-        place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        for name, value in (place | {"DS_ACCELERATOR": "cpu"}).items():
-            monkeypatch.setenv(name, str(value))
-        with pytest.raises(BadInput, match=f"port {port} .* in use by another program: .*--master_port"):
-            start(timedelta(seconds=20))
+        port = str(other.getsockname()[1])
+        place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        failed = launch.stage("tests/distributed/gradients.py", "nowhere", "{}", code=1, **place)
+    assert re.search(f"BadInput: port {port} .* in use by another program: .*--master_port", failed.stderr)
 
 
 def test_a_job_with_gpus_must_not_train_on_the_cpu(tmp_path):

@@ -56,7 +56,7 @@ def test_the_data_of_the_paper_s_recipes(run_stage, tmp_path, align_tokenizers, 
     manifest = load_manifest(tmp_path / "aligned")
     first, second = (data.content.rows for data in manifest.inputs.sources[2:])
     assert 0 < first <= 100 and 0 < second <= 60  # half of the answers name Python, and 5% are held out
-    assert manifest.rows["train"] == RowCounts(80 + first + second, 80 + first + second, {})
+    assert manifest.rows["train"] == RowCounts(80 + first + second, 80 + first + second, {}, 0, 0)
     assert manifest.rows["validation"].kept == 5
 
 
