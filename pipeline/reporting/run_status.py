@@ -42,7 +42,7 @@ class StageStatus:
         ends = [line for line in history if line["event"] != "started"]
         unended = sum(a["event"] == b["event"] == "started" for a, b in pairwise(history))
         seconds = sum(line.get("seconds", 0.0) for line in ends)
-        state, code, message = map(ended.get, ("state", "exit_code", "message"))
+        state, code, message = ended.get("state", ""), ended.get("exit_code", 0), ended.get("message", "")
         return cls(state, code, message, len(ends) + unended, seconds)
 
     @property
