@@ -157,7 +157,7 @@ def test_bad_files_name_the_file_and_the_fault(tmp_path, text):
         ("--recipe", "no recipe ''"),
         ("--optim.lrr 1", "unrecognized arguments: --optim.lrr"),
         ("--opt.lr 1", "unrecognized arguments"),
-        ("word", "unrecognized arguments: word"),
+        ("word", "word is no run directory"),
         ("--optim.lr fast", '"optim.lr": Expected a float. Got value: fast'),
         ("--optim.lr nan", "nan"),
         ("--optim.lr 1e999", "optim.lr is inf: numbers must be finite and below 1e+12"),
