@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,12 +17,16 @@ import yaml
 
 from pipeline.alignment.chunks import align_chunks
 from pipeline.alignment.vocabulary import token_bytes
+from pipeline.evaluation.compare import Comparison
 from pipeline.evaluation.results import Score
 from pipeline.models.loading import load_tokenizer
 from pipeline.reporting import chunk_view, figures
 from pipeline.reporting.figures import smooth
+from pipeline.reporting.headline import headline, points
 from pipeline.reporting.page import number, render
+from pipeline.reporting.picture import SIZE, SPOTS, Spot, picture, spots
 from pipeline.reporting.run_record import read_run
+from pipeline.reporting.sections import comparisons, sections
 from pipeline.reporting.summary import read_models, scored_tasks, summary
 from tests import launch
 
@@ -29,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TS = [0.1, 0.3, 0.5, 0.7, 0.9]
 SCORES = {"teacher": (0.97, 0.95, 0.99), "undistilled": (0.83, 0.80, 0.86), "distilled": (0.96, 0.94, 0.975)}
 SECTIONS = [
-    "Scores: arithmetic", "Tokens per forward: arithmetic", "Training losses", "Validation loss by t", "What the teacher knows",
+    "Scores: arithmetic", "Tokens per forward: arithmetic", "Training", "Validation loss by t", "What the teacher knows",
     "KL to the teachers", "Gradient of CALM and Reverse CALM", "TIDAL lambda",
     "Alignment", "Sample chunks", "Throughput", "Sample generations", "Recipe", "Environment",
 ]  # fmt: skip
@@ -44,10 +49,10 @@ def recipe(folder: Path, teachers: list[dict]) -> dict:
     return {
         "name": folder.name,
         "student": {"path": "demo/student", "tokenizer": str(ROOT / "demo/student")},
-        "data": {"aligned": str(folder.parent / "aligned")},
+        "data": {"aligned": str(folder.parent / "aligned"), "validation": {"path": "held_out.jsonl", "rows": 9}},
         "teachers": teachers,
         "objective": {
-            "strategy": "tide_cross",
+            "strategy": "tide_shared",
             "temperature": 2.0,
             "tidal": {"axes": "both", "schedule": "cosine", "init": 0.1, "maximum": 0.9},
         },
@@ -64,7 +69,13 @@ def write_run(folder: Path, model: str, floor: float, teacher: str | None) -> No
         entropy = floor + 2.5 * math.exp(-step / 90) + 0.05 * math.sin(step)
         term = {teacher: 0.4 + entropy / 3} if teacher else {}
         loss = entropy + sum(term.values())
-        pace = {"tokens": 40_000, "seconds": 5.0, "tokens_per_second": 8000 + 300 * math.sin(step / 7)}
+        pace = {
+            "lr": 1e-3 * (1 - step / 500),
+            "grad_norm": 0.5,
+            "memory_gb": 1.5,
+            "lambda": step / 400 if teacher else None,
+        }
+        pace |= {"tokens": 40_000, "seconds": 5.0, "tokens_per_second": 8000 + 300 * math.sin(step / 7)}
         lines.append({"kind": "train", "step": step, "loss": loss, "cross_entropy": entropy, **term, **pace})
         if step % 100 == 0:
             by_t = {str(t): entropy * (0.2 + t) for t in TS}
@@ -80,6 +91,10 @@ def write_run(folder: Path, model: str, floor: float, teacher: str | None) -> No
     write(folder / "status" / "report.json", {"state": "done", "seconds": 1.0})
     facts = {
         "torch": "2.13.0",
+        "device": "Toy CPU",
+        "commit": "0123456789abcdef-dirty",
+        "started": ["2026-11-26T08:00:00+00:00", "2026-11-27T08:00:00+00:00"],
+        "steps": 400,
         "world_size": 2,
         "zero_stage": 3,
         "expert_parallel_size": {teacher: 2} if teacher else {},
@@ -206,7 +221,7 @@ def test_the_whole_report(run_dirs, tmp_path):
     page = Page(html)
     assert page.headings == SECTIONS
     assert page.fetched == [] and not re.search(r"https?://|url\((?!#)|@import", html)
-    assert html.count("<svg") == 10
+    assert html.count("<svg") == html.count('role="img" aria-label="') == 22
     assert "␣$um$" in html, "the order in which positions were filled"
     text = " ".join(page.text)
     assert (
@@ -214,6 +229,7 @@ def test_the_whole_report(run_dirs, tmp_path):
         and "llada2: one to one share" in text
         and "no assistant content" in text
         and "What is 11 plus 5?" in text
+        and "-15.0 points, 95% interval" in text
         and "distilled - undistilled" in text
         and "distilled - teacher" in text
     )
@@ -226,7 +242,7 @@ def test_the_whole_report(run_dirs, tmp_path):
     assert {model: (s["value"], s["low"], s["high"]) for model, s in result["scores"].items()} == SCORES
     assert all(s["n"] == 500 for s in result["scores"].values())
     assert (result["world_size"], result["expert_parallel_size"], result["zero_stage"]) == (2, 2, 3)
-    assert result["strategy"] == "tide_cross"
+    assert result["strategy"] == "tide_shared"
     assert result["seconds"] == {"distill": 200.5, "undistilled_distill": 200.5}
 
 
@@ -237,8 +253,13 @@ def test_an_empty_run_directory(tmp_path):
     done = report("--recipe", minimal_recipe(tmp_path, run))
     assert done.returncode == 0, done.stderr
     page = Page((run / "report.html").read_text())
-    assert page.headings == ["Scores", *SECTIONS[2:]]
+    unused = ("Validation loss by t", "What the teacher knows", "KL to the teachers", "TIDAL lambda", "Sample chunks")
+    assert page.headings == [
+        "Scores",
+        *(s for s in SECTIONS[2:] if s not in (*unused, "Gradient of CALM and Reverse CALM")),
+    ]
     assert " ".join(page.text).count("has not run") >= 4
+    assert "No scores yet: evaluate has not run; nothing has been trained yet." in " ".join(page.text)
     assert json.loads((run / "summary.json").read_text()) == {"scores": {}, "strategy": "bd3lm", "seconds": {}}
 
 
@@ -256,7 +277,69 @@ def test_parts_stand_alone(run_dirs):
         and "No manifest.json" in html
         and "No sample alignment" in html
     )
-    assert "no undistilled run to compare with" in html and html.count("<svg") == 8
+    assert "no other run to compare with" in html and html.count("<svg") == 18
+
+
+def test_the_first_sentence_says_what_came_out(run_dirs):
+    """What, against what, how sure; how long, how often started, when, on what, from which code."""
+    run, baseline = read_run(run_dirs[0]), str(run_dirs[1])
+    models = read_models(run, [baseline], "teacher")
+    assert headline(run, models, comparisons(models)) == (
+        "Distilled (TIDE-Shared) scores 0.960 on arithmetic (500 problems), +0.0 points against undistilled, 95% interval "
+        "+0.0 to +0.0, which may be chance (p = 1); trained 400 steps in 0:03:20 over 2 starts, the last on 27 November 2026, "
+        "2 ranks on Toy CPU, commit 0123456789-dirty."
+    )
+    assert headline(run, models, []).startswith(
+        "Distilled (TIDE-Shared) scores 0.960 on arithmetic (500 problems); trained"
+    )
+    started = replace(run, steps=800, started=["2026-11-27T08:00:00+00:00"], device="", commit="")
+    assert headline(started, models, []).endswith(
+        "trained 400 of 800 steps in 0:03:20 over 1 start, the last on 27 November 2026."
+    )
+
+
+def test_differences_of_shares_are_points():
+    pair = Comparison("t", "m", "a", "b", 300, 0.5, 0.64, 0.14, 0.091, 0.187, "exact McNemar", 0.001, 0.002, [])
+    assert points(pair) == "+14.0 points, 95% interval +9.1 to +18.7"
+    assert points(replace(pair, value_a=-1.0), "a") == "+0.140 against a, 95% interval +0.091 to +0.187"
+
+
+def test_no_section_about_what_the_run_does_not_use(run_dirs):
+    """TIDAL and the gradient of CALM belong to strategies; everything about teachers to runs that have some."""
+    folder, untaught = run_dirs
+    run = read_run(folder)
+    used = [section.title for section in sections(run, read_models(run, [], "teacher"), [])]
+    assert {"TIDAL lambda", "Gradient of CALM and Reverse CALM"} <= set(used)
+    reverse = replace(run, strategy="reverse_kl")
+    titles = [section.title for section in sections(reverse, read_models(run, [], "teacher"), [])]
+    assert set(used) - set(titles) == {"TIDAL lambda", "Gradient of CALM and Reverse CALM"}
+    alone = read_run(untaught)
+    titles = {section.title for section in sections(alone, read_models(alone, [], "teacher"), [])}
+    assert not titles & {"TIDAL lambda", "What the teacher knows", "KL to the teachers", "Sample chunks"}
+    assert "Validation loss by t" in titles
+
+
+def test_points_of_a_line_say_their_values_and_ink_is_the_pages():
+    """Values are written out in full; coordinates are not."""
+    drawn = picture("a <b>", lambda axes: [*axes.plot([0, 1], [0, 0.123456]), Spot(1, 0.123456, "0.123456 & more")][1:])
+    assert 'aria-label="a &lt;b&gt;"' in drawn and "<title>0.123456 &amp; more</title>" in drawn
+    assert "currentColor" in drawn and not re.search(r'[" ]\d+\.\d{3,}', drawn)
+    circle = re.search(r'class="spot" cx="([\d.]+)" cy="([\d.]+)"', drawn)
+    assert circle, "inside the axes"
+    assert float(circle[1]) > 0.9 * 72 * SIZE[0] and float(circle[2]) < 0.15 * 72 * SIZE[1], (
+        "the last point: right and on top"
+    )
+    assert len(spots(range(10_000), range(10_000), lambda x, y: "")) == SPOTS
+
+
+def test_twelve_runs_side_by_side(run_dirs, tmp_path):
+    run, baseline = run_dirs
+    more = [f"run{i}={baseline}" for i in range(12)]
+    state = read_run(run)
+    models = read_models(state, more, "teacher")
+    drawn = next(section for section in sections(state, models, []) if section.title == "Training")
+    assert [label for _, label in drawn.legend] == [*(f"run{i}" for i in range(12)), "distilled"]
+    assert len({model.colour for model in models}) == len(models)
 
 
 def test_several_teachers_and_tasks(run_dirs):
@@ -288,7 +371,7 @@ def test_any_number_of_models_in_their_order(run_dirs, tmp_path):
     assert result["seconds"] == {"distill": 200.5, "undistilled_distill": 200.5, "CALM_distill": 200.5}
     html = (run / "report.html").read_text()
     page = Page(html)
-    table = html[html.index("<th>model</th>") : html.index("<th>models</th>")]
+    table = html[html.index(">model</th>") : html.index(">models</th>")]
     assert re.findall(r"<tr><td>(\w+)</td>", table) == labels, "the table of scores, in order"
     text = " ".join(page.text)
     assert all(f"{b} - {a}" in text for a, b in itertools.combinations(labels, 2)), "every pair is compared"

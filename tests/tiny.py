@@ -127,9 +127,9 @@ def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def lines(run_dir: Path) -> list[dict]:
-    """metrics.jsonl without what depends on the clock."""
-    timed = ("seconds", "tokens_per_second")
-    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(run_dir)]
+    """metrics.jsonl without what depends on the machine."""
+    measured = ("seconds", "tokens_per_second", "memory_gb")
+    return [{k: v for k, v in line.items() if k not in measured} for line in read_metrics(run_dir)]
 
 
 def assert_same(run_dir: Path, other: Path) -> None:

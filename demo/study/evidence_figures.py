@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from pipeline.experiments.results import Line
 from pipeline.method.tidal import tidal_lambda
-from pipeline.reporting.figures import PLAIN, VIEWS, plot_gradients
+from pipeline.reporting.figures import SURE, UNSURE, VIEWS, plot_gradient
+from pipeline.reporting.picture import PLAIN
 from pipeline.reporting.summary import GREEN, ORANGE, VIOLET
 from pipeline.training.held_out import TIMESTEPS
 from pipeline.training.teacher_probe import TeacherProbe
@@ -35,10 +36,13 @@ def probe(teachers: Mapping[str, TeacherProbe], path: Path) -> None:
 
 
 def gradients(path: Path, temperature: float = 2.0) -> None:
-    """`plot_gradients` as a file."""
+    """`plot_gradient` for a sure and an unsure teacher, as a file."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 3), layout="constrained")
-        plot_gradients(figure, temperature)
+        for axes, teacher in zip(figure.subplots(1, 2), (SURE, UNSURE), strict=True):
+            plot_gradient(axes, temperature, teacher)
+        figure.axes[0].set_ylabel(f"dL / d log-probability (T = {temperature:g})")
+        figure.axes[0].legend()
         _save(figure, path)
 
 

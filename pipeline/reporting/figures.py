@@ -1,51 +1,29 @@
-"""Figures of the report as inline SVG. Each takes numbers and returns markup; ink follows the page's text colour."""
+"""Pictures of the report. Each function takes numbers and returns markup: one picture, or several to stand side by side."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import matplotlib
 import numpy as np
 import torch
 from markupsafe import Markup
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 from pipeline.evaluation.results import Sample
 from pipeline.evaluation.sweep import SweepPoint
 from pipeline.method.calm import calm
 from pipeline.method.tidal import tidal_lambda
 from pipeline.reporting.chunk_view import VISIBLE
+from pipeline.reporting.picture import SIZE, Spot, picture, spots
 from pipeline.reporting.run_record import Objective, Run
 from pipeline.reporting.summary import GREEN, ORANGE, VIOLET, Model
 from pipeline.training.teacher_probe import TeacherProbe
 
-SMALLEST = 0.6  # of a figure's own width: below it, text cannot be read on a phone
-INK = "#010203"  # stands for the page's text colour, which differs between light and dark
-PLAIN = {
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-}
-STYLE = PLAIN | {
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "axes.titlecolor": INK,
-    "axes.facecolor": "none",
-    "grid.color": "#808080",
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "figure.facecolor": "none",
-}
 VIEWS = {"one_view": ("one view", "o-", ORANGE), "two_views": ("two views (CompDemo)", "s-", VIOLET)}
+DIRECTIONS = {"forward": ("CALM", ORANGE), "reverse": ("Reverse CALM", VIOLET)}
+SURE, UNSURE = 0.99, 0.01
+"""A teacher's chunk probabilities whose gradients are drawn."""
 
 
 def by_t(ts: Sequence[object]) -> list[tuple[float, ...]]:
@@ -55,186 +33,196 @@ def by_t(ts: Sequence[object]) -> list[tuple[float, ...]]:
 
 def scores(models: Sequence[Model], task: str) -> Markup:
     """Value and interval of each model, on one axis."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 0.5 + 0.5 * len(models)), layout="constrained")
-        axes = figure.subplots()
-        for row, model in enumerate(models):
-            score = model.scores[task]
+    measured = [(model, model.scores[task]) for model in models]
+
+    def draw(axes: Axes) -> Iterator[Spot]:
+        for row, (model, score) in enumerate(measured):
             if score.low is not None:
-                axes.plot(
-                    [score.low, score.high],
-                    [row, row],
-                    color=model.colour,
-                    linewidth=6,
-                    alpha=0.35,
-                    solid_capstyle="butt",
-                )
+                ends = [score.low, score.high]
+                axes.plot(ends, [row, row], color=model.colour, linewidth=6, alpha=0.35, solid_capstyle="butt")
             axes.plot([score.value], [row], "o", color=model.colour, markersize=8)
             axes.annotate(f"{score.value:.3f}", (score.value, row), (0, 7), textcoords="offset points", ha="center")
+            yield Spot(score.value, row, f"{model.label}: {score.value:.3f}, 95% interval {score.bounds or 'unknown'}")
         axes.set_yticks(range(len(models)), [model.label for model in models])
-        axes.set(ylim=(len(models) - 0.5, -0.7), xlabel=models[0].scores[task].metric)
-        if all(0 <= model.scores[task].value <= 1 for model in models):  # a share
+        axes.set(ylim=(len(models) - 0.5, -0.7), xlabel=measured[0][1].metric)
+        if all(0 <= score.value <= 1 for _, score in measured):  # a share
             axes.set_xlim(-0.02, 1.02)
-        return svg(figure, "scores")
+
+    values = ", ".join(f"{model.label} {score.value:.3f}" for model, score in measured)
+    return picture(f"{task}, {measured[0][1].metric}: {values}", draw, (SIZE[0], 0.5 + 0.5 * len(models)))
 
 
-def sweeps(swept: Sequence[tuple[Model, Sequence[SweepPoint]]]) -> Markup:
-    """Score over tokens per forward, a line a model, with the intervals of both."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-        axes = figure.subplots()
+def sweeps(swept: Sequence[tuple[Model, Sequence[SweepPoint]]]) -> list[Markup]:
+    """Score over tokens per forward with the intervals of both, and over tokens per second; a line a model."""
+    metric = swept[0][1][0].score.metric or ""
+
+    def per_forward(axes: Axes) -> Iterator[Spot]:
         for model, points in swept:
             across, up = [p.tokens_per_forward for p in points], [float(p.score.value or 0) for p in points]
-            sides = [
-                [x - p.low for x, p in zip(across, points, strict=True)],
-                [p.high - x for x, p in zip(across, points, strict=True)],
-            ]
-            bars = {"xerr": sides}
+            bars = {
+                "xerr": [np.subtract(across, [p.low for p in points]), np.subtract([p.high for p in points], across)]
+            }
             if all(p.score.low is not None for p in points):
                 lows, highs = [float(p.score.low or 0) for p in points], [float(p.score.high or 0) for p in points]
-                bars["yerr"] = [list(np.subtract(up, lows)), list(np.subtract(highs, up))]
-            axes.errorbar(
-                across, up, **bars, fmt="o-", color=model.colour, label=model.label, elinewidth=0.8, alpha=0.85
-            )
-        axes.set(xlabel="tokens per forward", ylabel=swept[0][1][0].score.metric)
-        axes.legend()
-        return svg(figure, "sweeps")
+                bars["yerr"] = [np.subtract(up, lows), np.subtract(highs, up)]
+            axes.errorbar(across, up, **bars, fmt="o-", color=model.colour, elinewidth=0.8, alpha=0.85)
+            for x, y, point in zip(across, up, points, strict=True):
+                yield Spot(x, y, f"{model.label}, {point.setting}: {y:.3f} at {x:.2f} tokens per forward")
+        axes.set(xlabel="tokens per forward", ylabel=metric)
+
+    def per_second(axes: Axes) -> Iterator[Spot]:
+        for model, points in swept:
+            timed = [(p, p.score.generation.tokens_per_second) for p in points if p.score.generation]
+            axes.plot([x for _, x in timed], [p.score.value for p, _ in timed], "o", color=model.colour, alpha=0.85)
+            for p, x in timed:
+                yield Spot(x, p.score.value, f"{model.label}, {p.setting}: {p.score.value:.3f} at {x:,.0f} tokens/s")
+        axes.set(xlabel="tokens / s of one device", ylabel=metric, xlim=(0, None))
+
+    ends = "; ".join(f"{m.label} {p[0].score.value:.3f} to {p[-1].score.value:.3f}" for m, p in swept)
+    return [
+        picture(f"{metric} over tokens per forward: {ends}", per_forward),
+        picture(f"{metric} over tokens per second: {ends}", per_second),
+    ]
 
 
-def losses(runs: Sequence[tuple[Model, Run]]) -> Markup:
-    """Training loss and each of its terms over steps, one panel per term."""
-    terms = ["loss", "cross_entropy", *dict.fromkeys(name for _, run in runs for name in run.teachers)]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.4 * len(terms), 2.8), layout="constrained")
-        for axes, term in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms, strict=True):
-            for model, run in runs:
-                steps, values = series(run.training, term)
-                axes.plot(steps, values, color=model.colour, alpha=0.3, linewidth=0.8)
-                axes.plot(steps, smooth(values), color=model.colour, label=model.label)
-            axes.set(
-                xlabel="step",
-                title=term.replace("_", "-") if term in ("loss", "cross_entropy") else f"distillation: {term}",
-            )
-        figure.axes[0].legend()
-        return svg(figure, "losses")
+def over_steps(runs: Sequence[tuple[Model, Run]], name: str, title: str, *, smoothed: bool = False) -> Markup:
+    """One entry of the training lines over steps, a line a run; `smoothed` adds the running mean."""
+    found = [(model, *series(run.training, name)) for model, run in runs]
+
+    def draw(axes: Axes) -> Iterator[Spot]:
+        for model, steps, values in found:
+            axes.plot(steps, values, color=model.colour, **({"alpha": 0.3, "linewidth": 0.8} if smoothed else {}))
+            if smoothed:
+                axes.plot(steps, smooth(values), color=model.colour)
+            yield from spots(steps, values, lambda x, y, label=model.label: f"{label}, step {x:,}: {y:.4g}")
+        axes.set(xlabel="step", title=title)
+
+    ends = ", ".join(f"{model.label} from {values[0]:.4g} to {values[-1]:.4g}" for model, _, values in found if values)
+    return picture(f"{title} over steps: {ends}", draw)
 
 
-def validation(runs: Sequence[tuple[Model, Run]]) -> Markup:
-    """Validation cross-entropy over steps, one line per value of t, one panel per run."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.2 * len(runs) + 0.6, 3), layout="constrained")
-        panels = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
-        for axes, (model, run) in zip(panels, runs, strict=True):
-            ts = list(run.validation[0].by_t)
-            steps = [line.step for line in run.validation]
-            for t, colour in zip(ts, by_t(ts), strict=True):
-                values = [line.by_t[t] for line in run.validation]
-                axes.plot(steps, values, ".-", color=colour, label=f"t = {float(t):g}")
-            axes.set(xlabel="step", title=model.label, yscale="log")
-        figure.axes[0].set_ylabel("validation loss")
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center")
-        return svg(figure, "validation")
+def validation(model: Model, run: Run, bounds: tuple[float, float]) -> Markup:
+    """Validation cross-entropy over steps, one line per value of t; `bounds` of the axis are shared between runs."""
+    steps, ts = [line.step for line in run.validation], list(run.validation[0].by_t)
+
+    def draw(axes: Axes) -> Iterator[Spot]:
+        for t, colour in zip(ts, by_t(ts), strict=True):
+            values = [line.by_t[t] for line in run.validation]
+            axes.plot(steps, values, ".-", color=colour)
+            yield from spots(steps, values, lambda x, y, t=t: f"t = {t}, step {x:,}: {y:.4g}")
+        axes.set(xlabel="step", title=model.label, yscale="log", ylim=(bounds[0] / 1.2, bounds[1] * 1.2))
+        axes.set_xlim(0, 1.05 * steps[-1])
+
+    last = ", ".join(f"{value:.3g} at t = {t}" for t, value in run.validation[-1].by_t.items())
+    return picture(f"validation loss of {model.label} over steps, by t: at last {last}", draw)
 
 
-def probe(teachers: Mapping[str, TeacherProbe]) -> Markup:
-    """Log-probability of the truth and accuracy over t, with one view and with two; a row per teacher."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8, 2.8 * len(teachers)), layout="constrained")
-        rows = figure.subplots(len(teachers), 2, squeeze=False)
-        for (left, right), (name, known) in zip(rows, teachers.items(), strict=True):
-            for view, (label, marker, colour) in VIEWS.items():
-                left.plot(known.t, known.log_prob[view], marker, color=colour, label=label)
-                right.plot(known.t, known.accuracy[view], marker, color=colour, label=label)
-            left.axhline(known.uniform, color=INK, linestyle=":", linewidth=1, label="uniform guess")
-            left.set(xlabel="t", title=f"{name}: mean log-probability of the true token")
-            right.set(xlabel="t", title=f"{name}: true token ranked first", ylim=(-0.03, 1.03))
-            left.legend()
-        return svg(figure, "probe")
+def probe(name: str, known: TeacherProbe) -> list[Markup]:
+    """A teacher's log-probability of the truth and its accuracy over t, with one view and with two."""
+
+    def draw(axes: Axes, values: Mapping[str, Sequence[float]]) -> Iterator[Spot]:
+        for view, (label, marker, colour) in VIEWS.items():
+            axes.plot(known.t, values[view], marker, color=colour)
+            yield from spots(known.t, values[view], lambda x, y, label=label: f"{label}, t = {x}: {y:.3f}")
+
+    def log_prob(axes: Axes) -> Iterable[Spot]:
+        axes.axhline(known.uniform, color="#808080", linestyle=":", linewidth=1.2)
+        axes.set(xlabel="t", title=f"{name}: mean log-probability of the true token")
+        return draw(axes, known.log_prob)
+
+    def accuracy(axes: Axes) -> Iterable[Spot]:
+        axes.set(xlabel="t", title=f"{name}: true token ranked first", ylim=(-0.03, 1.03))
+        return draw(axes, known.accuracy)
+
+    def ends(values: Mapping[str, Sequence[float]]) -> str:
+        return "; ".join(f"{VIEWS[v][0]} {values[v][0]:.3f} to {values[v][-1]:.3f}" for v in VIEWS)
+
+    return [
+        picture(f"{name}, mean log-probability of the true token over t: {ends(known.log_prob)}", log_prob),
+        picture(f"{name}, share of true tokens ranked first over t: {ends(known.accuracy)}", accuracy),
+    ]
 
 
 def tidal(objective: Objective) -> Markup:
     """lambda over training progress p and diffusion time t."""
-    t = torch.linspace(0, 1, 41)
-    progress = np.linspace(0, 1, 41)
-    o = objective
-    values = [
-        tidal_lambda(p, t, init=o.init, maximum=o.maximum, axes=o.axes, schedule=o.schedule).numpy() for p in progress
-    ]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 3.2), layout="constrained")
-        panel = figure.subplots()
-        filled = panel.contourf(
-            progress, t.numpy(), np.stack(values, axis=1), levels=np.linspace(0, 1, 11), cmap="viridis"
-        )
-        figure.colorbar(filled, label="lambda")
-        panel.set(xlabel="training progress p", ylabel="diffusion time t")
-        return svg(figure, "tidal")
+    o, t, progress = objective, torch.linspace(0, 1, 41), np.linspace(0, 1, 41)
+    values = np.stack(
+        [tidal_lambda(p, t, init=o.init, maximum=o.maximum, axes=o.axes, schedule=o.schedule).numpy() for p in progress]
+    )
 
-
-def gradients(temperature: float) -> Markup:
-    """`plot_gradients` for the page."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8, 3), layout="constrained")
-        plot_gradients(figure, temperature)
-        return svg(figure, "gradients")
-
-
-def plot_gradients(figure: Figure, temperature: float) -> None:
-    """dL/da of CALM and Reverse CALM over the student's chunk probability, a = log of it, for a sure and an unsure teacher."""
-    p = torch.linspace(0.001, 0.999, 400, dtype=torch.float64)
-    for axes, teacher in zip(figure.subplots(1, 2), (0.99, 0.01), strict=True):
-        for direction, label, colour in (("forward", "CALM", ORANGE), ("reverse", "Reverse CALM", VIOLET)):
-            a = p.log().requires_grad_()
-            loss = calm(a, torch.full_like(p, teacher).log(), temperature=temperature, direction=direction)
-            axes.plot(p, torch.autograd.grad(loss.sum(), a)[0], color=colour, label=label)
-        axes.axhline(0, color="#808080", linewidth=0.7)
-        axes.set(xlabel="student's chunk probability", title=f"teacher's chunk probability {teacher}", ylim=(-2.5, 2.5))
-    figure.axes[0].set_ylabel(f"dL / d log-probability (T = {temperature:g})")
-    figure.axes[0].legend()
-
-
-def teacher_kl(teachers: Sequence[str], by_step: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Markup:
-    """KL from each teacher to the student over t, a line for each step at which it was measured, a panel per teacher."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.2 * len(teachers), 2.8), layout="constrained")
-        for axes, name in zip(figure.subplots(1, len(teachers), squeeze=False)[0], teachers, strict=True):
-            for (step, kl), colour in zip(by_step.items(), (ORANGE, GREEN), strict=False):
-                axes.plot(
-                    [float(t) for t in kl[name]], list(kl[name].values()), "o-", color=colour, label=f"step {step}"
+    def draw(axes: Axes) -> Iterator[Spot]:
+        filled = axes.contourf(progress, t.numpy(), values.T, levels=np.linspace(0, 1, 11), cmap="viridis")
+        axes.figure.colorbar(filled, label="lambda")
+        axes.set(xlabel="training progress p", ylabel="diffusion time t")
+        for i in range(2, 41, 4):
+            for j in range(2, 41, 4):
+                yield Spot(
+                    progress[i], float(t[j]), f"p = {progress[i]:.2f}, t = {t[j]:.2f}: lambda {values[i, j]:.3f}"
                 )
-            axes.set(xlabel="t", title=name, yscale="log")
-            axes.legend()
-        figure.axes[0].set_ylabel("KL(teacher || student), nats")
-        return svg(figure, "teacher_kl")
+
+    return picture(
+        f"lambda over progress and t: {values[0, 0]:.2f} at the start, {values[-1, 0]:.2f} at the end, t = 0", draw
+    )
 
 
-def throughput(runs: Sequence[tuple[Model, Run]]) -> Markup:
-    """Tokens per second over steps."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 2.4), layout="constrained")
-        axes = figure.subplots()
-        for model, run in runs:
-            axes.plot(*series(run.training, "tokens_per_second"), color=model.colour, label=model.label)
-        axes.set(xlabel="step", ylabel="tokens / s", ylim=(0, 1.15 * axes.get_ylim()[1]))
+def gradients(temperature: float) -> list[Markup]:
+    """`plot_gradient` for a teacher that is sure of a chunk, and for one that is sure that it is wrong."""
+    slope = f"dL / d log-probability (T = {temperature:g})"
+
+    def drawn(teacher: float) -> Markup:
+        def draw(axes: Axes) -> tuple[()]:
+            plot_gradient(axes, temperature, teacher)
+            axes.set_ylabel(slope)
+            return ()
+
+        return picture(f"{slope} over the student's chunk probability, teacher's {teacher}", draw)
+
+    return [drawn(SURE), drawn(UNSURE)]
+
+
+def plot_gradient(axes: Axes, temperature: float, teacher: float) -> None:
+    """dL/da of CALM and Reverse CALM over the student's chunk probability, a = log of it."""
+    p = torch.linspace(0.001, 0.999, 400, dtype=torch.float64)
+    for direction, (label, colour) in DIRECTIONS.items():
+        a = p.log().requires_grad_()
+        loss = calm(a, torch.full_like(p, teacher).log(), temperature=temperature, direction=direction)
+        axes.plot(p, torch.autograd.grad(loss.sum(), a)[0], color=colour, label=label)
+    axes.axhline(0, color="#808080", linewidth=0.7)
+    axes.set(xlabel="student's chunk probability", title=f"teacher's chunk probability {teacher}", ylim=(-2.5, 2.5))
+
+
+def teacher_kl(name: str, by_step: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Markup:
+    """KL from a teacher to the student over t, a line for each step at which it was measured."""
+    lines = {step: [(float(t), nats) for t, nats in kl[name].items()] for step, kl in by_step.items()}
+
+    def draw(axes: Axes) -> Iterator[Spot]:
+        for (step, points), colour in zip(lines.items(), (ORANGE, GREEN), strict=False):
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=f"step {step}")
+            yield from (Spot(t, nats, f"step {step}, t = {t}: {nats:.3g} nats") for t, nats in points)
+        axes.set(xlabel="t", title=name, yscale="log", ylabel="KL, nats")
         axes.legend()
-        return svg(figure, "throughput")
+
+    means = ", ".join(f"{np.mean([nats for _, nats in points]):.3g} at step {step}" for step, points in lines.items())
+    return picture(f"KL from {name} to the student over t, in nats; mean {means}", draw)
 
 
-def filling(samples: Sequence[Sample]) -> Markup:
-    """Which forward decided each token of a response: position across, forward upwards, one panel per response."""
-    responses = [(sample.id, sample.filling) for sample in samples if sample.filling]
-    with matplotlib.rc_context(STYLE):
-        width = 1.2 + 0.42 * max(len(f.filled) for _, f in responses)
-        figure = Figure(figsize=(width, 2.4 * len(responses)), layout="constrained")
-        for axes, (problem, f) in zip(figure.subplots(len(responses), 1, squeeze=False)[:, 0], responses, strict=True):
-            axes.scatter(range(len(f.filled)), f.filled, c=f.filled, cmap="plasma", vmin=-2, s=14)
-            for position, (piece, forward) in enumerate(zip(f.pieces, f.filled, strict=True)):
-                label = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "parse_math": False}
-                axes.annotate(piece.translate(VISIBLE), (position, forward), (0, 5), **label)
-            axes.set(ylabel="forward", title=f"problem {problem}", ylim=(0, max(f.filled) + 2))
-            axes.locator_params(integer=True)
-        figure.axes[-1].set_xlabel("position in the response")
-        return svg(figure, "filling")
+def filling(sample: Sample) -> Markup:
+    """Which forward decided each token of a response: position across, forward upwards."""
+    f = sample.filling
+    assert f is not None
+
+    def draw(axes: Axes) -> tuple[()]:
+        axes.scatter(range(len(f.filled)), f.filled, c=f.filled, cmap="plasma", vmin=-2, s=14)
+        for position, (piece, forward) in enumerate(zip(f.pieces, f.filled, strict=True)):
+            label = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "parse_math": False}
+            axes.annotate(piece.translate(VISIBLE), (position, forward), (0, 5), **label)
+        axes.set(ylabel="forward", title=f"problem {sample.id}", ylim=(0, max(f.filled) + 2))
+        axes.set_xlabel("position in the response")
+        axes.locator_params(integer=True)
+        return ()
+
+    width = max(SIZE[0], 0.6 + 0.36 * len(f.filled))
+    return picture(f"problem {sample.id}: which of {max(f.filled)} forwards decided each token", draw, (width, 2.6))
 
 
 def series(lines: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
@@ -247,17 +235,3 @@ def smooth(values: Sequence[float]) -> np.ndarray:
     """Centred running mean over about a twentieth of the run, shorter windows at the ends."""
     half = len(values) // 40
     return np.array([np.mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
-
-
-def svg(figure: Figure, name: str) -> Markup:
-    """Inline SVG that scales with the page, down to `SMALLEST` (it then scrolls): no metadata, no namespace addresses, ids of
-    its own."""
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    markup = text.getvalue()
-    markup = markup[markup.index("<svg") :]
-    markup = re.sub(r"<metadata>.*?</metadata>", "", markup, flags=re.DOTALL)
-    markup = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", markup)
-    markup = markup.replace("<svg", f'<svg style="min-width: {SMALLEST * figure.get_figwidth():.2f}in"', 1)
-    return Markup(markup.replace(INK, "currentColor"))

@@ -45,6 +45,8 @@ class Alignment:
     tokens: list[tuple[str, float]]
     statistics: list[tuple[str, float]]
     shards: list[Path]
+    shared_vocab: Mapping[str, int]
+    """By teacher: ids that mean the same on both sides; 0 with another tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Run:
 
     folder: Path
     recipe: str
-    """The resolved recipe the run was started with, as YAML; "" without one. The next six fields are read from it."""
+    """The resolved recipe the run was started with, as YAML; "" without one. The next seven fields are read from it."""
     student_tokenizer: str
     teachers: Mapping[str, str]
     """Name -> tokenizer."""
@@ -61,10 +63,16 @@ class Run:
     """`bd3lm` for a run without teachers."""
     objective: Objective | None
     tasks: list[str]
+    validated: bool
+    """Whether there are held-out rows."""
     aligned: Path
     steps: int | None
     environment: str
-    """environment.json as YAML; "" without one. The next three fields are read from it."""
+    """environment.json as YAML; "" without one. The next six fields are read from it."""
+    device: str
+    commit: str
+    started: list[str]
+    """When each start of the training began: ISO 8601, UTC."""
     world_size: int | None
     zero_stage: int | None
     expert_parallel_size: Mapping[str, int]
@@ -108,6 +116,9 @@ def read_run(folder: Path, fallback: Recipe | None = None) -> Run:
         recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else "",
         **of_recipe | {"steps": environment.get("steps") or of_recipe["steps"]},
         environment=yaml.safe_dump(environment, sort_keys=False) if environment else "",
+        device=environment.get("device") or "",
+        commit=environment.get("commit") or "",
+        started=environment.get("started") or [],
         world_size=environment.get("world_size"),
         zero_stage=environment.get("zero_stage"),
         expert_parallel_size=environment.get("expert_parallel_size") or {},
@@ -137,7 +148,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 def _of_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `Run` that a resolved recipe says."""
-    objective = recipe.get("objective", {})
+    objective, data = recipe.get("objective", {}), recipe.get("data", {})
     teachers = {teacher["name"]: teacher.get("tokenizer", "") for teacher in recipe.get("teachers", [])}
     return {
         "student_tokenizer": recipe.get("student", {}).get("tokenizer", ""),
@@ -145,7 +156,8 @@ def _of_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
         "strategy": objective.get("strategy", "") if teachers else "bd3lm",
         "objective": _objective(objective) if "tidal" in objective else None,
         "tasks": recipe.get("evaluation", {}).get("tasks", []),
-        "aligned": Path(recipe.get("data", {}).get("aligned", "")),
+        "validated": bool(data.get("validation")) or any(source.get("holdout") for source in data.get("sources", [])),
+        "aligned": Path(data.get("aligned", "")),
         "steps": recipe.get("optim", {}).get("steps"),
     }
 
@@ -161,7 +173,8 @@ def _alignment(folder: Path) -> Alignment | None:
         return None
     rows, tokens, statistics = (list(flatten(manifest.get(part, {}))) for part in ("rows", "tokens", "statistics"))
     shards = [folder / s["file"] for s in manifest.get("shards", []) if s["split"] == "train" and s["rows"]]
-    return Alignment(rows, tokens, statistics, shards)
+    shared_vocab = {name: side.get("shared_vocab", 0) for name, side in manifest.get("teachers", {}).items()}
+    return Alignment(rows, tokens, statistics, shards, shared_vocab)
 
 
 def _evaluations(folder: Path) -> dict[str, dict[str, Score]]:

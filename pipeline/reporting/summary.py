@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.colors import hsv_to_rgb, to_hex
 from rich import box
 from rich.table import Table
 
@@ -37,7 +38,7 @@ class Model:
 
 
 def read_models(run: Run, baselines: Sequence[str], teacher_label: str) -> list[Model]:
-    """The teacher, the baselines in their order, and the run itself; of a run, the newest evaluated step counts.
+    """The teacher, if it has scores, the baselines in their order, and the run itself, whose newest evaluated step counts.
 
     Args:
         baselines: [LABEL=]FOLDER each: a run directory, or a folder of results, RUN/evaluation/LABEL. Without a label, a
@@ -46,13 +47,20 @@ def read_models(run: Run, baselines: Sequence[str], teacher_label: str) -> list[
 
     Raises BadInput for two models of one label.
     """
-    models = [_scored("teacher", VIOLET, run.folder / "evaluation" / teacher_label)]
-    models += [_baseline(text, BASELINES[i % len(BASELINES)]) for i, text in enumerate(baselines)]
+    teacher = _scored("teacher", VIOLET, run.folder / "evaluation" / teacher_label)
+    models = [teacher] if teacher.scores else []
+    models += [_baseline(text, colour) for text, colour in zip(baselines, _colours(len(baselines)), strict=True)]
     models.append(_of_run("distilled" if baselines or run.teachers else "undistilled", GREEN, run))
     labels = [model.label for model in models]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise BadInput(f"--baseline: two models are called {twice[0]}: write LABEL=FOLDER")
     return models
+
+
+def _colours(count: int) -> list[str]:
+    """Of baselines: the named ones, then as many hues as it takes; all of them readable on light and on dark."""
+    more = count - len(BASELINES)
+    return [*BASELINES, *(to_hex(hsv_to_rgb((i / more, 0.55, 0.72))) for i in range(more))][:count]
 
 
 def baseline_folder(text: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,13 @@ from pipeline.core.files import write_text
 from pipeline.core.log import log
 from pipeline.core.run_directory import read_metrics
 from pipeline.distributed.device_reads import read
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held so far: of tensors on a GPU, else of everything in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class Metrics:
@@ -83,7 +91,9 @@ class Metrics:
         """Averages since the last line, over all ranks: appends them to metrics.jsonl and prints them (rank 0)."""
         reduced = torch.cat([self._sums, torch.tensor([self._tokens], dtype=torch.float64, device=self.device)])
         dist.all_reduce(reduced)
-        *terms, tokens = read(reduced)
+        peak = torch.tensor([peak_memory(self.device)], dtype=torch.float64, device=self.device)
+        dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+        *terms, tokens, memory = read(torch.cat([reduced, peak]))
         means = [x / max(1, self._count) for x in terms]
         seconds = time.perf_counter() - self._since
         line = {
@@ -95,6 +105,7 @@ class Metrics:
             "tokens": int(tokens),
             "seconds": round(seconds, 4),
             "tokens_per_second": round(tokens / seconds, 1),
+            "memory_gb": round(memory / 1e9, 3),
         }
         self.append(line)
         left = (time.perf_counter() - self._started) / (step - self.first) * (self.steps - step)

@@ -210,13 +210,19 @@ def reads_weights(model: Student | Teacher) -> bool:
     return model.weights == "pretrained" and not (isinstance(model, Teacher) and model.answers == "stored")
 
 
+def cpu_name(facts: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor as Linux calls it; its architecture where it says no name."""
+    lines = facts.read_text(errors="replace").splitlines() if facts.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.machine()
+
+
 def environment(plan: Plan) -> dict[str, Any]:
     """What environment.json says of where a run ran."""
     packages = ("torch", "deepspeed", "transformers", "datasets")
-    on_gpu = torch.cuda.is_available()
     return {
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
-        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "commit": code_version(),
         "command": sys.argv,
         "world_size": plan.topology.world_size,

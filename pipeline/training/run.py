@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -102,7 +102,10 @@ def _train(plan: Plan, topology: Topology, stop: StopSignals, heartbeat: Callabl
     metrics.truncate_after(first)
     if rank() == 0:
         write_text(run_dir / "recipe.yaml", dump(recipe))
-        write_json(run_dir / "environment.json", environment(plan) | {"steps": trainer.steps})
+        file = run_dir / "environment.json"
+        before = (read_json(file) or {}).get("started", [])
+        started = {"started": [*before, datetime.now(UTC).isoformat("T", "seconds")]}
+        write_json(file, environment(plan) | {"steps": trainer.steps} | started)
     heartbeat("checking the teachers")
     _check_teachers(plan, trainer, first)
     if first == 0:
