@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 
 from pipeline.evaluation.results import Sample
 from pipeline.evaluation.sweep import SweepPoint
@@ -26,9 +27,9 @@ SURE, UNSURE = 0.99, 0.01
 """A teacher's chunk probabilities whose gradients are drawn."""
 
 
-def by_t(ts: Sequence[object]) -> list[tuple[float, ...]]:
+def by_t(ts: Sequence[object]) -> list[str]:
     """A colour for each t, from violet to orange: all of them readable on light and on dark."""
-    return [tuple(c) for c in matplotlib.colormaps["plasma"](np.linspace(0.4, 0.85, max(len(ts), 1)))]
+    return [to_hex(c) for c in matplotlib.colormaps["plasma"](np.linspace(0.4, 0.85, max(len(ts), 1)))]
 
 
 def scores(models: Sequence[Model], task: str) -> Markup:

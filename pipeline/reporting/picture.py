@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -28,7 +29,7 @@ PLAIN = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
 }
-STYLE = PLAIN | {
+STYLE: dict[Any, Any] = PLAIN | {
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
@@ -58,7 +59,9 @@ class Spot:
 
 def spots(xs: Sequence[float], ys: Sequence[float], says: Callable[[float, float], str]) -> list[Spot]:
     """At most SPOTS points of a line, evenly spread."""
-    chosen = np.unique(np.linspace(0, len(xs) - 1, min(len(xs), SPOTS)).round().astype(int)) if len(xs) else []
+    if not len(xs):
+        return []
+    chosen = np.unique(np.linspace(0, len(xs) - 1, min(len(xs), SPOTS)).round().astype(int))
     return [Spot(xs[i], ys[i], says(xs[i], ys[i])) for i in chosen]
 
 

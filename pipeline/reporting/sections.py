@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.colors import to_hex
 
 from pipeline.core.errors import BadInput
 from pipeline.evaluation.compare import Comparison, Scored, comparable, compare
@@ -201,7 +200,7 @@ def validation(models: Sequence[Model]) -> Section:
     return Section(
         title,
         note="Mean cross-entropy of a masked token of held-out rows, in nats, at fixed t with fixed noise.",
-        legend=[(to_hex(colour), f"t = {t}") for t, colour in zip(ts, figures.by_t(ts), strict=True)],
+        legend=[(colour, f"t = {t}") for t, colour in zip(ts, figures.by_t(ts), strict=True)],
         figures=[figures.validation(model, run, (min(values), max(values))) for model, run in validated],
         tables=[rows],
     )

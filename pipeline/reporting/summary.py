@@ -60,7 +60,7 @@ def read_models(run: Run, baselines: Sequence[str], teacher_label: str) -> list[
 def _colours(count: int) -> list[str]:
     """Of baselines: the named ones, then as many hues as it takes; all of them readable on light and on dark."""
     more = count - len(BASELINES)
-    return [*BASELINES, *(to_hex(hsv_to_rgb((i / more, 0.55, 0.72))) for i in range(more))][:count]
+    return [*BASELINES, *(to_hex(tuple(hsv_to_rgb((i / more, 0.55, 0.72)))) for i in range(more))][:count]
 
 
 def baseline_folder(text: str) -> Path:

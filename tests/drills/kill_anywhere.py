@@ -108,9 +108,15 @@ def killed(recipe: Path, run_dir: Path, chance: random.Random, until: int) -> Ki
 
 def processes(runner: subprocess.Popen) -> list[int]:
     """The command, the launcher that it starts, and the ranks, once they are there."""
-    wait(lambda: launch.children(runner.pid) and len(launch.children(launch.children(runner.pid)[0])) == RANKS, runner)
-    (launcher,) = launch.children(runner.pid)
-    return [runner.pid, launcher, *launch.children(launcher)]
+    found: list[int] = []
+
+    def complete() -> bool:
+        launchers = launch.children(runner.pid)[:1]
+        found[:] = [runner.pid, *launchers, *(rank for launcher in launchers for rank in launch.children(launcher))]
+        return len(found) == 2 + RANKS
+
+    wait(complete, runner)
+    return found
 
 
 def wait(condition, runner: subprocess.Popen) -> None:
