@@ -78,7 +78,7 @@ test: $(VENV)/.installed-tests
 
 # The long tests alone: the whole demo, jobs under a real Slurm, every launcher.
 test-long: $(VENV)/.installed-tests
-	python -m pytest -m slow
+	OMP_NUM_THREADS=1 python -m pytest -m slow -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 # All tests.
 test-all: test test-long
