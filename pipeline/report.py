@@ -22,9 +22,9 @@ def main() -> None:
     p.add_argument(
         "--baseline",
         nargs="*",
-        default=[],
         metavar="[LABEL=]FOLDER",
-        help="models to compare with, in this order: run directories, or folders of scores (RUN/evaluation/LABEL)",
+        help="models to compare with, in this order: run directories, or folders of scores (RUN/evaluation/LABEL); "
+        "default: those of the last report; with no folder behind it: none",
     )
     p.add_argument("--teacher-label", type=str, default="teacher", help="evaluation/LABEL holds the teacher's scores")
     recipe, flags = parse(p)

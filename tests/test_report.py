@@ -245,6 +245,11 @@ def test_the_whole_report(run_dirs, tmp_path):
     assert result["strategy"] == "tide_shared"
     assert result["seconds"] == {"distill": 200.5, "undistilled_distill": 200.5}
 
+    assert report("--recipe", minimal_recipe(tmp_path, run)).returncode == 0
+    assert (run / "report.html").read_text() == html, "the baselines of the last report count"
+    assert report("--recipe", minimal_recipe(tmp_path, run), "--baseline").returncode == 0
+    assert set(json.loads((run / "summary.json").read_text())["scores"]) == {"teacher", "distilled"}
+
 
 def test_an_empty_run_directory(tmp_path):
     """Every section is there and says what is missing."""

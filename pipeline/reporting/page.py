@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json, write_text
-from pipeline.core.stage_status import record_status
+from pipeline.core.stage_status import read_history, record_status
 from pipeline.core.terminal import Console
 from pipeline.reporting.headline import headline, strategy_name
 from pipeline.reporting.run_record import Run, read_run
@@ -19,24 +19,32 @@ from pipeline.reporting.sections import comparisons, sections
 from pipeline.reporting.summary import Model, baseline_folder, read_models, score_table, scored_tasks, summary
 
 
-def write_report(recipe: Recipe, baselines: Sequence[str], teacher_label: str) -> None:
+def write_report(recipe: Recipe, baselines: Sequence[str] | None, teacher_label: str) -> None:
     """Writes report.html and summary.json into the recipe's run directory, and prints the scores.
 
-    Args: see `read_models`. Raises BadInput for a folder that is not there, before anything is written.
+    Args: see `read_models`; without baselines (None), those of the last report count. Raises BadInput for a folder that is not there, before anything is written.
     """
     folder = Path(recipe.run_dir)
+    baselines = _remembered(folder) if baselines is None else baselines
     for needed in [folder, *map(baseline_folder, baselines)]:
         if not needed.is_dir():
             raise BadInput(f"no run directory {needed}: run distill first")
     if any(folder.iterdir()) and not any((folder / name).exists() for name in ("recipe.yaml", "evaluation", "status")):
         raise BadInput(f"{folder} is no run directory: it has neither recipe.yaml nor evaluation/ nor status/")
-    with record_status(folder, "report"):
+    with record_status(folder, "report") as status:
         run = read_run(folder, recipe)
         models = read_models(run, baselines, teacher_label)
         write_json(folder / "summary.json", summary(run, models))
         write_text(folder / "report.html", render(run, models))
+        status["baselines"] = list(baselines)
     Console().print(score_table(models) if scored_tasks(models) else "no scores yet: run evaluate")
     print(f"report: {folder / 'report.html'}")
+
+
+def _remembered(run_dir: Path) -> list[str]:
+    """The baselines of the last report that was written."""
+    reports = [line for line in read_history(run_dir) if line["stage"] == "report" and "baselines" in line]
+    return [str(folder) for folder in reports[-1]["baselines"]] if reports else []
 
 
 def render(run: Run, models: Sequence[Model]) -> str:
