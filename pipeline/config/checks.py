@@ -11,7 +11,7 @@ from pipeline.core.errors import BadInput
 # what a line of metrics.jsonl and the counts of a manifest have beside the teachers
 RESERVED_NAMES = {
     "kind", "step", "loss", "cross_entropy", "grad_norm", "lr", "lambda", "tokens", "seconds", "tokens_per_second",
-    "by_t", "student", "maskable", "certainty",
+    "memory_gb", "by_t", "student", "maskable", "certainty",
 }  # fmt: skip
 
 MOST_REPEATS = 1_000
