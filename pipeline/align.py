@@ -19,10 +19,11 @@ from functools import partial
 from pipeline.alignment.build import align
 from pipeline.alignment.summary import table
 from pipeline.config.cli import parse, parser
-from pipeline.core.errors import BadInput, StoppedEarly, exit_code
+from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.stage_status import record_status
 from pipeline.core.terminal import Console
 from pipeline.distributed.mpi_ranks import Ranks
+from pipeline.distributed.signals import stop_early_on
 
 
 def main() -> None:
@@ -40,18 +41,14 @@ def main() -> None:
     processes = flags.processes or (os.cpu_count() or 1 if ranks.size == 1 else 1)
     manifest_file = Path(recipe.data.aligned) / "manifest.json"
     with record_status(Path(recipe.run_dir), "align", keeps=manifest_file.is_file) as status:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _stop)
+        message = "stopped by a signal; finished shards stay, the same command goes on"
+        stop_early_on(signal.SIGTERM, signal.SIGINT, message=message)
         manifest, message = align(recipe, ranks, processes, flags.shard_rows, overwrite=flags.overwrite)
         status["message"] = message
     if ranks.rank == 0:
         console = Console()
         console.print(table(manifest))
         console.print(f"{recipe.data.aligned}: {message}", soft_wrap=True)
-
-
-def _stop(*_signal: object) -> None:
-    raise StoppedEarly("stopped by a signal; finished shards stay, the same command goes on")
 
 
 command = partial(exit_code, "align", main)

@@ -50,6 +50,10 @@ def run(
         text=True,
         timeout=timeout,
     )
+    return _checked(done, code)
+
+
+def _checked(done: subprocess.CompletedProcess, code: int | None) -> subprocess.CompletedProcess:
     assert code is None or done.returncode == code, (
         f"exit {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     )
@@ -168,10 +172,7 @@ def _finish(
             for rank in found:
                 rank.stop()
         done = subprocess.CompletedProcess(words, *failed[:1] or [0], output.read_text(), errors.read_text())
-    assert code is None or done.returncode == code, (
-        f"exit {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    )
-    return done
+    return _checked(done, code)
 
 
 def children(pid: int) -> list[int]:

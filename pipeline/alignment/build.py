@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -42,6 +39,7 @@ from pipeline.core.errors import BadInput
 from pipeline.core.files import json_sha256, read_json, write_json
 from pipeline.core.log import log
 from pipeline.distributed.mpi_ranks import Ranks
+from pipeline.distributed.signals import end_with_parent
 from pipeline.models.loading import load_tokenizer
 
 
@@ -239,14 +237,7 @@ def _start_worker(job: Job) -> None:
     _job = job
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """No worker outlives align: it would hold the dataset's lock."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    end_with_parent()  # who outlived align would hold the dataset's lock
 
 
 def _build_in_worker(shard: Shard) -> BuiltShard:

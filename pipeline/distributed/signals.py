@@ -1,7 +1,8 @@
-"""Stopping: SIGTERM, SIGINT, SIGUSR1 (the scheduler's warning), SIGHUP and the death of the launcher."""
+"""Stopping: SIGTERM, SIGINT, SIGUSR1 (the scheduler's warning), SIGHUP and the death of the launcher or of a parent."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -14,6 +15,23 @@ import psutil
 
 from pipeline.core.errors import StoppedEarly
 from pipeline.core.log import log
+
+_PR_SET_PDEATHSIG = 1
+
+
+def stop_early_on(*numbers: int, message: str) -> None:
+    """From here on, each of these signals raises StoppedEarly with this message wherever the process is."""
+
+    def stop(*_signal: object) -> None:
+        raise StoppedEarly(message)
+
+    for number in numbers:
+        signal.signal(number, stop)
+
+
+def end_with_parent() -> None:
+    """From here on, the kernel kills this process when the one that started it ends, however it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class StopSignals:

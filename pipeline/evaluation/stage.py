@@ -10,9 +10,10 @@ from pathlib import Path
 
 from pipeline.config.recipe import Recipe
 from pipeline.core.checkpoint_files import complete_checkpoints, damaged_file, step_name, step_of
-from pipeline.core.errors import BadInput, StoppedEarly
+from pipeline.core.errors import BadInput
 from pipeline.core.run_directory import evaluation_folder
 from pipeline.core.stage_status import record_status
+from pipeline.distributed.signals import stop_early_on
 from pipeline.evaluation.answer_cache import Shard
 from pipeline.evaluation.sweep import Sweep
 
@@ -54,7 +55,8 @@ def run(recipe: Recipe, request: Request, watched: bool = False) -> None:
     sweep = Sweep.parse(request.sweep) if request.sweep else None
     stage = "watch" if watched else f"evaluate{shard.suffix}"
     with record_status(Path(recipe.run_dir), stage) as status:
-        signal.signal(signal.SIGTERM, _stop)
+        message = "stopped by SIGTERM; answers so far are kept, the same command goes on"
+        stop_early_on(signal.SIGTERM, message=message)
         if watched:
             from pipeline.evaluation.watch import watch
 
@@ -118,7 +120,3 @@ def model_folder(path: str) -> str:
     if Path(path, "checkpoints").is_dir():
         return str(export_of(Path(path), "latest"))
     return str(Path(path, "export")) if Path(path, "export").is_dir() else path
-
-
-def _stop(*_signal: object) -> None:
-    raise StoppedEarly("stopped by SIGTERM; answers so far are kept, the same command goes on")

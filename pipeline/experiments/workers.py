@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
-import signal
 import time
 import traceback
 from collections.abc import Sequence
@@ -18,11 +16,9 @@ from pathlib import Path
 from pipeline.core.errors import BadInput, StoppedEarly
 from pipeline.core.log import log
 from pipeline.distributed.launcher_env import free_port
-from pipeline.distributed.signals import StopSignals
+from pipeline.distributed.signals import StopSignals, end_with_parent
 from pipeline.evaluation.answer_cache import Shard
 from pipeline.experiments.grid import START, Study
-
-_PR_SET_PDEATHSIG = 1
 
 
 def run_study(study: Study, shard: Shard, workers: int) -> list[str]:
@@ -77,7 +73,7 @@ def run_seeds(study: Study, seeds: Sequence[int], workers: int) -> list[str]:
 
 
 def _start_worker(workers: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # whatever ends the study ends its workers
+    end_with_parent()
     _set_environment(workers)
 
 

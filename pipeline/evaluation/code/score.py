@@ -18,10 +18,11 @@ from pathlib import Path
 from rich.progress import track
 
 from pipeline.config.cli import parse, parser
-from pipeline.core.errors import BadInput, StoppedEarly
+from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json, write_json_lines
 from pipeline.core.run_directory import evaluation_folder
 from pipeline.core.stage_status import record_status
+from pipeline.distributed.signals import stop_early_on
 from pipeline.evaluation import scoring
 from pipeline.evaluation.answer_cache import AnswerCache, request_key
 from pipeline.evaluation.code.sandbox import Limits, Sandbox, Tests, Verdict
@@ -55,15 +56,12 @@ def main(argv: list[str]) -> None:
             "mbpp first"
         )
     with record_status(run_dir, "score"):
-        signal.signal(signal.SIGTERM, _stop)
+        message = "stopped by SIGTERM; verdicts so far are kept, the same command goes on"
+        stop_early_on(signal.SIGTERM, message=message)
         with Sandbox.open(limits) as sandbox:
             for path in paths:
                 score = score_samples(path, sandbox, flags.workers)
                 print_score(path, score)
-
-
-def _stop(*_signal: object) -> None:
-    raise StoppedEarly("stopped by SIGTERM; verdicts so far are kept, the same command goes on")
 
 
 def code_samples(root: Path) -> Iterator[Path]:
