@@ -28,7 +28,7 @@ from pipeline.config.recipe import Data, Optim, Recipe, Source, Student, Teacher
 from pipeline.core.errors import exit_code
 from pipeline.core.files import read_json_lines
 from pipeline.distributed.mpi_ranks import Ranks
-from pipeline.models.loading import load_tokenizer
+from pipeline.models.tokenizer import load_tokenizer
 
 BATCH = 256
 

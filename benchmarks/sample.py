@@ -26,7 +26,8 @@ from pipeline.core.checkpoint_files import complete_checkpoints
 from pipeline.core.errors import exit_code
 from pipeline.core.files import read_json_lines
 from pipeline.decoding.sampler import GenerateConfig, generate
-from pipeline.models.loading import load_teacher, load_tokenizer
+from pipeline.models.loading import load_teacher
+from pipeline.models.tokenizer import load_tokenizer
 
 SAMPLERS = {"ours": generate, "naive": naive.generate}
 PROBLEMS = Path("demo/data/test.jsonl")

@@ -25,7 +25,7 @@ from benchmarks import step as step_benchmark
 from pipeline.alignment.rows import align_rows
 from pipeline.alignment.sides import Side
 from pipeline.core.errors import exit_code
-from pipeline.models.loading import load_tokenizer
+from pipeline.models.tokenizer import load_tokenizer
 
 BASE = step_benchmark.SMALL.but(student=workload.qwen3(32768), teacher=workload.llada2(32768))
 

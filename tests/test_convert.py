@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from pipeline.core.errors import BadInput
 from pipeline.decoding.sampler import GenerateConfig, generate
 from pipeline.models.conversion import convert
-from pipeline.models.loading import load_student, load_tokenizer
+from pipeline.models.loading import load_student
+from pipeline.models.tokenizer import load_tokenizer
 from tests import launch
 from tests.test_models_loading import STUDENT
 

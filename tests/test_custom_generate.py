@@ -13,7 +13,8 @@ from pipeline.decoding.canvas import GenerateConfig
 from pipeline.decoding.sampler import generate
 from pipeline.models.export import export
 from pipeline.models.export_files.generate import generate as exported_generate
-from pipeline.models.loading import load_student, load_tokenizer
+from pipeline.models.loading import load_student
+from pipeline.models.tokenizer import load_tokenizer
 from tests import launch
 from tests.test_models_export import PROVENANCE
 from tests.test_models_loading import STUDENT

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from pipeline.core.errors import BadInput
 from pipeline.decoding import GenerateConfig, generate
 from pipeline.models.families.table import FAMILIES, family_of
-from pipeline.models.loading import library_config, load_student, load_teacher, load_tokenizer, read_config
+from pipeline.models.loading import library_config, load_student, load_teacher, read_config
+from pipeline.models.tokenizer import load_tokenizer
 from tests import launch
 from tests.alignment_tokenizers import byte_level
 

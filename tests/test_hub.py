@@ -18,7 +18,8 @@ from pipeline.core.errors import BadInput
 from pipeline.models.card import add_scores
 from pipeline.models.export import export
 from pipeline.models.hub import push
-from pipeline.models.loading import load_student, load_tokenizer
+from pipeline.models.loading import load_student
+from pipeline.models.tokenizer import load_tokenizer
 from tests.test_models_export import PROVENANCE, SCORES
 from tests.test_models_loading import STUDENT
 

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 from pipeline.core.checkpoint_files import inventory
 from pipeline.models.card import ScoreRow, add_scores
 from pipeline.models.export import export, rope_of_transformers_4
-from pipeline.models.loading import load_student, load_teacher, load_tokenizer
+from pipeline.models.loading import load_student, load_teacher
+from pipeline.models.tokenizer import load_tokenizer
 from tests.test_models_llada2 import golden, pair_mask, write_checkpoint
 from tests.test_models_loading import STUDENT
 

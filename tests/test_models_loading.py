@@ -13,7 +13,8 @@ from transformers import Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from pipeline.core.errors import BadInput
 from pipeline.models.expert_parallel import resolve_expert_parallel_size
-from pipeline.models.loading import build, load_student, load_teacher, load_tokenizer, read_config
+from pipeline.models.loading import build, load_student, load_teacher, read_config
+from pipeline.models.tokenizer import load_tokenizer
 from pipeline.models.weights import checkpoint_views, shapes
 from tests.test_models_llada2 import DATA, SPECIAL, golden, write_checkpoint
 

@@ -13,7 +13,8 @@ from transformers import Qwen3ForCausalLM
 
 from pipeline.core.errors import BadInput
 from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
-from pipeline.models.loading import build, load_student, load_teacher, load_tokenizer, read_config
+from pipeline.models.loading import build, load_student, load_teacher, read_config
+from pipeline.models.tokenizer import load_tokenizer
 from tests.test_models_llada2 import DATA
 from tests.test_models_loading import STUDENT
 

@@ -19,7 +19,7 @@ from pipeline.alignment.chunks import align_chunks
 from pipeline.alignment.vocabulary import token_bytes
 from pipeline.evaluation.compare import Comparison
 from pipeline.evaluation.results import Score
-from pipeline.models.loading import load_tokenizer
+from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reporting import chunk_view, figures
 from pipeline.reporting.figures import smooth
 from pipeline.reporting.headline import headline, points

@@ -20,7 +20,8 @@ from pipeline.models.card import ScoreRow, add_scores
 from pipeline.models.export import as_exported, export
 from pipeline.models.export_files.generate import generate as exported_generate
 from pipeline.models.formats import check_format, export_again, export_as
-from pipeline.models.loading import load_student, load_teacher, load_tokenizer, read_config
+from pipeline.models.loading import load_student, load_teacher, read_config
+from pipeline.models.tokenizer import load_tokenizer
 from tests import test_families as families
 from tests.alignment_tokenizers import byte_level
 from tests.check_serving import MASK_ID, check_export

@@ -40,7 +40,7 @@ from pipeline.core.files import json_sha256, read_json, write_json
 from pipeline.core.log import log
 from pipeline.distributed.mpi_ranks import Ranks
 from pipeline.distributed.signals import end_with_parent
-from pipeline.models.loading import load_tokenizer
+from pipeline.models.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from pipeline.models.conversion import end_of_turn
 from pipeline.models.families.family import Input
 from pipeline.models.families.table import family_of, is_shifted
 from pipeline.models.forward import score_tokens
-from pipeline.models.loading import load_teacher, load_tokenizer, read_config
+from pipeline.models.loading import load_teacher, read_config
+from pipeline.models.tokenizer import load_tokenizer
 
 SHARES = (0.15, 0.5, 0.9)
 """Of the answers' tokens that are masked to look at the teacher's likelihood"""

@@ -19,15 +19,9 @@ from pipeline.core.errors import BadInput, one_line
 from pipeline.core.files import file_sha256
 from pipeline.decoding.sampler import SpecialTokens
 from pipeline.models.chat_template import check_chat_template
-from pipeline.models.loading import (
-    CONFIG_FILES,
-    TOKENIZER_FILES,
-    WEIGHT_FILES,
-    fetch,
-    load_teacher,
-    load_tokenizer,
-    read_config,
-)
+from pipeline.models.files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, fetch
+from pipeline.models.loading import load_teacher, read_config
+from pipeline.models.tokenizer import load_tokenizer
 
 Cut = Literal["training", "reference"]
 CUTS: dict[str, Cut] = {"sequence": "training", "response": "reference"}  # student.blocks -> GenerateConfig.blocks

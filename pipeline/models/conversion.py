@@ -20,16 +20,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256
 from pipeline.models.export import save_tokenizer, write_model
-from pipeline.models.loading import (
-    CONFIG_FILES,
-    MASK_TOKEN,
-    WEIGHT_FILES,
-    build,
-    fetch,
-    read_config,
-    read_raw_config,
-    read_tokenizer,
-)
+from pipeline.models.files import CONFIG_FILES, WEIGHT_FILES, fetch, read_raw_config
+from pipeline.models.loading import build, read_config
+from pipeline.models.tokenizer import MASK_TOKEN, read_tokenizer
 from pipeline.models.weights import TiedHead, check_files, check_shapes, checkpoint_views, fill, shapes, weight_files
 
 SOURCES = ("llama", "qwen2", "qwen3")

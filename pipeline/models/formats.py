@@ -20,7 +20,8 @@ from pipeline.models import sdar_export
 from pipeline.models.card import LLADA2_USAGE, copy_scores, model_card
 from pipeline.models.export import EXPORT_FILES, as_exported, export, write_generate
 from pipeline.models.families.table import family_of
-from pipeline.models.loading import load_student, load_tokenizer, read_config
+from pipeline.models.loading import load_student, read_config
+from pipeline.models.tokenizer import load_tokenizer
 
 LLADA2_MASK_ID = 156895  # in SGLang's code
 LLADA2_CLASS = "configuration_llada2_moe"

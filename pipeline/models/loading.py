@@ -1,9 +1,7 @@
-"""Loading of students, teachers and tokenizers, from a folder or the hub; strict, and with every mask explicit."""
+"""Loading of students and teachers, from a folder or the hub; strict, and with every mask explicit."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import MethodType
@@ -11,8 +9,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
@@ -22,12 +19,13 @@ from transformers.initialization import no_init_weights
 from pipeline.core.errors import BadInput, one_line
 from pipeline.data.blocks import lay_out_causal
 from pipeline.data.packing import pack
-from pipeline.models.chat_template import check_chat_template
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size, split_experts, verify_experts
 from pipeline.models.families.family import Raw
 from pipeline.models.families.llada2_moe import check_mask
-from pipeline.models.families.table import FAMILIES, MODEL_TYPES, family_of, find_causal, find_diffusion, find_family
+from pipeline.models.families.table import FAMILIES, family_of, find_causal, find_diffusion
+from pipeline.models.files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, fetch, read_raw_config
 from pipeline.models.forward import dense_inputs, head_weight, windowed_inputs
+from pipeline.models.tokenizer import load_tokenizer
 from pipeline.models.weights import TiedHead, check_files, checkpoint_views, fill, init_weights, shapes
 
 Weights = Literal["pretrained", "random"]
@@ -36,22 +34,7 @@ SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "head_dim", "max_position_embeddings",
 )  # fmt: skip
-CONFIG_FILES = ["config.json"]
-TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
-WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
-MASK_TOKEN = "<|mask|>"
 NOT_FIELDS = ("auto_map", "architectures", "library", "model_type", "transformers_version")  # of the library's configs
-
-
-def fetch(path: str, patterns: Sequence[str]) -> Path:
-    """The folder itself, or the hub's files that match, as a local folder. Raises BadInput when there is neither."""
-    if Path(path).is_dir():
-        return Path(path)
-    try:
-        return Path(snapshot_download(path, allow_patterns=list(patterns)))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(f"{path}: no such folder, and the hub gives no model of that name ({reason})") from None
 
 
 def read_config(path: str, *, causal: bool = False) -> PreTrainedConfig:
@@ -87,77 +70,6 @@ def library_config(raw: Raw, where: str, *, causal: bool = False) -> PreTrainedC
     if family.keeps_name:
         config.published = dict(raw)
     return config
-
-
-def read_raw_config(file: Path) -> dict[str, Any]:
-    """What config.json says. Raises BadInput for a file that is no JSON object."""
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
-        raise BadInput(f"{file}: not JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise BadInput(f"{file}: not a JSON object of settings")
-    return raw
-
-
-def load_tokenizer(path: str, *, chat: bool = True, needs_mask: bool = True) -> PreTrainedTokenizerFast:
-    """The tokenizer of tokenizer.json, unchanged, with a mask token (`needs_mask`: autoregressive models need none), and (unless
-    `chat` is False) a chat template.
-
-    Raises BadInput when one of the three is missing or cannot be used.
-    """
-    tokenizer = read_tokenizer(path, chat=chat)
-    if tokenizer.mask_token is None:
-        _name_mask_token(tokenizer, fetch(path, [*CONFIG_FILES, *TOKENIZER_FILES]) / "config.json")
-    if tokenizer.mask_token is None and needs_mask:
-        raise BadInput(
-            f"{path}: no mask token; `python pipeline/convert.py` makes a diffusion student of an autoregressive model"
-        )
-    return tokenizer
-
-
-def read_tokenizer(path: str, *, chat: bool = True) -> PreTrainedTokenizerFast:
-    """As `load_tokenizer`, of any model: it may have no mask token."""
-    folder = fetch(path, TOKENIZER_FILES)
-    if not (folder / "tokenizer.json").is_file():
-        raise BadInput(f"{path}: no tokenizer.json; save the tokenizer as a fast one (`save_pretrained`)")
-    try:
-        # The class that tokenizer_config.json names may rebuild normalizer and pre-tokenizer its own way.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        if not tokenizer.get_vocab():
-            raise BadInput(f"{path}: its tokenizer.json has no tokens")
-    except BadInput:
-        raise
-    except Exception as error:  # the libraries raise what they like for files that are cut or of another kind
-        raise BadInput(f"{path}: cannot read its tokenizer files ({one_line(error)}); save them again") from None
-    if tokenizer.mask_token is None and MASK_TOKEN in tokenizer.get_vocab():
-        tokenizer.mask_token = MASK_TOKEN
-    if chat:
-        check_chat_template(tokenizer, path)
-    return tokenizer
-
-
-def _name_mask_token(tokenizer: PreTrainedTokenizerFast, config: Path) -> None:
-    """Takes the mask token from the model's config or its family, for models whose tokenizer does not know it (WeDLM).
-
-    Raises BadInput where that id is another added token: Qwen3's tool tokens stand where Qwen2's diffusion models have their mask.
-    """
-    raw = read_raw_config(config) if config.is_file() else {}
-    mask = raw.get("mask_token_id")
-    if mask is None and raw.get("model_type") in MODEL_TYPES:
-        mask = find_family(raw, str(config)).mask_token_id
-    if mask is not None and not (isinstance(mask, int) and 0 <= mask < 2**31):
-        raise BadInput(f"{config}: mask_token_id {mask!r} is no token id")
-    if mask == len(tokenizer):
-        tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
-    elif mask is not None:
-        added = tokenizer.added_tokens_decoder.get(mask)
-        if added and not added.special and "mask" not in added.content.lower():
-            raise BadInput(
-                f"{config.parent}: mask token {mask} is {added.content} in this tokenizer, which is another family's: fetch the"
-                " model's own"
-            )
-        tokenizer.mask_token = tokenizer.convert_ids_to_tokens(mask)
 
 
 def load_student(

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.alignment.vocabulary import token_bytes
 from pipeline.core.errors import BadInput, one_line
-from pipeline.models.loading import load_tokenizer
+from pipeline.models.tokenizer import load_tokenizer
 from pipeline.reporting.run_record import Run
 
 MAX_CHUNKS = 80

@@ -15,7 +15,7 @@ from pipeline.config.recipe import Recipe, Teacher
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256, json_sha256, read_json
 from pipeline.data.answers import StoredAnswers
-from pipeline.models.loading import CONFIG_FILES, WEIGHT_FILES, fetch
+from pipeline.models.files import CONFIG_FILES, WEIGHT_FILES, fetch
 from pipeline.models.weights import weight_files
 from pipeline.training.terms import stored_temperatures
 

@@ -27,7 +27,8 @@ from pipeline.distributed.topology import Topology, launched
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
 from pipeline.models.export import as_exported
 from pipeline.models.formats import check_format
-from pipeline.models.loading import load_tokenizer, read_config
+from pipeline.models.loading import read_config
+from pipeline.models.tokenizer import load_tokenizer
 from pipeline.models.weights import weight_files
 from pipeline.training.answer_store import check_store
 from pipeline.training.engine import read_engine_config, student_dtype, zero_stage

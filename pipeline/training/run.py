@@ -22,7 +22,7 @@ from pipeline.distributed.signals import StopSignals
 from pipeline.distributed.topology import Topology, check_expert_parallel_groups, start
 from pipeline.distributed.watchdog import Watchdog
 from pipeline.models.forward import config_of
-from pipeline.models.loading import load_tokenizer
+from pipeline.models.tokenizer import load_tokenizer
 from pipeline.training import zero_state
 from pipeline.training.build import build_trainer, fetch_models, fixed_noise_rows
 from pipeline.training.checkpoint import Checkpoints, newest_intact

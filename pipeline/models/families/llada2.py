@@ -1,9 +1,8 @@
-"""LLaDA2.0 and 2.1 (inclusionAI, arXiv 2512.15745), mini and flash: our own class. 2.1 differs in its sampler alone."""
+"""LLaDA2.0 and 2.1 (inclusionAI, arXiv 2512.15745), mini and flash: our own class (llada2_moe.py). 2.1 differs in its sampler alone."""
 
 from __future__ import annotations
 
 from pipeline.models.families.family import Family, Raw
-from pipeline.models.families.llada2_moe import LLaDA2MoeConfig
 
 
 def _fields(raw: Raw) -> Raw:
@@ -15,7 +14,7 @@ def _fields(raw: Raw) -> Raw:
 FAMILY = Family(
     name="LLaDA2",
     model_types=("llada2_moe", "llada2_moe_veomni", "llada21_moe"),
-    library=LLaDA2MoeConfig.model_type,
+    library="llada2_moe",
     inputs=("block", "full"),
     fields=_fields,
     names=((".gate.e_score_correction_bias", ".gate.expert_bias"),),

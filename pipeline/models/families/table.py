@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from typing import TYPE_CHECKING
 
 from pipeline.core.errors import BadInput
 from pipeline.models.families import (
@@ -21,6 +20,9 @@ from pipeline.models.families import (
     wedlm,
 )
 from pipeline.models.families.family import Family, Raw
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 FAMILIES: tuple[Family, ...] = tuple(
     module.FAMILY
@@ -88,6 +90,10 @@ def find_causal(raw: Raw, where: str) -> Family:
 
 
 def _native(kind: str, where: str) -> Family:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,  # brings torch: see tokenizer.py
+    )
+
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise BadInput(f"{where}: transformers has no causal language model of model_type {kind!r}")
     return Family(name=kind, model_types=(kind,), library=kind, inputs=("causal",), shifted=True, student=False)
