@@ -44,10 +44,10 @@ def ratio_interval(
     parts: Sequence[float] | np.ndarray, wholes: Sequence[float] | np.ndarray, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
     """As `bootstrap`, of the sum of `parts` over the sum of `wholes`, both a number a problem."""
-    n = len(parts)
-    # counts, not indices: a resample of n problems is one multinomial draw, and the sums are one product
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-    ratios = counts @ np.asarray(parts, dtype=np.float64) / (counts @ np.asarray(wholes, dtype=np.float64))
+    # counts of each pair of numbers, not indices: a resample is one multinomial draw, and the sums are one product
+    pairs, many = np.unique(np.stack([parts, wholes], axis=1).astype(np.float64), axis=0, return_counts=True)
+    counts = np.random.default_rng(seed).multinomial(len(parts), many / len(parts), size=resamples)
+    ratios = counts @ pairs[:, 0] / (counts @ pairs[:, 1])
     low, high = np.quantile(ratios, [0.025, 0.975])
     return float(low), float(high)
 

@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 SIZE = (5.3, 2.9)  # inches: two side by side on a desk, one on a phone, drawn at about this size on both
@@ -76,7 +77,7 @@ def picture(alt: str, draw: Callable[[Axes], Iterable[Spot]], size: tuple[float,
         figure = Figure(figsize=size, dpi=72, layout="constrained")  # SVG's unit is a point
         axes = figure.subplots()
         found = list(draw(axes))
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})  # `savefig` would lay it out twice
     markup = text.getvalue()
     markup = markup[markup.index("<svg") :].replace(INK, "currentColor")
     for pattern, instead in SHORTER:
