@@ -334,7 +334,7 @@ def test_points_of_a_line_say_their_values_and_ink_is_the_pages():
     assert float(circle[1]) > 0.9 * 72 * SIZE[0] and float(circle[2]) < 0.15 * 72 * SIZE[1], (
         "the last point: right and on top"
     )
-    assert len(spots(range(10_000), range(10_000), lambda x, y: "")) == SPOTS
+    assert len(spots(range(10_000), range(10_000), "")) == SPOTS
 
 
 def test_twelve_runs_side_by_side(run_dirs, tmp_path):

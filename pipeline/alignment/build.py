@@ -34,7 +34,7 @@ from pipeline.alignment.sides import Side
 from pipeline.alignment.sources import ChatRows, open_source
 from pipeline.alignment.summary import chunk_statistics, count_by_split, row_counts, token_counts
 from pipeline.alignment.vocabulary import shared_vocab
-from pipeline.config.recipe import Recipe
+from pipeline.config.recipe import Recipe, Source, Validation
 from pipeline.core.errors import BadInput
 from pipeline.core.files import json_sha256, read_json, write_json
 from pipeline.core.log import log
@@ -82,7 +82,9 @@ def align(
     """
     job = ranks.share(lambda: prepare(recipe, shard_rows, overwrite=overwrite))
     with ExitStack() as stack:
-        if job.shards and ranks.share(lambda: stack.enter_context(dataset_lock(job.folder))):
+        lock = dataset_lock(job.folder)
+        waited: bool = bool(job.shards) and ranks.share(lambda: stack.enter_context(lock))
+        if waited:
             job = ranks.share(lambda: prepare(recipe, shard_rows, overwrite=overwrite))  # another process has built it
         if not job.shards:
             manifest = load_manifest(job.folder)
@@ -104,7 +106,8 @@ def prepare(recipe: Recipe, shard_rows: int, *, overwrite: bool = False) -> Job:
 
     Raises BadInput, too, for a folder that holds a complete dataset of other settings or data, unless `overwrite`.
     """
-    data = [*recipe.data.sources, *filter(None, [recipe.data.validation])]
+    held_out = recipe.data.validation
+    data: list[Source | Validation] = [*recipe.data.sources, *([held_out] if held_out else [])]
     if not recipe.data.sources:
         raise BadInput("the recipe names no data: set data.sources")
     if Path(recipe.data.aligned).exists() and not Path(recipe.data.aligned).is_dir():

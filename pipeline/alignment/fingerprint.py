@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar
 
 from pipeline.alignment.sources import OnBadRow
 from pipeline.config.recipe import Recipe, Source, Validation
@@ -19,6 +19,9 @@ from pipeline.core.files import file_sha256, json_sha256
 FORMAT = 2
 """Version of the columns and of what is in them; a new one makes every older dataset stale."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+AnySource = TypeVar("AnySource", Source, Validation)
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,24 @@ class Content:
 
 
 @dataclass(frozen=True)
-class SourceInputs:
+class SourceInputs(Generic[AnySource]):
     """A source or the validation rows, and what was found there (None: not known)."""
 
-    source: Source | Validation
+    source: AnySource
     content: Content | None
+
+    @property
+    def known(self) -> Content:
+        """The content. Raises ValueError where it is not known."""
+        if self.content is None:
+            raise ValueError(f"nothing is known of {self.source.path}")
+        return self.content
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self.source) | {"content": self.content and asdict(self.content)}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any], kind: type[Source] | type[Validation]) -> SourceInputs:
+    def from_json(cls, value: Mapping[str, Any], kind: type[AnySource]) -> SourceInputs[AnySource]:
         fields = {name: field for name, field in value.items() if name != "content"}
         return cls(kind(**fields), Content(**value["content"]))
 
@@ -83,15 +93,15 @@ class Inputs:
     format: int
     student: SideInputs
     teachers: dict[str, SideInputs]
-    maskable: str
+    maskable: Literal["all", "last"]
     on_bad_row: OnBadRow
-    sources: tuple[SourceInputs, ...]
-    validation: SourceInputs | None
+    sources: tuple[SourceInputs[Source], ...]
+    validation: SourceInputs[Validation] | None
 
     @property
-    def data(self) -> tuple[SourceInputs, ...]:
+    def data(self) -> tuple[SourceInputs[Source] | SourceInputs[Validation], ...]:
         """Training sources, and the validation rows if there are any."""
-        return (*self.sources, *filter(None, [self.validation]))
+        return (*self.sources, self.validation) if self.validation else self.sources
 
     @property
     def settings(self) -> dict[str, Any]:

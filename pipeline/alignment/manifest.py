@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.alignment.fingerprint import FORMAT, Inputs, SourceInputs, fingerprint_inputs, source_key
-from pipeline.config.recipe import Recipe
+from pipeline.config.recipe import Recipe, Source, Validation
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256, json_sha256, read_json
 
@@ -152,7 +152,7 @@ def restrict_to(identity: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[
     return {**identity, "teachers": teachers, "validation": identity["validation"] if wanted["validation"] else None}
 
 
-def _was_resized(data: SourceInputs) -> bool:
+def _was_resized(data: SourceInputs[Source] | SourceInputs[Validation]) -> bool:
     path = Path(data.source.path)
     return data.content is not None and path.is_file() and path.stat().st_size != data.content.bytes
 

@@ -63,12 +63,12 @@ def plan(inputs: Inputs, shard_rows: int) -> list[Shard]:
     """All shards of a dataset, training sources in order, then validation. The sources' contents are known."""
     shards: list[Shard] = []
     for data in inputs.sources:
-        for start, stop in _stretches(data.content.rows, shard_rows):
+        for start, stop in _stretches(data.known.rows, shard_rows):
             file = f"shard-{len(shards):05d}.arrow"
             source = data.source
             shards.append(Shard(file, "train", source.name, source_key(source), start, stop, source.weight))
     if held_out := inputs.validation:
-        rows, key = min(held_out.source.rows, held_out.content.rows), source_key(held_out.source)
+        rows, key = min(held_out.source.rows, held_out.known.rows), source_key(held_out.source)
         for number, (start, stop) in enumerate(_stretches(rows, shard_rows)):
             shards.append(Shard(f"validation-{number:05d}.arrow", "validation", "validation", key, start, stop, 1.0))
     return shards
@@ -159,11 +159,12 @@ def _portions(
     for start in range(shard.start, shard.stop, BATCH_ROWS):
         stop = min(start + BATCH_ROWS, shard.stop)
         times = repeats(shard.weight, start, stop)
-        conversations = rows.read(start, stop, on_bad_row=on_bad_row)
-        for index, conversation in enumerate(conversations):
+        conversations: list[Messages] = []
+        for index, conversation in enumerate(rows.read(start, stop, on_bad_row=on_bad_row)):
             if isinstance(conversation, BadRow):
                 counts[f"dropped.{conversation.reason}"] += int(times[index])
-                times[index] = 0
+                times[index], conversation = 0, []
+            conversations.append(conversation)
         used = np.flatnonzero(times)
         sizes = [sum(len(message["content"]) for message in conversations[i]) for i in used]
         portion = np.cumsum(sizes) // BATCH_CHARACTERS

@@ -54,7 +54,7 @@ def table(manifest: Manifest) -> Table:
     """The same for a terminal."""
     result = Table(title=f"aligned dataset {manifest.key[:12]}", show_header=False)
     for data in manifest.inputs.sources:
-        result.add_row(f"source {data.source.name}", f"{data.content.rows:,} rows, {data.content.format}")
+        result.add_row(f"source {data.source.name}", f"{data.known.rows:,} rows, {data.known.format}")
     for split, rows in manifest.rows.items():
         dropped = "".join(f", {n:,} {reason}" for reason, n in rows.dropped.items())
         result.add_row(f"{split} rows kept", f"{rows.kept:,} of {rows.read:,}{dropped}")

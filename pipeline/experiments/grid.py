@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -87,6 +87,11 @@ class Study:
         """The recipe that all runs share, with every teacher that a variant may name."""
         return self._recipe({"name": self.name}, {"run_dir": str(self.folder / "base")})
 
+    def _fields(self, variant: str) -> dict[str, Any]:
+        if variant == START and isinstance(self.start, dict):
+            return self.start
+        return cast(dict[str, dict[str, Any]], self.variants)[variant]  # read by __post_init__
+
     def run(self, variant: str, seed: int, student: str | None = None) -> Recipe:
         """The recipe of one run. Raises BadInput, with the variant's name, for fields that do not fit.
 
@@ -94,7 +99,7 @@ class Study:
             student: folder of the initial weights, where the study has a start.
         """
         base = self.base()
-        fields = {"data.aligned": base.data.aligned, **(self.start if variant == START else self.variants[variant])}
+        fields = {"data.aligned": base.data.aligned, **self._fields(variant)}
         forced = {
             "name": f"{self.name}-{variant}-{seed}",
             "data.seed": seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -22,7 +23,10 @@ from pipeline.reporting.summary import GREEN, ORANGE, VIOLET, Model
 from pipeline.training.teacher_probe import TeacherProbe
 
 VIEWS = {"one_view": ("one view", "o-", ORANGE), "two_views": ("two views (CompDemo)", "s-", VIOLET)}
-DIRECTIONS = {"forward": ("CALM", ORANGE), "reverse": ("Reverse CALM", VIOLET)}
+DIRECTIONS: dict[Literal["forward", "reverse"], tuple[str, str]] = {
+    "forward": ("CALM", ORANGE),
+    "reverse": ("Reverse CALM", VIOLET),
+}
 SURE, UNSURE = 0.99, 0.01
 """A teacher's chunk probabilities whose gradients are drawn."""
 
@@ -34,22 +38,28 @@ def by_t(ts: Sequence[object]) -> list[str]:
 
 def scores(models: Sequence[Model], task: str) -> Markup:
     """Value and interval of each model, on one axis."""
-    measured = [(model, model.scores[task]) for model in models]
+    measured = [(model, score := model.scores[task], float(score.value or 0)) for model in models]
 
     def draw(axes: Axes) -> Iterator[Spot]:
-        for row, (model, score) in enumerate(measured):
-            if score.low is not None:
-                ends = [score.low, score.high]
-                axes.plot(ends, [row, row], color=model.colour, linewidth=6, alpha=0.35, solid_capstyle="butt")
-            axes.plot([score.value], [row], "o", color=model.colour, markersize=8)
-            axes.annotate(f"{score.value:.3f}", (score.value, row), (0, 7), textcoords="offset points", ha="center")
-            yield Spot(score.value, row, f"{model.label}: {score.value:.3f}, 95% interval {score.bounds or 'unknown'}")
+        for row, (model, score, value) in enumerate(measured):
+            if score.low is not None and score.high is not None:
+                axes.plot(
+                    [score.low, score.high],
+                    [row, row],
+                    color=model.colour,
+                    linewidth=6,
+                    alpha=0.35,
+                    solid_capstyle="butt",
+                )
+            axes.plot([value], [row], "o", color=model.colour, markersize=8)
+            axes.annotate(f"{value:.3f}", (value, row), (0, 7), textcoords="offset points", ha="center")
+            yield Spot(value, row, f"{model.label}: {value:.3f}, 95% interval {score.bounds or 'unknown'}")
         axes.set_yticks(range(len(models)), [model.label for model in models])
         axes.set(ylim=(len(models) - 0.5, -0.7), xlabel=measured[0][1].metric)
-        if all(0 <= score.value <= 1 for _, score in measured):  # a share
+        if all(0 <= value <= 1 for _, _, value in measured):  # a share
             axes.set_xlim(-0.02, 1.02)
 
-    values = ", ".join(f"{model.label} {score.value:.3f}" for model, score in measured)
+    values = ", ".join(f"{model.label} {value:.3f}" for model, _, value in measured)
     return picture(f"{task}, {measured[0][1].metric}: {values}", draw, (SIZE[0], 0.5 + 0.5 * len(models)))
 
 
@@ -60,7 +70,7 @@ def sweeps(swept: Sequence[tuple[Model, Sequence[SweepPoint]]]) -> list[Markup]:
     def per_forward(axes: Axes) -> Iterator[Spot]:
         for model, points in swept:
             across, up = [p.tokens_per_forward for p in points], [float(p.score.value or 0) for p in points]
-            bars = {
+            bars: dict[str, Any] = {
                 "xerr": [np.subtract(across, [p.low for p in points]), np.subtract([p.high for p in points], across)]
             }
             if all(p.score.low is not None for p in points):
@@ -73,10 +83,11 @@ def sweeps(swept: Sequence[tuple[Model, Sequence[SweepPoint]]]) -> list[Markup]:
 
     def per_second(axes: Axes) -> Iterator[Spot]:
         for model, points in swept:
-            timed = [(p, p.score.generation.tokens_per_second) for p in points if p.score.generation]
-            axes.plot([x for _, x in timed], [p.score.value for p, _ in timed], "o", color=model.colour, alpha=0.85)
-            for p, x in timed:
-                yield Spot(x, p.score.value, f"{model.label}, {p.setting}: {p.score.value:.3f} at {x:,.0f} tokens/s")
+            for point in points:
+                if point.score.generation:
+                    x, y = point.score.generation.tokens_per_second, float(point.score.value or 0)
+                    axes.plot([x], [y], "o", color=model.colour, alpha=0.85)
+                    yield Spot(x, y, f"{model.label}, {point.setting}: {y:.3f} at {x:,.0f} tokens/s")
         axes.set(xlabel="tokens / s of one device", ylabel=metric, xlim=(0, None))
 
     ends = "; ".join(f"{m.label} {p[0].score.value:.3f} to {p[-1].score.value:.3f}" for m, p in swept)
@@ -92,10 +103,10 @@ def over_steps(runs: Sequence[tuple[Model, Run]], name: str, title: str, *, smoo
 
     def draw(axes: Axes) -> Iterator[Spot]:
         for model, steps, values in found:
-            axes.plot(steps, values, color=model.colour, **({"alpha": 0.3, "linewidth": 0.8} if smoothed else {}))
             if smoothed:
-                axes.plot(steps, smooth(values), color=model.colour)
-            yield from spots(steps, values, lambda x, y, label=model.label: f"{label}, step {x:,}: {y:.4g}")
+                axes.plot(steps, values, color=model.colour, alpha=0.3, linewidth=0.8)
+            axes.plot(steps, smooth(values) if smoothed else values, color=model.colour)
+            yield from spots(steps, values, "{label}, step {x:,}: {y:.4g}", label=model.label)
         axes.set(xlabel="step", title=title)
 
     ends = ", ".join(f"{model.label} from {values[0]:.4g} to {values[-1]:.4g}" for model, _, values in found if values)
@@ -110,7 +121,7 @@ def validation(model: Model, run: Run, bounds: tuple[float, float]) -> Markup:
         for t, colour in zip(ts, by_t(ts), strict=True):
             values = [line.by_t[t] for line in run.validation]
             axes.plot(steps, values, ".-", color=colour)
-            yield from spots(steps, values, lambda x, y, t=t: f"t = {t}, step {x:,}: {y:.4g}")
+            yield from spots(steps, values, "t = {t}, step {x:,}: {y:.4g}", t=t)
         axes.set(xlabel="step", title=model.label, yscale="log", ylim=(bounds[0] / 1.2, bounds[1] * 1.2))
         axes.set_xlim(0, 1.05 * steps[-1])
 
@@ -124,7 +135,7 @@ def probe(name: str, known: TeacherProbe) -> list[Markup]:
     def draw(axes: Axes, values: Mapping[str, Sequence[float]]) -> Iterator[Spot]:
         for view, (label, marker, colour) in VIEWS.items():
             axes.plot(known.t, values[view], marker, color=colour)
-            yield from spots(known.t, values[view], lambda x, y, label=label: f"{label}, t = {x}: {y:.3f}")
+            yield from spots(known.t, values[view], "{label}, t = {x}: {y:.3f}", label=label)
 
     def log_prob(axes: Axes) -> Iterable[Spot]:
         axes.axhline(known.uniform, color="#808080", linestyle=":", linewidth=1.2)
@@ -215,7 +226,7 @@ def filling(sample: Sample) -> Markup:
     def draw(axes: Axes) -> tuple[()]:
         axes.scatter(range(len(f.filled)), f.filled, c=f.filled, cmap="plasma", vmin=-2, s=14)
         for position, (piece, forward) in enumerate(zip(f.pieces, f.filled, strict=True)):
-            label = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "parse_math": False}
+            label: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "parse_math": False}
             axes.annotate(piece.translate(VISIBLE), (position, forward), (0, 5), **label)
         axes.set(ylabel="forward", title=f"problem {sample.id}", ylim=(0, max(f.filled) + 2))
         axes.set_xlabel("position in the response")

@@ -58,12 +58,12 @@ class Spot:
     says: str
 
 
-def spots(xs: Sequence[float], ys: Sequence[float], says: Callable[[float, float], str]) -> list[Spot]:
-    """At most SPOTS points of a line, evenly spread."""
+def spots(xs: Sequence[float], ys: Sequence[float], says: str, **names: object) -> list[Spot]:
+    """At most SPOTS points of a line, evenly spread; `says` is formatted with x, y and the names."""
     if not len(xs):
         return []
     chosen = np.unique(np.linspace(0, len(xs) - 1, min(len(xs), SPOTS)).round().astype(int))
-    return [Spot(xs[i], ys[i], says(xs[i], ys[i])) for i in chosen]
+    return [Spot(xs[i], ys[i], says.format(x=xs[i], y=ys[i], **names)) for i in chosen]
 
 
 def picture(alt: str, draw: Callable[[Axes], Iterable[Spot]], size: tuple[float, float] = SIZE) -> Markup:

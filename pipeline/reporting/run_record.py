@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -24,8 +24,8 @@ class Objective:
     temperature: float
     init: float
     maximum: float
-    axes: str
-    schedule: str
+    axes: Literal["both", "training", "timestep"]
+    schedule: Literal["cosine", "linear"]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ A message is a pickled tuple. The judge asks (OPERATION, ...); the candidate rep
 in the same way.
 """
 
+from __future__ import annotations
+
 import builtins
 import collections
 import datetime
@@ -26,7 +28,10 @@ import types
 from collections.abc import Iterator
 
 MAX_MESSAGE = 1 << 28
-BUILT_IN = (bool, int, float, complex, str, bytes, bytearray, tuple, list, dict, set, frozenset, range)
+BUILT_IN: tuple[type, ...] = (
+    *(bool, int, float, complex, str, bytes, bytearray),
+    *(tuple, list, dict, set, frozenset, range),
+)
 VALUES = (
     *(collections.deque, decimal.Decimal, datetime.date, datetime.time),
     *(datetime.datetime, datetime.timedelta, datetime.timezone),
@@ -72,7 +77,7 @@ def fraction(numerator, denominator):
 
 
 VIEWS = {type({}.keys()): keys_view, type({}.values()): values_view, type({}.items()): items_view}
-CALLED = (*BUILT_IN, *VALUES, *VIEWS.values(), fraction)
+CALLED: tuple = (*BUILT_IN, *VALUES, *VIEWS.values(), fraction)
 
 
 def send(pipe, body):
@@ -94,6 +99,8 @@ def receive(pipe):
 
 class Pickler(pickle.Pickler):
     """What both sides' picklers do."""
+
+    side: Candidate | Judge
 
     def reducer_override(self, value):
         if type(value) in VIEWS:
@@ -137,6 +144,8 @@ def exception_class(name):
 
 class CandidatePickler(Pickler):
     """Values of built-in types (and of their subclasses, as the built-in type); the rest as handles."""
+
+    side: Candidate
 
     def persistent_id(self, value):
         if type(value) is Callback:
@@ -254,6 +263,8 @@ class Handle:
     it equals something is not the candidate's to say."""
 
     __slots__ = ("_index", "_judge")
+    _index: int
+    _judge: Judge
 
     def __init__(self, judge, index):
         object.__setattr__(self, "_judge", judge)
@@ -304,6 +315,8 @@ class RemoteIterator(Handle):
 
 class JudgePickler(Pickler):
     """Plain data; handles as what they stand for; functions of the tests as callbacks; generators as lists."""
+
+    side: Judge
 
     def persistent_id(self, value):
         if isinstance(value, type):
