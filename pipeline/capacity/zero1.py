@@ -21,11 +21,12 @@ def shards(module: StudentWithLoss, settings: ZeroSettings, ranks: int, _micro_s
     total, shard = sum(sizes), math.ceil(sum(sizes) / ranks)
     return Shards(
         parameters=settings.element * total,
-        gradients=(settings.element + settings.accumulation) * total,  # of one micro-step, and their sum
+        gradients=settings.accumulation * total,
         bucket=0,
         optimizer=(MASTER + MOMENTS) * shard,
         gathered=0,
-        reducing=settings.accumulation * min(total, REDUCED_AT_ONCE + max(sizes)),  # a flat copy
+        # those of one micro-step are whole when its activations are gone; then a flat copy of the sums
+        reducing=settings.element * total + settings.accumulation * min(total, REDUCED_AT_ONCE + max(sizes)),
         stepping=MASTER * shard,
         host=0,
         exchanged={

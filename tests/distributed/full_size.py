@@ -76,6 +76,8 @@ def replace_data_dependent(observed: Observed) -> None:
 
     for module in (stage3, bf16_optimizer):  # ZeRO-3's, and what runs ZeRO-1
         module.is_invalid_grad_norm = observed.read_by_host("gradient norm", lambda norm: False)
+    # ZeRO-1's asks the host whether to clip at all
+    bf16_optimizer.clip_tensors_by_global_norm = observed.read_by_host("clipping", clip)
     # while the order of modules is learnt, ranks compare theirs; a fake process group brings nothing from rank 0
     utils.get_lst_from_rank0 = lambda values: values
     utils.assert_lst_len_same_as_other_ranks = lambda values: None
@@ -93,6 +95,12 @@ def replace_data_dependent(observed: Observed) -> None:
     ep_kernels.fill_indices_cpu = lambda *args: torch.empty(args[-1], dtype=torch.int32)
     parse = auto_ep_config.parse_autoep_config
     auto_ep_config.parse_autoep_config = lambda settings: parse({**settings, "use_grouped_mm": True})  # as on CUDA
+
+
+def clip(input_tensors: Sequence[Tensor], max_norm: float, global_norm: Tensor, mpu: object) -> None:
+    """As DeepSpeed does where the norm is above the most."""
+    for tensor in input_tensors:
+        tensor.detach().mul_(max_norm / (global_norm + 1e-6))
 
 
 def to_empty(module: nn.Module, *, device: Any, recurse: bool = True) -> nn.Module:
