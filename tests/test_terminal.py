@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 from rich.table import Table
@@ -46,3 +47,11 @@ def test_errors_and_the_log_obey_nothing_that_they_say(capsys) -> None:
     assert exit_code("align", main) == 2
     said = capsys.readouterr()
     assert said.out.endswith(f"read {SHOWN}\n") and said.err == f"align: no file {SHOWN}\n"
+
+
+def test_letters_that_the_terminal_lacks_are_written_out(monkeypatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert exit_code("evaluate", lambda: Console().print("日本 is Japan")) == 0
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b"\\u65e5\\u672c is Japan\n"
