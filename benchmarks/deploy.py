@@ -1,4 +1,4 @@
-"""What distillation is for: memory, latency and tokens a second of the student against both teachers, 256 tokens each.
+"""What distillation is for: memory, latency and tokens per second of the student against both teachers, 256 tokens each.
 
 `python benchmarks/deploy.py` on a CPU: all three models at an eighth of their width and a quarter of their depth, with
 real vocabularies, float32. `--real`: the published shapes with random weights in bfloat16, on a GPU of 40 GB or more.
@@ -40,7 +40,7 @@ NAMES = {
 
 
 def serving(config: PreTrainedConfig, tokens: int, block: int, device: str, dtype: torch.dtype) -> Callable[[int], int]:
-    """Answers one prompt of 64 tokens, one token a forward; the first turn stops after a block."""
+    """Answers one prompt of 64 tokens, one token per forward; the first turn stops after a block."""
     model = workload.teacher(config, device=device, dtype=dtype)
     prompt = torch.randint(config.vocab_size - 400, (64,), generator=torch.Generator().manual_seed(0)).tolist()
 

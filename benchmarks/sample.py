@@ -1,6 +1,6 @@
-"""The block-diffusion sampler beside a plain one: tokens a second at equal tokens, and the fast preset on the demo.
+"""The block-diffusion sampler beside a plain one: tokens per second at equal tokens, and the fast preset on the demo.
 
-`python benchmarks/sample.py`: 256 new tokens in blocks of 32, one token a forward, hidden 256, 6 layers, Qwen3's
+`python benchmarks/sample.py`: 256 new tokens in blocks of 32, one token per forward, hidden 256, 6 layers, Qwen3's
 vocabulary, prompts of 43 to 64 tokens, batch 1 and 8; batch 1 also at 64 and 512 tokens: the gap should grow with length.
 The demo's problems are solved by `runs/demo` where it was run, else by the demo's teacher.
 """

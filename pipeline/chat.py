@@ -39,7 +39,7 @@ def main() -> None:
         "--threshold",
         type=float,
         default=0.9,
-        help="decide every token that is this probable (default: 0.9), and one a forward in any case; above 1: no other",
+        help="decide every token that is this probable (default: 0.9), and one per forward in any case; above 1: no other",
     )
     p.add_argument("--temperature", type=float, default=0.0, help="0 (default) takes the likeliest token")
     p.add_argument("--seed", type=int, default=0, help="of sampling")

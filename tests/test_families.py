@@ -96,7 +96,7 @@ def test_hidden_states_and_logits_equal_the_published_code(model):
 
 @pytest.mark.parametrize("model", ["sdar", "sdar_moe"], indirect=True)
 def test_sdar_generates_as_published(model):
-    """One token a step, or all above a threshold. Its other rules, `sequential` and several a step, are not this sampler's."""
+    """One token per step, or all above a threshold. Its other rules, `sequential` and several per step, are not this sampler's."""
     _, loaded, facts, _ = model
     compared = 0
     for case in facts["generation"]:

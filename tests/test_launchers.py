@@ -191,7 +191,7 @@ def path(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def place(checkout) -> Path:
-    """A checkout with the aligned dataset, and hostfiles of one rank a node."""
+    """A checkout with the aligned dataset, and hostfiles of one rank per node."""
     hosts = checkout / "hostfiles/two_nodes"
     hosts.write_text(re.sub(r"slots=\d+", "slots=1", hosts.read_text()))
     launch.run("python", "pipeline/align.py", *WORDS, cwd=checkout)

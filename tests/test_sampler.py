@@ -201,7 +201,7 @@ def test_unreachable_threshold_is_one_token_a_forward() -> None:
 
 
 def test_forwards_leave_waiting_out() -> None:
-    """One token a forward: every row takes as many forwards as tokens, though rows wait for others in the batch."""
+    """One token per forward: every row takes as many forwards as tokens, though rows wait for others in the batch."""
     model, _ = golden_model("sampler")
     model.config.eos_token_id = NEVER
     config = GenerateConfig(max_new_tokens=14, block_size=4, steps=14, blocks="training")

@@ -104,7 +104,7 @@ def test_the_sampler_reads_shifted_rows_with_a_cache_and_without(shifted):
 
 
 def plain(model, prompt: list[int], config: GenerateConfig) -> list[int]:
-    """One row, one token a forward: the most confident of the block."""
+    """One row, one token per forward: the most confident of the block."""
     mask, never = model.config.mask_token_id, [model.config.mask_token_id]
     ids = torch.tensor(prompt + [mask] * config.max_new_tokens)
     decided = torch.arange(len(ids)) < len(prompt)

@@ -28,7 +28,7 @@ def write(path: Path, value: object, age: float) -> None:
 
 @pytest.fixture
 def made(tmp_path) -> Path:
-    """A run that was stopped at step 40 of 100 and evaluated: 2 s and 1,000 tokens a step."""
+    """A run that was stopped at step 40 of 100 and evaluated: 2 s and 1,000 tokens per step."""
     recipe = {"teachers": [{"name": "llada2"}], "objective": {"strategy": "tide_cross"}, "data": {"aligned": "none"}}
     write(tmp_path / "recipe.yaml", yaml.safe_dump(recipe), 1000)
     write(tmp_path / "environment.json", {"world_size": 2, "steps": 100}, 1000)

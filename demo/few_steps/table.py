@@ -1,7 +1,7 @@
 """What demo/few_steps/run.sh measured, over seeds: `python -m demo.few_steps.table` prints the tables of docs/evidence.md.
 
 Tokens per forward at equal exact match: of a student's thresholds, the most tokens per forward that lose at most one point
-against the undistilled student of the same seed at one token a forward; 0 where every threshold loses more.
+against the undistilled student of the same seed at one token per forward; 0 where every threshold loses more.
 """
 
 from __future__ import annotations

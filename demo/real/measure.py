@@ -68,7 +68,7 @@ def requests(plan: Plan) -> list[str]:
 
 
 def write(checkpoint: CheckpointUnderTest, plan: Plan, request: str) -> str:
-    """The student's answer, a token a forward."""
+    """The student's answer, a token per forward."""
     prompt = checkpoint.control_tokens.encode(checkpoint.render_chat([{"role": "user", "content": request}]))
     size = plan.recipe.student.block_size
     settings = GenerateConfig(max_new_tokens=NEW_TOKENS, block_size=size, steps=NEW_TOKENS, blocks="training")

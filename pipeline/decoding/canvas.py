@@ -33,7 +33,7 @@ class GenerateConfig:
     temperature: float = 0.0
     """0 takes the likeliest token; otherwise tokens are drawn from softmax(logits / temperature)."""
     threshold: float | None = None
-    """Commit every token that is at least this probable, and one a forward in any case; None = as `steps` says."""
+    """Commit every token that is at least this probable, and one per forward in any case; None = as `steps` says."""
     blocks: Literal["reference", "training"] = "reference"
     """`reference`: blocks are counted from the response's first token, as the published sampler does. `training`: from
     the start of the sequence, as training cuts them, so the first generated block opens with the prompt's tail."""

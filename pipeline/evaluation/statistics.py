@@ -43,7 +43,7 @@ def bootstrap(scores: Sequence[float], resamples: int = 10_000, seed: int = 0) -
 def ratio_interval(
     parts: Sequence[float] | np.ndarray, wholes: Sequence[float] | np.ndarray, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """As `bootstrap`, of the sum of `parts` over the sum of `wholes`, both a number a problem."""
+    """As `bootstrap`, of the sum of `parts` over the sum of `wholes`, both a number per problem."""
     # counts of each pair of numbers, not indices: a resample is one multinomial draw, and the sums are one product
     pairs, many = np.unique(np.stack([parts, wholes], axis=1).astype(np.float64), axis=0, return_counts=True)
     counts = np.random.default_rng(seed).multinomial(len(parts), many / len(parts), size=resamples)

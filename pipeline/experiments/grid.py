@@ -33,7 +33,7 @@ class Study:
     settings: dict[str, Any] = field(default_factory=dict)
     """Fields of the recipe, set in every run."""
     start: str | dict[str, Any] | None = None
-    """Fields of a run that comes first, once a seed: all variants go on from its weights. Or the name of a study whose start
+    """Fields of a run that comes first, once per seed: all variants go on from its weights. Or the name of a study whose start
     serves this one too. None: from the recipe's student."""
     variants: str | dict[str, dict[str, Any]] = field(default_factory=dict)
     """NAME: fields that this variant sets; or a YAML file of that."""

@@ -149,7 +149,7 @@ class RunStatus:
 
 
 def runs_table(runs: Sequence[RunStatus]) -> Table:
-    """A line a run."""
+    """A line per run."""
     table = Table("run", "state", "step", "left", box=box.SIMPLE_HEAD, pad_edge=False, caption="status RUN says more")
     for run in runs:
         left = _span(run.seconds_left) if run.state == "running" and run.seconds_left else ""

@@ -154,7 +154,7 @@ def sweeps(models: Sequence[Model]) -> Iterator[Section]:
         if not swept:
             continue
         note = (
-            "A threshold decides every token that is at least as probable, and one a forward in any case: the lower, the "
+            "A threshold decides every token that is at least as probable, and one per forward in any case: the lower, the "
             "fewer forwards. Further right at equal height is better. Bars: 95% intervals over problems."
         )
         rows: Rows = [["model", *SWEEP_HEADINGS]]

@@ -35,7 +35,7 @@ class Settings:
     steps: int
     """Forwards over max_new_tokens; a threshold takes its place."""
     threshold: float | None
-    """Keep every token that is at least this probable, and one a forward in any case."""
+    """Keep every token that is at least this probable, and one per forward in any case."""
     temperature: float
     """0 takes the likeliest token."""
     seed: int
