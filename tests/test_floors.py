@@ -31,6 +31,7 @@ FLOORS = (
         "prepare",
         "report",
         "status",
+        "stop",
         "study",
     },
 )

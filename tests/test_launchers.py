@@ -165,6 +165,55 @@ def test_a_rank_whose_launcher_died_before_it_could_look_does_not_train(tmp_path
     assert done.stdout == "the launcher ended while this rank was starting\n", done.stderr
 
 
+LAUNCHER = """
+import signal, subprocess, sys, time
+import psutil
+rank = psutil.Popen([sys.executable, *sys.argv[1:]])
+def stop(*_):
+    rank.terminate()
+    _, alive = psutil.wait_procs([rank], timeout=0.5)
+    print("killed" if alive else "ended", flush=True)
+    for left in alive:
+        left.kill()
+    sys.exit(1)
+signal.signal(signal.SIGTERM, stop)
+time.sleep(60)
+"""
+RANK = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from pipeline.distributed.signals import StopSignals
+stop = StopSignals()
+stop.defer()
+Path("ready").touch()
+while not stop.seen:
+    time.sleep(0.01)
+time.sleep(1.5)
+Path("saved").touch()
+"""
+
+
+def test_deepspeed_s_launcher_waits_until_a_long_step_is_saved(tmp_path):
+    """A stand-in for it, which gives its rank half a second."""
+    package = tmp_path / "deepspeed/launcher"
+    package.mkdir(parents=True)
+    for file in (package.parent / "__init__.py", package / "__init__.py"):
+        file.touch()
+    (package / "launch.py").write_text(LAUNCHER)
+    (tmp_path / "rank.py").write_text(RANK.format(root=str(launch.ROOT)))
+    words = [sys.executable, "-m", "deepspeed.launcher.launch", "rank.py"]
+    place = launch.ENVIRONMENT | {"WORLD_SIZE": "1", "RANK": "0"}
+    process = subprocess.Popen(words, cwd=tmp_path, env=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    output, errors = process.communicate(timeout=30)
+    assert (tmp_path / "saved").exists() and output == b"ended\n"
+    assert errors == b"stopping: the step that runs is taken and saved first\n"
+
+
 @pytest.mark.launch
 def test_deepspeed_with_a_missing_hostfile_ends():
     done = launch.run("deepspeed", "--hostfile", "nowhere", *TAIL.split(), code=None)

@@ -17,7 +17,7 @@ import pytest
 from torch.testing import assert_close
 
 from pipeline.core.checkpoint_files import complete_checkpoints, saved_step
-from pipeline.core.run_directory import read_metrics
+from pipeline.core.run_directory import read_metrics, stop_file
 from tests import launch, tiny
 from tests.drills.kill_anywhere import drill
 
@@ -110,6 +110,22 @@ def test_a_signal_while_models_load_ends_at_once(recipe, tmp_path):
     assert tiny.finish([rank], timeout=60) == [75]
     status = tiny.status(tmp_path / "run")
     assert (status["state"], status["step"]) == ("stopped", 0) and "before training began" in status["message"]
+
+
+def test_a_stop_command_ends_one_run_as_a_signal_does(recipe, tmp_path):
+    """A request that an earlier start has left does not count."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    stop_file(run_dir).touch()
+    ranks = tiny.start(recipe, run_dir, 2, *LONG)
+    wait_for(trained(run_dir, 3), ranks)
+    assert "was asked to stop" in launch.stage("pipeline/stop.py", run_dir).stdout
+    assert tiny.finish(ranks, timeout=60) == [75, 75]
+    status = tiny.status(run_dir)
+    assert status["message"].startswith(f"stopped as asked at step {status['step']}/100000")
+    assert complete_checkpoints(run_dir)[-1].name == f"step-{status['step']:08d}" and not stop_file(run_dir).exists()
+    done = launch.stage("pipeline/stop.py", run_dir, code=2)
+    assert done.stderr == f"stop: {run_dir} is not running (stopped): there is nothing to stop\n"
 
 
 @pytest.mark.slow

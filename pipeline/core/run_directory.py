@@ -33,6 +33,11 @@ def evaluation_folder(run_dir: Path, label: str) -> Path:
     return run_dir / "evaluation" / label
 
 
+def stop_file(run_dir: Path) -> Path:
+    """Whoever makes this file asks the distillation that runs there to save and end."""
+    return run_dir / "stop"
+
+
 def best_file(run_dir: Path) -> Path:
     """The step with the best score so far, as `evaluate --watch` found it."""
     return run_dir / "evaluation" / "best.json"

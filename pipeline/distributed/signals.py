@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 
 from pipeline.core.errors import StoppedEarly
-from pipeline.core.log import log
+from pipeline.core.log import log, rank
+from pipeline.distributed.patient_launcher import halt_launcher
 
 _PR_SET_PDEATHSIG = 1
 
@@ -65,8 +66,13 @@ class StopSignals:
 
     def _note(self, number: int, frame: object) -> None:
         first, self.seen = not self.seen, True
-        if first and not self._deferred:  # a second signal must not disturb what the first one has begun
+        if not first:  # a second signal must not disturb what the first one has begun
+            return
+        if not self._deferred:
             raise StoppedEarly("stopped by a signal before training began: run the same command to go on")
+        if rank() == 0:  # not by the logger, in whose midst the signal may have come
+            os.write(2, b"stopping: the step that runs is taken and saved first\n")
+        halt_launcher()
 
 
 def launcher_is_gone() -> bool:

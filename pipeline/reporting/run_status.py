@@ -168,7 +168,7 @@ def run_status(run: Run, now: float) -> RunStatus:
     return RunStatus(
         run=str(run.folder),
         strategy=run.strategy,
-        state=_state(run.folder),
+        state=run_state(run.folder),
         stages={name: StageStatus.of(s, [x for x in history if x["stage"] == name]) for name, s in stages.items()},
         history=history,
         step=int(last.get("step", 0)),
@@ -204,7 +204,8 @@ def _rate(lines: Sequence[Mapping[str, float]]) -> tuple[float | None, float | N
     return seconds / (recent[-1]["step"] - recent[0]["step"]), sum(line["tokens"] for line in recent[1:]) / seconds
 
 
-def _state(folder: Path) -> str:
+def run_state(folder: Path) -> str:
+    """`running` while a process holds the run directory, else how distill ended, `killed` or `not started`."""
     if _is_locked(folder / ".lock"):
         return "running"
     unsaid = "killed" if (folder / "metrics.jsonl").is_file() else "not started"

@@ -20,7 +20,6 @@ from pipeline.data.aligned_dataset import AlignedRows
 from pipeline.data.batch import BatchBuilder, Sample
 from pipeline.data.order import GlobalBatches, SampleRef, balance
 from pipeline.distributed.device_reads import read
-from pipeline.distributed.signals import StopSignals
 from pipeline.distributed.topology import Topology
 from pipeline.training.checkpoint import NotSaved
 from pipeline.training.metrics import Metrics
@@ -66,7 +65,7 @@ class Trainer:
         self,
         first: int,
         metrics: Metrics,
-        stop: StopSignals,
+        stopping: Callable[[], bool],
         *,
         heartbeat: Callable[[str], None],
         validate: Callable[[int], None],
@@ -74,14 +73,14 @@ class Trainer:
     ) -> None:
         """Trains from step `first` to the last; `heartbeat` is told what comes next.
 
-        Raises StoppedEarly after a signal, once a checkpoint is written, and NotSaved where the last one cannot be written.
+        Raises StoppedEarly once `stopping` is true on any rank and a checkpoint is written, and NotSaved where the last one cannot be written.
         """
         recipe, saved_at = self.recipe, time.monotonic()
         metrics.start()
         for step, micro_batches in self._prefetched(first):
             heartbeat(f"taking step {step + 1}")
             due = time.monotonic() - saved_at > 60 * recipe.checkpoint.every_minutes
-            agreed = self.train_step(step, micro_batches, metrics, Requests(stop.seen, due))
+            agreed = self.train_step(step, micro_batches, metrics, Requests(stopping(), due))
             done = step + 1
             last = done == self.steps
             if last or done % recipe.logging.every_steps == 0:
@@ -98,7 +97,7 @@ class Trainer:
                     log.warning(f"{error}; the run goes on")
                 saved_at = time.monotonic()
             if agreed.stop and not last:
-                raise StoppedEarly(f"stopped by a signal at step {done}/{self.steps}: run the same command to go on")
+                raise StoppedEarly(f"stopped as asked at step {done}/{self.steps}: run the same command to go on")
 
     def _prefetched(self, first: int) -> Iterator[tuple[int, list[StagedBatch]]]:
         """Steps and their micro-batches, the next step's being made and copied while this one runs."""

@@ -31,12 +31,12 @@ from pipeline.training.loop import Trainer
 from pipeline.training.metrics import Metrics
 from pipeline.training.monitor import build_monitor
 from pipeline.training.preflight import Plan, environment, prepare
-from pipeline.training.run_lock import finished, run_lock
+from pipeline.training.run_lock import finished, run_lock, stop_requests
 from pipeline.training.teacher_checks import check_teachers, probe_teacher
 
 
 def distill(recipe: Recipe, engine_config: Path, stop: StopSignals, timeout_minutes: float) -> None:
-    """Trains from the newest checkpoint to the last step, unless that is done. Raises StoppedEarly after a signal.
+    """Trains from the newest checkpoint to the last step, unless that is done. Raises StoppedEarly after a signal or a request.
 
     Args:
         engine_config: a file of ds_configs/.
@@ -47,24 +47,24 @@ def distill(recipe: Recipe, engine_config: Path, stop: StopSignals, timeout_minu
         if finished(recipe):
             log.info(f"{run_dir} is done: delete it or choose another --run_dir to train again")
             return
-        with record_status(run_dir, "distill") as status:
+        with stop_requests(run_dir) as requested, record_status(run_dir, "distill") as status:
             try:
                 plan = prepare(recipe, engine_config)
                 for line in plan.summary():
                     log.info(line)
                 for warning in advice(recipe):
                     log.warning(warning)
-                train(plan, stop, timeout_minutes)
+                train(plan, stop, requested, timeout_minutes)
             finally:
                 status["step"] = saved_step(run_dir)
 
 
-def train(plan: Plan, stop: StopSignals, timeout_minutes: float) -> None:
-    """Trains to the last step. Raises StoppedEarly after a signal; ends the process where no rank can go on."""
+def train(plan: Plan, stop: StopSignals, requested: Callable[[], bool], timeout_minutes: float) -> None:
+    """Trains to the last step. Raises StoppedEarly after a signal or a request; ends the process where no rank can go on."""
     run_dir, limit = Path(plan.recipe.run_dir), timedelta(minutes=timeout_minutes)
     topology = start(limit + timedelta(minutes=1))  # the watchdog, which can say who hangs, is to speak first
     with Watchdog(topology, limit.total_seconds(), partial(_fail, run_dir, topology.rank)) as watchdog:
-        _train(plan, topology, stop, watchdog.heartbeat)
+        _train(plan, topology, stop, requested, watchdog.heartbeat)
 
 
 def _fail(run_dir: Path, rank: int, message: str, exit_code: int) -> None:
@@ -74,7 +74,13 @@ def _fail(run_dir: Path, rank: int, message: str, exit_code: int) -> None:
     flight_recorder.dump(run_dir / "flight_recorder", rank)
 
 
-def _train(plan: Plan, topology: Topology, stop: StopSignals, heartbeat: Callable[[str], None]) -> None:
+def _train(
+    plan: Plan,
+    topology: Topology,
+    stop: StopSignals,
+    requested: Callable[[], bool],
+    heartbeat: Callable[[str], None],
+) -> None:
     recipe, run_dir = plan.recipe, Path(plan.recipe.run_dir)
     heartbeat("reading the checkpoints")
     checkpoint = newest_intact(run_dir, topology)
@@ -125,7 +131,7 @@ def _train(plan: Plan, topology: Topology, stop: StopSignals, heartbeat: Callabl
     trainer.run(
         first,
         metrics,
-        stop,
+        lambda: stop.seen or requested(),
         heartbeat=heartbeat,
         validate=partial(_validate, plan, trainer, metrics),
         save=checkpoints.save,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,6 +16,7 @@ from pipeline.core.checkpoint_files import complete_checkpoints
 from pipeline.core.errors import BadInput
 from pipeline.core.files import read_json
 from pipeline.core.log import rank
+from pipeline.core.run_directory import stop_file
 from pipeline.core.stage_status import status_file
 
 
@@ -60,6 +63,21 @@ def _lock(handle: TextIO) -> None:
     except BlockingIOError:
         time.sleep(0.5)  # the status command holds it for a moment, to see whether anybody does
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def stop_requests(run_dir: Path) -> Iterator[Callable[[], bool]]:
+    """Yields whether somebody has asked this start of the run to stop, by `stop_file`. Rank 0 alone looks."""
+    if rank() != 0:
+        yield lambda: False
+        return
+    file = stop_file(run_dir)
+    file.unlink(missing_ok=True)  # one that came too late for the start before
+    try:
+        yield file.exists
+    finally:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
 
 
 # sections that do not change what is trained
