@@ -32,7 +32,9 @@ from pipeline.evaluation.tables import print_response, print_samples, print_scor
 def check_settings(wanted: Evaluation) -> None:
     """Raises BadInput for settings that no task could run with."""
     if not wanted.tasks:
-        raise BadInput("evaluation.tasks is empty: name a task, as demo_arithmetic")
+        raise BadInput(
+            "evaluation.tasks is empty: name tasks (gsm8k, humaneval, ...), or a YAML file of yours: docs/evaluation.md"
+        )
     if wanted.batch_size < 1 or (wanted.limit is not None and wanted.limit < 1):
         raise BadInput("evaluation.batch_size and evaluation.limit must be at least 1")
     if wanted.fewshot is not None and wanted.fewshot < 0:
