@@ -2,19 +2,17 @@
 # Each stage as a job of its own that waits for the one before: only distill holds all nodes. From the repository root:
 #   NODES=2 bash slurm/pipeline.sh [--recipe X] [any field of the recipe]
 set -euo pipefail
-source slurm/site.sh
 
 after=()
-submit() { # STAGE, options of sbatch in one word, the recipe
+submit() { # STAGE, an option of sbatch, the recipe
   local job
-  # shellcheck disable=SC2086 # several options
-  job=$(sbatch --parsable $2 "${after[@]}" "slurm/$1.sh" "${@:3}")
+  job=$(bash slurm/submit.sh --parsable "$2" "${after[@]}" "$1" "${@:3}")
   job=${job%;*} # of several clusters, sbatch adds the name
   echo "$job $1"
   after=(--dependency="afterok:$job" --kill-on-invalid-dep=yes)
 }
 
-submit align "$ALIGN_OPTIONS" "$@"
+submit align --nodes=1 "$@"
 submit distill "--nodes=${NODES:-1}" "$@"
-submit evaluate "$EVALUATE_OPTIONS" "$@"
-submit report "$ALIGN_OPTIONS" "$@"
+submit evaluate --nodes=1 "$@"
+submit report --nodes=1 "$@"

@@ -5,4 +5,5 @@ if [ -n "${SLURM_GPUS_ON_NODE:-}" ]; then
   IFS=, read -ra gpus <<< "${CUDA_VISIBLE_DEVICES:-$(seq --separator=, 0 $((RANKS_PER_NODE - 1)))}"
   export CUDA_VISIBLE_DEVICES=${gpus[SLURM_LOCALID % ${#gpus[@]}]}
 fi
-exec python pipeline/evaluate.py --shard "$SLURM_PROCID/$SLURM_NTASKS" "$@"
+# shellcheck disable=SC2086 # several words
+exec ${INSIDE:-} python pipeline/evaluate.py --shard "$SLURM_PROCID/$SLURM_NTASKS" "$@"

@@ -15,7 +15,8 @@ set -euo pipefail
 source slurm/common.sh
 trap 'warn USR1' USR1
 trap 'warn TERM' TERM
-supervise USR1 python pipeline/study.py --workers 1 "$@" && code=0 || code=$?
+# shellcheck disable=SC2086 # several words
+supervise USR1 $HERE python pipeline/study.py --workers 1 "$@" && code=0 || code=$?
 [ -z "$warned" ] || [ "$code" = 0 ] || code=75 # also if it could not hear yet
 [ "$code" != 75 ] || requeue
 exit "$code"

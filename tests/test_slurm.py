@@ -6,7 +6,9 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,96 @@ def test_the_engine_follows_the_device(job, tmp_path, gpus, engine):
     assert "--deepspeed mine.json" in (tmp_path / "step").read_text()
 
 
+@pytest.fixture
+def container(job, tmp_path) -> Path:
+    """A stand-in for Apptainer. Programs of the environment refuse to start outside of it."""
+    return write_container(tmp_path)
+
+
+def write_container(folder: Path) -> Path:
+    """`container WORDS` runs them; python and torchrun, first on PATH in the folder, are only found within."""
+    programs = {"container": 'WITHIN=yes exec "$@"', "prolog": "echo export WITHIN=yes"}
+    for name in ("python", "torchrun"):
+        programs[name] = (
+            f'[ -n "${{WITHIN:-}}" ] || {{ echo "{name} outside" >&2; exit 97; }}\nexec {launch.BIN}/{name} "$@"'
+        )
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    return folder / "container"
+
+
+PYXIS = """# options of the container are known by their name; a step of a distillation does nothing
+echo "$@" >> "$RUN/steps"
+for word; do [[ $word != --container-image=* ]] || export WITHIN=yes; done
+while [[ $1 == --* ]]; do shift; done
+[ "$1" = bash ] || exec "$@"
+[ -n "$WITHIN" ] && printf '{"exit_code": 0, "message": "m"}' > "$RUN/status/distill.json"
+"""
+
+
+def test_every_python_of_a_job_is_within_the_container(job, container, tmp_path):
+    assert "python outside" in job(STATUS="0").stderr
+    done = job(CONTAINER=str(container), STATUS="0")
+    assert (done.returncode, done.stderr) == (0, "")
+    (tmp_path / "srun").write_text(f"#!/usr/bin/env bash\n{PYXIS}")
+    done = job(CONTAINER="--container-image=x --container-workdir=y", SLURM_CPUS_ON_NODE="8")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "steps").read_text().count("--container-image=x --container-workdir=y") == 3
+    environment = {"PATH": f"{tmp_path}:{launch.ENVIRONMENT['PATH']}", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+    environment |= {
+        "RANKS_PER_NODE": "1",
+        "MASTER_ADDR": "a",
+        "MASTER_PORT": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_NTASKS": "1",
+    }
+    for script in ("slurm/node.sh", "slurm/shard.sh"):
+        assert "outside" in launch.run("bash", script, code=97, cwd=tmp_path, **environment).stderr
+        (tmp_path / "container").write_text("#!/usr/bin/env bash\nexec true\n")
+        launch.run("bash", script, cwd=tmp_path, INSIDE=str(container), **environment)
+
+
+def test_a_warning_too_early_for_a_short_limit_waits(job, tmp_path):
+    end = int(time.time()) + 9  # a quarter of 12 s is 3 s
+    limits = {"SLURM_JOB_START_TIME": str(end - 12), "SLURM_JOB_END_TIME": str(end)}
+    done = job(RETURNS="1", STATUS="75", WARNED="yes", **limits)
+    assert "too early under a limit of 12 s" in done.stdout and "told to stop (USR1)" in done.stdout
+    assert done.returncode == 75 and requeued(tmp_path) and time.time() > end - 4
+
+
+SITE = """LOG_FOLDER=logs/here
+GPU_JOBS="--gres=gpu:h100:8 --exclusive"
+ONE_GPU_JOBS="--gpus-per-node=1"
+CPU_JOBS="--cpus-per-task=4"
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "asks"),
+    [
+        ("distill_moe", "--gres=gpu:h100:8 --exclusive"),
+        ("distill", "--gres=gpu:h100:8 --exclusive"),
+        ("study", "--gres=gpu:h100:8 --exclusive"),
+        ("evaluate", "--gpus-per-node=1"),
+        ("watch", "--gpus-per-node=1"),
+        ("align", "--cpus-per-task=4"),
+        ("report", "--cpus-per-task=4"),
+    ],
+)
+def test_a_job_asks_for_what_its_kind_needs(job, tmp_path, name, asks):
+    (tmp_path / "slurm/site.sh").write_text(SITE)
+    (tmp_path / "sbatch").write_text('#!/usr/bin/env bash\necho "$@"\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    path = f"{tmp_path}:{launch.ENVIRONMENT['PATH']}"
+    words = ("bash", "slurm/submit.sh", "--nodes=2", name, "--recipe", "x y")
+    done = launch.run(*words, cwd=tmp_path, PATH=path)
+    number = "%A_%a" if name == "study" else "%j"
+    assert done.stdout == f"--output=logs/here/%x-{number}.log {asks} --nodes=2 slurm/{name}.sh --recipe x y\n"
+    assert (tmp_path / "logs/here").is_dir()
+    assert "no job node" in launch.run("bash", "slurm/submit.sh", "node", cwd=tmp_path, PATH=path, code=2).stderr
+
+
 @pytest.mark.parametrize(("local", "visible", "own"), [(1, "4,6", "6"), (1, "", "1")])
 def test_a_shard_has_a_gpu_of_its_own(tmp_path, local, visible, own):
     (tmp_path / "python").write_text('#!/usr/bin/env bash\necho "$CUDA_VISIBLE_DEVICES: $@"\n')
@@ -168,6 +260,16 @@ def slurm(tmp_path_factory) -> Iterator[MiniSlurm]:
         yield cluster
 
 
+@contextmanager
+def within(slurm: MiniSlurm, folder: Path, setting: str) -> Iterator[None]:
+    """Jobs find python in a container alone, whose `setting` stands in slurm/site.sh."""
+    write_container(folder)
+    before = dict(slurm.environment)
+    slurm.environment |= {"CONTAINER": setting, "PATH": f"{folder}:{before['PATH']}"}
+    yield
+    slurm.environment = before
+
+
 def logs(checkout: Path) -> str:
     """Ends of all logs, for a failed assertion."""
     return "\n".join(f"---- {p.name}\n{p.read_text()[-3000:]}" for p in sorted((checkout / "slurm").glob("*.log")))
@@ -181,8 +283,10 @@ def statuses(run: Path) -> dict[str, tuple[str, int]]:
 class TestRealSlurm:
     pytestmark = REAL
 
-    def test_one_job_on_two_nodes(self, slurm, checkout):
-        number = slurm("sbatch", "--parsable", "--nodes=2", "slurm/distill_moe.sh", *launch.SHORT, cwd=checkout)
+    def test_one_job_on_two_nodes(self, slurm, checkout, tmp_path):
+        """Every python runs behind the command of a container."""
+        with within(slurm, tmp_path, f"{tmp_path}/container"):
+            number = slurm("sbatch", "--parsable", "--nodes=2", "slurm/distill_moe.sh", *launch.SHORT, cwd=checkout)
         ended = slurm.finish(number, timeout=600)
         assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), logs(checkout)
         run = checkout / "runs/demo"
@@ -196,12 +300,14 @@ class TestRealSlurm:
         for rank in range(4):
             assert (checkout / f"slurm/distill_moe-{number}-rank{rank}.log").is_file()
 
-    def test_stages_as_jobs_of_which_one_is_warned_and_preempted(self, slurm, checkout):
-        """Both times the job saves, goes back into the queue and goes on; evaluation has waited for it."""
+    def test_stages_as_jobs_of_which_one_is_warned_and_preempted(self, slurm, checkout, tmp_path):
+        """Both times the job saves, goes back into the queue and goes on; evaluation has waited for it. Every python runs in a
+        step of srun that has a container's option, as pyxis wants it."""
         words = ["--name", "staged", "--data.aligned", "runs/aligned/demo", "--teachers", "[]", *launch.SHORT]
         words += ["--optim.steps", "120", "--logging.every_steps", "1", "--checkpoint.every_steps", "0"]
         slurm.environment |= {"NODES": "2", "RANKS_PER_NODE": "1"}
-        submitted = slurm("bash", "slurm/pipeline.sh", *words, cwd=checkout).splitlines()
+        with within(slurm, tmp_path, f"--task-prolog={tmp_path}/prolog"):
+            submitted = slurm("bash", "slurm/pipeline.sh", *words, cwd=checkout).splitlines()
         jobs = {stage: number for number, stage in (line.split(" ") for line in submitted)}
         run = checkout / "runs/staged"
         wait_until(lambda: len(read_metrics(run)) > 3, 300)
