@@ -49,7 +49,14 @@ class _ChunkedLMHead(torch.autograd.Function):
     def forward(ctx: Any, per_token_loss: PerTokenLoss, hidden: Tensor, weight: Tensor) -> Tensor:
         ctx.per_token_loss = per_token_loss
         ctx.save_for_backward(hidden, weight)
-        return torch.cat([per_token_loss(_logits(hidden[chunk], weight), chunk) for chunk in _chunks(hidden, weight)])
+        first, *others = _chunks(hidden, weight)
+        values = per_token_loss(_logits(hidden[first], weight), first)
+        # One tensor for all: small results that stay between the logits of two chunks keep the allocator from reusing their memory.
+        whole = values.new_empty(len(hidden), *values.shape[1:])
+        whole[first] = values
+        for chunk in others:
+            whole[chunk] = per_token_loss(_logits(hidden[chunk], weight), chunk)
+        return whole
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:
