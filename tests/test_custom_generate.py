@@ -8,14 +8,17 @@ from itertools import chain
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from pipeline.decoding.canvas import GenerateConfig
 from pipeline.decoding.sampler import generate
 from pipeline.models.export import export
 from pipeline.models.export_files.generate import generate as exported_generate
-from pipeline.models.loading import load_student
+from pipeline.models.formats import export_as
+from pipeline.models.loading import load_student, load_teacher
 from pipeline.models.tokenizer import load_tokenizer
 from tests import launch
+from tests.test_families import publish
 from tests.test_models_export import PROVENANCE
 from tests.test_models_loading import STUDENT
 from tests.test_sampler import CONFIGS, NEVER, PAD, PROMPTS, golden_model
@@ -93,6 +96,34 @@ def test_what_it_cannot_follow_is_refused(arguments: dict, message: str) -> None
     model.config._attn_implementation = "sdpa"
     with pytest.raises(ValueError, match=message):
         exported_generate(model, **{"input_ids": torch.tensor([[5]]), "block_size": 4, **arguments})
+
+
+@pytest.mark.parametrize("name", ["dream", "fast_dllm_v2"])
+def test_an_export_of_a_shifted_family_says_so_and_generates_as_we_do(name: str, tmp_path) -> None:
+    """Opened by plain transformers; prompts shorter and longer than a block, of unequal lengths."""
+    source = publish(tmp_path / name, name, block_size=4)
+    live = load_teacher(str(source), dtype=torch.float32, device="cpu")
+    provenance = {"source": str(source)}
+    export_as(
+        "transformers", live, live.state_dict(), load_tokenizer(str(STUDENT)), tmp_path / "e", provenance=provenance
+    )
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "e", attn_implementation="sdpa")
+    read_again = load_student(str(tmp_path / "e"), dtype=torch.float32).eval()
+    assert type(opened).__name__ == "Qwen2ForCausalLM" and opened.config.shifted
+    prompts = [[64, 74], [9] * 8, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]]
+    for config in (
+        GenerateConfig(10, 4, 10, blocks="training"),
+        GenerateConfig(10, 4, 10, threshold=0.05, blocks="training"),
+        GenerateConfig(10, 4, 5),
+    ):
+        for model in (opened, read_again, live):
+            model.config.eos_token_id = model.generation_config.eos_token_id = NEVER
+            model.config.pad_token_id = PAD
+        expected = generate(live, prompts, config)
+        assert generate(read_again, prompts, config) == expected
+        for inputs, wanted in ((padded(prompts), expected), (padded(prompts[:1]), expected[:1])):
+            rows = exported_generate(opened, **inputs, **settings(config))
+            assert rows[:, inputs["input_ids"].shape[1] :].tolist() == wanted
 
 
 ALONE = """

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pipeline.core.errors import BadInput
 from pipeline.decoding import GenerateConfig, generate
+from pipeline.decoding.rules import BLOCK_DIFFUSION, counts_by_time, even_counts, published
 from pipeline.models.families.table import FAMILIES, family_of
 from pipeline.models.loading import library_config, load_student, load_teacher, read_config
 from pipeline.models.tokenizer import load_tokenizer
@@ -94,20 +95,59 @@ def test_hidden_states_and_logits_equal_the_published_code(model):
         torch.testing.assert_close(logits[:, -expected.shape[1] :], expected, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("model", ["sdar", "sdar_moe"], indirect=True)
-def test_sdar_generates_as_published(model):
-    """One token per step, or all above a threshold. Its other rules, `sequential` and several per step, are not this sampler's."""
-    _, loaded, facts, _ = model
-    compared = 0
-    for case in facts["generation"]:
-        rule, prompt = case["settings"], case["prompt"]
-        if rule["remasking_strategy"] != "sequential" and rule["denoising_steps"] == rule["block_length"]:
-            expected, length = case["sequence"][len(prompt) :], len(case["sequence"]) - len(prompt)
-            threshold = rule.get("confidence_threshold")
-            config = GenerateConfig(length, rule["block_length"], length, threshold=threshold, blocks="training")
-            assert generate(loaded, [prompt], config) == [expected]
-            compared += 1
-    assert compared == 2
+DREAM_ORDER = {"maskgit_plus": "probability", "topk_margin": "margin", "entropy": "entropy"}
+
+
+def settings_of(name: str, case: dict) -> tuple[GenerateConfig, dict]:
+    """A published generation's settings as ours, and what its rules take beside."""
+    rule, length = case["settings"], len(case["sequence"]) - len(case["prompt"])
+    if name in ("llada", "lladamoe"):
+        return GenerateConfig(length, rule["block_length"], rule["steps"]), {}
+    if name == "dream":
+        return GenerateConfig(length, length, rule["steps"]), {"order": DREAM_ORDER[rule["alg"]]}
+    if name == "fast_dllm_v2":
+        size, threshold = rule["block_size"], rule["threshold"]
+        config = GenerateConfig(length, size, length, threshold=threshold, blocks="training")
+        return config, {"window": rule["small_block_size"]}
+    size, per_block = rule["block_length"], rule["denoising_steps"]
+    steps, threshold = per_block * -(-length // size), rule.get("confidence_threshold")
+    config = GenerateConfig(length, size, steps, threshold=threshold, blocks="training")
+    return config, {"window": size // per_block} if rule["remasking_strategy"] == "sequential" else {}
+
+
+def test_generates_as_published(model):
+    """Every published generation, token for token, but two kinds.
+
+    Guidance (LLaDA's `cfg_scale`) is not offered. A prompt of just one block is never read by Fast-dLLM v2's code; ours reads it.
+    """
+    name, loaded, facts, _ = model
+    loaded.config.eos_token_id = 10_000  # outside of the vocabulary: whole sequences are compared
+    one_block = facts["block_size"] if name == "fast_dllm_v2" else 0
+    cases = [
+        case for case in facts["generation"] if "cfg_scale" not in case["settings"] and len(case["prompt"]) != one_block
+    ]
+    assert len(cases) == {"llada": 3, "lladamoe": 2, "dream": 3, "fast_dllm_v2": 6}.get(name, 4)
+    for case in cases:
+        config, options = settings_of(name, case)
+        rules = published(loaded, **options)
+        assert generate(loaded, [case["prompt"]], config, rules) == [case["sequence"][len(case["prompt"]) :]], case
+        short = [case["prompt"][:2], case["prompt"]]  # prompts of unequal lengths share a batch
+        assert generate(loaded, short, config, rules) == [generate(loaded, [p], config, rules)[0] for p in short]
+
+
+def test_how_many_tokens_published_samplers_decide_at_a_forward():
+    assert even_counts(8, GenerateConfig(16, 8, 6)) == [3, 3, 2]
+    assert even_counts(2, GenerateConfig(8, 4, 4, blocks="training")) == [2]  # the rest of the block is prompt
+    # just below 8 / 4, 7 / 3 and 5 / 2; then the rest
+    assert counts_by_time(8, GenerateConfig(8, 8, 4)) == [1, 2, 2, 3]
+
+
+def test_windows_of_a_block_in_order(model):
+    loaded = model[1]
+    assert BLOCK_DIFFUSION.windows(slice(8, 16)) == [slice(8, 16)]
+    alone = family_of(loaded.config).name == "Fast-dLLM v2"
+    expected = [slice(8, 9), slice(9, 12)] if alone else [slice(8, 12)]
+    assert published(loaded, window=4).windows(slice(8, 14)) == [*expected, slice(12, 14)]
 
 
 @pytest.mark.parametrize("name", ["sdar_moe", "lladamoe"])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from pipeline.decoding.canvas import Canvas
+from pipeline.decoding.canvas import PADDING, Canvas
 from pipeline.models.families.table import is_shifted
 
 SOFTMAX_ROWS = {"cpu": 32, "cuda": 1024}
@@ -66,13 +66,39 @@ class CachedModel:
             self.cache.batch_select_indices(rows)
 
 
+class BidirectionalModel(CachedModel):
+    """A model that reads the whole canvas at every forward, later blocks too: nothing can be kept of it."""
+
+    @classmethod
+    def of(cls, model: nn.Module, make_cache: Callable[[], Cache]) -> CachedModel:
+        """`make_cache` is not called."""
+        found = CachedModel.of(model, make_cache)
+        return cls(model, None, found.selects, found.shift)
+
+    def open_block(self, canvas: Canvas, rows: Tensor, block: slice, index: Tensor) -> Tensor:
+        """As in CachedModel."""
+        ids, real = canvas.ids[rows], canvas.blocks[rows] != PADDING
+        mask = real[:, None, None, :].expand(-1, 1, ids.shape[1], -1)
+        return self.logits(ids, canvas.positions[rows], mask, (index + block.start - self.shift).clamp(min=0))
+
+
 def takes_cache(model: nn.Module) -> bool:
     """Whether the model can read from a key-value cache."""
     return "past_key_values" in inspect.signature(model.forward).parameters
 
 
-def choose(logits: Tensor, suppressed_ids: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The token for each position and its probability: [R, P, V] -> [R, P] each.
+def token_probability(logits: Tensor, tokens: Tensor) -> Tensor:
+    """float32 [N, V], int64 [N] -> [N]."""
+    return logits.softmax(1).gather(1, tokens[:, None])[:, 0]
+
+
+def choose(
+    logits: Tensor,
+    suppressed_ids: Tensor,
+    noise: Tensor | None = None,
+    confidence_of: Callable[[Tensor, Tensor], Tensor] = token_probability,
+) -> tuple[Tensor, Tensor]:
+    """The token for each position and how sure the model is of it: [R, P, V] -> [R, P] each.
 
     Probabilities are over the whole vocabulary, as published: where the model would rather keep the mask, whatever is
     chosen in its place has little confidence and waits.
@@ -84,5 +110,5 @@ def choose(logits: Tensor, suppressed_ids: Tensor, noise: Tensor | None = None) 
     logits.index_copy_(1, suppressed_ids, kept)
     pieces = SOFTMAX_ROWS[logits.device.type]  # all at once would fill memory with temporaries
     pairs = zip(logits.split(pieces), tokens.split(pieces), strict=True)
-    confidence = torch.cat([few.softmax(1).gather(1, chosen[:, None])[:, 0] for few, chosen in pairs])
+    confidence = torch.cat([confidence_of(few, chosen) for few, chosen in pairs])
     return tokens.view(shape), confidence.view(shape)

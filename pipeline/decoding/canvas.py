@@ -167,7 +167,7 @@ class BlockState:
     def commit(self, index: Tensor, tokens: Tensor, confidence: Tensor, count: Tensor, threshold: float) -> None:
         """Of the masked positions among `index` [R, P], each row's `count` most confident and all at the threshold."""
         masked = self.masked.gather(1, index)
-        confidence = confidence.masked_fill(~masked, -1.0)
+        confidence = confidence.masked_fill(~masked, -math.inf)
         rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         chosen = masked & ((rank < count[:, None]) | (confidence >= threshold))
         self.ids.scatter_(1, index, torch.where(chosen, tokens, self.ids.gather(1, index)))
@@ -181,9 +181,14 @@ def schedule(masked: int, config: GenerateConfig) -> list[int]:
     if config.threshold is not None:
         return [1] * masked
     if config.blocks == "reference":
-        return transfer_counts(masked, math.ceil(config.steps / math.ceil(config.max_new_tokens / config.block_size)))
+        return transfer_counts(masked, steps_of_block(config))
     # Blocks hold unequal shares of the response here, so each gets its share of the steps.
     return transfer_counts(masked, math.ceil(config.steps * masked / config.max_new_tokens))
+
+
+def steps_of_block(config: GenerateConfig) -> int:
+    """Forwards over a whole block."""
+    return math.ceil(config.steps / math.ceil(config.max_new_tokens / config.block_size))
 
 
 def transfer_counts(masked: int, steps: int) -> list[int]:

@@ -16,16 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.core.rng import generator_for
-from pipeline.decoding.cached_model import CachedModel, choose, takes_cache
-from pipeline.decoding.canvas import BlockState, Canvas, GenerateConfig, Response, schedule
+from pipeline.decoding.cached_model import BidirectionalModel, CachedModel, choose, takes_cache
+from pipeline.decoding.canvas import BlockState, Canvas, GenerateConfig, Response
 from pipeline.decoding.kv_cache import buffers
 from pipeline.decoding.repeated_steps import CudaGraph, Repeat, fill_repeating
+from pipeline.decoding.rules import BLOCK_DIFFUSION, Rules
 from pipeline.models.families.table import is_shifted
 
 Watch = Callable[[Canvas], None]
 
 
-def generate(model: nn.Module, prompts: list[list[int]], config: GenerateConfig) -> list[list[int]]:
+def generate(
+    model: nn.Module, prompts: list[list[int]], config: GenerateConfig, rules: Rules = BLOCK_DIFFUSION
+) -> list[list[int]]:
     """The response to each prompt: new tokens only, up to and including the first end token.
 
     `model(input_ids=, attention_mask=bool [R, 1, Q, K], position_ids=).logits`, in eval mode; a model that also takes
@@ -36,9 +39,9 @@ def generate(model: nn.Module, prompts: list[list[int]], config: GenerateConfig)
     Prompts of any lengths share a batch: padding is told by place, not by id (the published sampler hides every padding
     id, inside prompts too). A row leaves the batch once its response is decided.
 
-    Raises ValueError when model.config names no mask or end token.
+    rules: as another sampler decides blocks (`rules.published`). Raises ValueError when model.config names no mask or end token.
     """
-    return [response.tokens for response in decode(model, prompts, config)]
+    return [response.tokens for response in decode(model, prompts, config, rules=rules)]
 
 
 def decode(
@@ -47,6 +50,7 @@ def decode(
     config: GenerateConfig,
     repeat: Repeat | None = None,
     watch: Watch | None = None,
+    rules: Rules = BLOCK_DIFFUSION,
 ) -> list[Response]:
     """`generate`'s responses, with the order in which their positions were filled.
 
@@ -57,7 +61,7 @@ def decode(
     if not prompts:
         return []
     special, device = SpecialTokens.of(model), next(model.parameters()).device
-    if watch is not None:
+    if watch is not None or rules != BLOCK_DIFFUSION:
         repeat = None
     elif repeat is None and device.type == "cuda":
         repeat = CudaGraph
@@ -70,8 +74,9 @@ def decode(
             fill_repeating(model, canvas, config, ends, suppressed_ids, repeat)
         else:
             generators = [generator_for(config.seed, *prompt) for prompt in prompts]
-            cached_model = CachedModel.of(model, partial(buffers, canvas.ids.shape[1]))
-            _fill(cached_model, canvas, config, ends, suppressed_ids, generators, watch)
+            reader = BidirectionalModel if rules.sees_later_blocks else CachedModel
+            cached_model = reader.of(model, partial(buffers, canvas.ids.shape[1]))
+            _fill(cached_model, canvas, config, rules, ends, suppressed_ids, generators, watch)
     return [canvas.read(row, special.ends) for row in range(len(prompts))]
 
 
@@ -98,6 +103,7 @@ def _fill(
     cached_model: CachedModel,
     canvas: Canvas,
     config: GenerateConfig,
+    rules: Rules,
     ends: Tensor,
     suppressed_ids: Tensor,
     generators: list[torch.Generator],
@@ -106,24 +112,25 @@ def _fill(
     """Decides the canvas in place, except columns behind a row's first end token; the host looks at every forward."""
     device = canvas.ids.device
     rows = torch.arange(len(generators), device=device)
-    for block in canvas.generated_blocks(config.block_size):
-        schedules = [schedule(n, config) for n in canvas.masked[:, block].sum(1).tolist()]
+    turns = ((block, window) for block in canvas.generated_blocks(config.block_size) for window in rules.windows(block))
+    for block, window in turns:
+        schedules = [rules.counts(n, config) for n in canvas.masked[:, window].sum(1).tolist()]
         for counts in zip_longest(*schedules, fillvalue=0):
-            state = BlockState.of(canvas, rows, block)
+            state = BlockState.of(canvas, rows, window)
             masked = state.masked.sum(1).tolist()
             if not any(masked):
                 break
             state.count_forward(ends)
             index = state.masked_first()[:, : max(masked)]
-            logits = cached_model.open_block(canvas, rows, block, index)
+            logits = cached_model.open_block(canvas, rows, block, index + (window.start - block.start))
             noise = None
             if config.temperature > 0:
                 noise = config.temperature * _gumbel(masked, logits.shape[2], [generators[i] for i in rows.tolist()])
                 noise = noise.to(device)
-            tokens, confidence = choose(logits, suppressed_ids, noise)
+            tokens, confidence = choose(logits, suppressed_ids, noise, rules.confidence)
             count = torch.tensor(counts, device=device)[rows]
             state.commit(index, tokens, confidence, count, config.least_probability)
-            state.store(canvas, rows, block)
+            state.store(canvas, rows, window)
             if watch:
                 watch(canvas)
 

@@ -19,7 +19,7 @@ from pipeline.core.files import read_json, write_json, write_text
 from pipeline.models import sdar_export
 from pipeline.models.card import LLADA2_USAGE, copy_scores, model_card
 from pipeline.models.export import EXPORT_FILES, as_exported, export, write_generate
-from pipeline.models.families.table import family_of
+from pipeline.models.families.table import is_shifted
 from pipeline.models.loading import load_student, read_config
 from pipeline.models.tokenizer import load_tokenizer
 
@@ -120,20 +120,21 @@ def _write_transformers(
     *,
     provenance: dict[str, Any],
 ) -> None:
-    """As the class of transformers that computes it, whatever the family calls it."""
-    published = model.config.__dict__.pop("published", None)
+    """As the class of transformers that computes it, whatever the family calls it; `shifted` in config.json says what it predicts."""
+    config, shifted = model.config, is_shifted(model.config)
+    published = config.__dict__.pop("published", None)
+    if shifted:
+        config.shifted = True
     try:
         export(model, state_dict, tokenizer, folder, provenance=provenance)
     finally:
         if published is not None:
-            model.config.published = published
+            config.published = published
 
 
 def _no_transformers(config: PreTrainedConfig, _tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
     if config.model_type == "llada2_moe":
         yield "transformers has no class that computes LLaDA2: take llada2"
-    if family_of(config).shifted:
-        yield f"{family_of(config).name} predicts the next token, which transformers' class does not say"
     yield from _no_block_size(config)
 
 

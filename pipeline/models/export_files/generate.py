@@ -106,16 +106,16 @@ def _decode(
 ) -> list[Tensor]:
     """The responses, up to and including the first end token. Every row stays until the last one has ended."""
     device, size = model.device, s.block_size
+    ahead = int(getattr(model.config, "shifted", False))  # whether a row predicts the next token, instead of its own
     length = torch.tensor([len(prompt) for prompt in prompts], device=device)[:, None]
     shift = -length % size if s.blocks == "response" else torch.zeros_like(length)
     start = (length + shift) // size * size - shift  # position where a row's first generated block starts
     end = length + s.max_new_tokens
 
-    # Columns: what lies before each row's first generated block, padded on the right; then the blocks side by side.
+    # Columns: what lies before each row's first generated block, padded on the left; then the blocks side by side.
     first = int(start.max())
-    column = torch.arange(first + int((end - start).max()), device=device)
-    position = torch.where(column < first, column, column - first + start)
-    real = torch.where(column < first, column < start, position < end)
+    position = torch.arange(first + int((end - start).max()), device=device) - first + start
+    real = (position >= 0) & (position < end)
     block = ((position + shift) // size).masked_fill(~real, PADDING)
     response = real & (position >= length)
     ids = torch.full_like(position, model.config.mask_token_id)
@@ -129,13 +129,13 @@ def _decode(
     cache = DynamicCache()
     if streamer is not None:
         streamer.put(prompts[0].cpu())
-    for left in range(first, len(column), size):
-        right = min(left + size, len(column))
+    for left in range(first, ids.shape[1], size):
+        right = min(left + size, ids.shape[1])
         counts = zip_longest(*(_schedule(n, s) for n in masked[:, left:right].sum(1).tolist()), fillvalue=0)
         for count in counts:
             if not masked[:, left:right].any() or _ended(ids, masked, response, end_ids).all():
                 break
-            # What the cache lacks is read with the block: the prompt, later the block before it.
+            # What the cache lacks is read with the block: the prompt, later the block before it, and the row that predicts.
             known = cache.get_seq_length()
             hidden = block[:, None, None, :right] > block[:, None, known:right, None]  # [R, 1, new, all]
             logits = model(
@@ -146,9 +146,11 @@ def _decode(
                 ),
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=right - left,
+                logits_to_keep=right - left + ahead,
             ).logits.float()
-            cache.crop(left - right)  # this block is not final yet
+            if ahead:  # the very first column has no row but its own
+                logits = torch.cat([logits[:, :1], logits], 1)[:, left - right - 1 : -1]
+            cache.crop(max(left - ahead, 0) - right)  # this block is not final yet
             tokens, confidence = _choose(logits, masked[:, left:right], suppressed_ids, s.temperature, generators)
             rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             chosen = rank < torch.tensor(count, device=device)[:, None]

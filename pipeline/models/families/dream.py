@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.models.families.family import Family, Raw, only
+from pipeline.models.families.family import Family, Raw, Sampler, only
 
 
 def _fields(raw: Raw) -> Raw:
@@ -19,4 +19,5 @@ FAMILY = Family(
     shifted=True,
     mask_token_id=151666,
     keeps_name=True,
+    sampler=Sampler(sees="everything", counts="by_time"),
 )

@@ -21,6 +21,18 @@ def _as_it_is(raw: Raw) -> Raw:
 
 
 @dataclass(frozen=True)
+class Sampler:
+    """The sampler of a family's published code (`pipeline/decoding/rules.py` makes functions of it)."""
+
+    sees: Literal["blocks", "everything"] = "blocks"
+    """What a forward reads: the blocks up to the one in work, or the later ones, still masked, as well."""
+    counts: Literal["linear", "even", "by_time"] = "linear"
+    """Tokens decided at each forward: by the linear schedule or a threshold, equal shares of a block, or Dream's share of time."""
+    first_alone: bool = False
+    """Whether a block's first token is decided before the others."""
+
+
+@dataclass(frozen=True)
 class Family:
     """One family. Add one: CONTRIBUTING.md."""
 
@@ -49,6 +61,8 @@ class Family:
     """Likewise, of block diffusion."""
     keeps_name: bool = False
     """Whether an export is a model of this family again, instead of one of the library's class."""
+    sampler: Sampler | None = None
+    """Of its published code, where that is not the block diffusion of this project's students."""
     student: bool = True
     """Whether it can be trained here."""
 

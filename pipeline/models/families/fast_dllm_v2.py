@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.models.families.family import Family, Raw
+from pipeline.models.families.family import Family, Raw, Sampler
 
 
 def _fields(raw: Raw) -> Raw:
@@ -18,4 +18,5 @@ FAMILY = Family(
     shifted=True,
     mask_token_id=151665,
     keeps_name=True,
+    sampler=Sampler(first_alone=True),
 )

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from pipeline.models.families.family import Family, Raw, only
+from pipeline.models.families.family import Family, Raw, Sampler, only
 
 SIZES = {
     "d_model": "hidden_size",
@@ -74,4 +74,5 @@ FAMILY = Family(
     ),
     mask_token_id=126336,
     keeps_name=True,
+    sampler=Sampler(sees="everything", counts="even"),
 )

@@ -5,7 +5,7 @@ Its published model_type is LLaDA-8B's. `norm_topk_prob` and `routed_scaling_fac
 
 from __future__ import annotations
 
-from pipeline.models.families.family import Family, Raw, only, without
+from pipeline.models.families.family import Family, Raw, Sampler, only, without
 
 RENAMED = {"expert_intermediate_size": "moe_intermediate_size", "dense_intermediate_size": "intermediate_size"}
 UNUSED = ("moe_layer_freq", "routed_scaling_factor", "shared_expert_intermediate_size", "partial_rotary_factor")
@@ -43,5 +43,6 @@ FAMILY = Family(
     fields=_fields,
     mask_token_id=156895,
     keeps_name=True,
+    sampler=Sampler(sees="everything", counts="even"),
     student=False,
 )

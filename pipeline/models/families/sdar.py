@@ -5,7 +5,7 @@ Folders on the hub may lack block size and mask id: those published are 4 and 15
 
 from __future__ import annotations
 
-from pipeline.models.families.family import Family, Raw, without
+from pipeline.models.families.family import Family, Raw, Sampler, without
 
 INERT = (
     "attn_implementation",
@@ -32,4 +32,5 @@ FAMILY = Family(
     mask_token_id=151669,
     block_size=4,
     keeps_name=True,
+    sampler=Sampler(counts="even"),
 )

@@ -106,6 +106,6 @@ def family_of(config: PreTrainedConfig) -> Family:
 
 
 def is_shifted(config: object) -> bool:
-    """Whether a diffusion model's row predicts the next token. Of families under the library's own names none does."""
+    """Whether a diffusion model's row predicts the next token. Under the library's own names only where config.json says so."""
     published = getattr(config, "published", None)
-    return published is not None and find_family(published, "config").shifted
+    return bool(getattr(config, "shifted", False)) if published is None else find_family(published, "config").shifted
