@@ -26,7 +26,7 @@ from pipeline.reporting.headline import headline, points
 from pipeline.reporting.page import number, render
 from pipeline.reporting.picture import SIZE, SPOTS, Spot, picture, spots
 from pipeline.reporting.run_record import read_run
-from pipeline.reporting.sections import comparisons, sections
+from pipeline.reporting.sections import comparisons, losses, sections
 from pipeline.reporting.summary import read_models, scored_tasks, summary
 from tests import launch
 
@@ -322,6 +322,32 @@ def test_no_section_about_what_the_run_does_not_use(run_dirs):
     titles = {section.title for section in sections(alone, read_models(alone, [], "teacher"), [])}
     assert not titles & {"TIDAL lambda", "What the teacher knows", "KL to the teachers", "Sample chunks"}
     assert "Validation loss by t" in titles
+
+
+def test_a_run_that_was_only_swept_shows_tokens_per_forward(run_dirs):
+    run = run_dirs[1]
+    scored = run / "evaluation" / "step-00000400"
+    (scored / "sweep").mkdir()
+    moved = scored / "sweep" / "threshold-0.9"
+    moved.mkdir()
+    for file in scored.glob("arithmetic*"):
+        file.rename(moved / file.name)
+    state = read_run(run)
+    models = read_models(state, [f"taught={run_dirs[0]}"], "teacher")
+    (section,) = [section for section in sections(state, models, []) if section.title.startswith("Tokens per forward")]
+    assert [label for _, label in section.legend] == ["taught", models[-1].label]
+
+
+def test_certainty_has_a_picture_where_a_run_was_trained_with_it(run_dirs):
+    run = read_run(run_dirs[1])
+
+    def pictures() -> int:
+        return len(losses(read_models(run, [], "teacher")).figures)
+
+    without = pictures()
+    for line in run.training:
+        line["certainty"] = 0.1
+    assert pictures() == without + 1
 
 
 def test_points_of_a_line_say_their_values_and_ink_is_the_pages():

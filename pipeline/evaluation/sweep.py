@@ -68,6 +68,11 @@ class SweepPoint:
         return f"{self.low:.2f} to {self.high:.2f}"
 
 
+def swept_tasks(folder: Path) -> list[str]:
+    """Tasks that a model has points of."""
+    return sorted({path.stem for path in (folder / FOLDER).glob("threshold-*/*.json")})
+
+
 def read_sweep(folder: Path, task: str) -> list[SweepPoint]:
     """A model's points for a task: its preset's, then from the highest threshold down; [] where nothing was swept."""
     swept = {float(path.name.removeprefix("threshold-")): path for path in (folder / FOLDER).glob("threshold-*")}

@@ -14,6 +14,7 @@ from pipeline.core.errors import BadInput, one_line
 from pipeline.core.files import read_json
 from pipeline.core.run_directory import read_metrics
 from pipeline.evaluation.results import Score, read_scores
+from pipeline.evaluation.sweep import swept_tasks
 from pipeline.training.teacher_probe import TeacherProbe, read_probes
 
 
@@ -178,10 +179,10 @@ def _alignment(folder: Path) -> Alignment | None:
 
 
 def _evaluations(folder: Path) -> dict[str, dict[str, Score]]:
-    """Without scores of generated programs that nobody has run yet."""
+    """Without scores of generated programs that nobody has run yet; a step may have been swept alone."""
     scores = {path.name: read_scores(path) for path in sorted(folder.glob("*/"))}
     scored = {name: {t: s for t, s in by_task.items() if s.value is not None} for name, by_task in scores.items()}
-    return {name: by_task for name, by_task in scored.items() if by_task}
+    return {name: by_task for name, by_task in scored.items() if by_task or swept_tasks(folder / name)}
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

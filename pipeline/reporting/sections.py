@@ -14,7 +14,7 @@ from markupsafe import Markup
 from pipeline.core.errors import BadInput
 from pipeline.evaluation.compare import Comparison, Scored, comparable, compare
 from pipeline.evaluation.results import Sample, read_samples
-from pipeline.evaluation.sweep import read_sweep
+from pipeline.evaluation.sweep import read_sweep, swept_tasks
 from pipeline.evaluation.tables import SWEEP_HEADINGS, sweep_rows
 from pipeline.method.strategies import STRATEGIES, Strategy, resolve
 from pipeline.reporting import figures
@@ -27,7 +27,12 @@ VERDICTS = {True: "right", False: "wrong", None: ""}  # None: a graded metric
 SHOWN_SAMPLES = 6  # of each verdict
 DRAWN_SAMPLES, DRAWN_TOKENS = 3, 40
 UNTRAINED = "No training lines in metrics.jsonl: distill has not run."
-TRAINING = {"grad_norm": "gradient norm", "lr": "learning rate", "memory_gb": "peak memory of a rank, GB"}
+TRAINING = {
+    "certainty": "certainty: entropy of tokens that are right",
+    "grad_norm": "gradient norm",
+    "lr": "learning rate",
+    "memory_gb": "peak memory of a rank, GB",
+}
 
 Rows = list[list[Any]]
 """Cells; the first row is the heading."""
@@ -148,8 +153,9 @@ def differences(pairs: Sequence[Comparison]) -> Rows:
 
 
 def sweeps(models: Sequence[Model]) -> Iterator[Section]:
-    """A section per task that was decoded under several thresholds."""
-    for task in scored_tasks(models):
+    """A section per task that was decoded under several thresholds, whether it was scored otherwise or not."""
+    swept_alone = sorted({task for model in models for task in swept_tasks(model.results)} - set(scored_tasks(models)))
+    for task in [*scored_tasks(models), *swept_alone]:
         swept = [(model, found) for model in models if (found := read_sweep(model.results, task))]
         if not swept:
             continue
