@@ -15,6 +15,8 @@ from pipeline.alignment.sources import open_source
 from pipeline.config.cli import RECIPES, parse, parser
 from pipeline.config.recipe import Recipe, Source, Strategy
 from pipeline.core.errors import BAD_INPUT, DONE, STOPPED_EARLY
+from pipeline.evaluation.presets import preset, shots
+from pipeline.evaluation.results import Generation, Provenance, Score
 from tests import launch
 
 PAGES = [launch.ROOT / name for name in ("README.md", "CONTRIBUTING.md")] + sorted((launch.ROOT / "docs").glob("*.md"))
@@ -159,3 +161,20 @@ def test_the_citation_is_the_paper_s():
     cited = (launch.ROOT / "CITATION.cff").read_text()
     title = re.search(r"title += \{(.*)\}", README)[1]
     assert title in cited and "2604.26951" in cited
+
+
+def test_fields_of_a_score():
+    """TASK.json has what docs/evaluation.md says of it, and nothing else (what programs of a code task came to apart)."""
+    table = (launch.ROOT / "docs/evaluation.md").read_text().split("| field | meaning |")[1].split("\n\n")[0]
+    named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    parts = {field.name for part in (Score, Generation, Provenance) for field in fields(part)}
+    assert named == parts - {"generation", "programs", "provenance"}
+
+
+def test_the_benchmarks_decoding():
+    page = (launch.ROOT / "docs/benchmarks.md").read_text()
+    rows = re.findall(r"^\| (\w+) \|.*\| (\d+) / (\d+) / (\d+) \|", page, re.MULTILINE)
+    assert len(rows) == 8
+    for task, *numbers in rows:
+        config = preset("paper", 32, task=task)
+        assert list(map(int, numbers)) == [config.max_new_tokens, config.steps, shots("paper", task)], task
