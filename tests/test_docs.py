@@ -157,6 +157,19 @@ def test_the_readme_s_needs_are_those_of_the_plan():
         ]
 
 
+def test_what_was_measured_is_in_the_page_on_speed():
+    speed = (launch.ROOT / "docs/speed.md").read_text()
+    measured, gb, planned = re.search(r"\*\*Measured\*\*.*?within (\d)%", README, re.DOTALL), 75.2, 72.4
+    assert f"{gb} GB at the peak" in speed and f"that is {planned} for" in speed
+    assert gb / planned - 1 <= int(measured[1]) / 100
+    assert "15 to 17% MFU" in README and "| 220 (1.4) |" in speed and "220 tokens/s" in README
+
+
+def test_every_page_is_listed():
+    listed = (launch.ROOT / "docs/README.md").read_text()
+    assert all(f"]({page.name})" in listed for page in PAGES if page.parent.name == "docs" and page.name != "README.md")
+
+
 def test_the_citation_is_the_paper_s():
     cited = (launch.ROOT / "CITATION.cff").read_text()
     title = re.search(r"title += \{(.*)\}", README)[1]

@@ -172,6 +172,13 @@ def test_a_warning_too_early_for_a_short_limit_waits(job, tmp_path):
     assert done.returncode == 75 and requeued(tmp_path) and time.time() > end - 4
 
 
+def test_the_image_is_made_by_the_makefile_s_pip():
+    """Its definition installs by the pinned files."""
+    image, makefile = ((launch.ROOT / name).read_text() for name in ("slurm/tide.def", "Makefile"))
+    pins = re.search(r"\$\(PIP\) (pip==\S+ setuptools==\S+)", makefile)[1]
+    assert pins in image and "-c constraints.txt -r requirements.txt" in image
+
+
 SITE = """LOG_FOLDER=logs/here
 GPU_JOBS="--gres=gpu:h100:8 --exclusive"
 ONE_GPU_JOBS="--gpus-per-node=1"
