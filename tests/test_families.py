@@ -102,7 +102,7 @@ def settings_of(name: str, case: dict) -> tuple[GenerateConfig, dict]:
     """A published generation's settings as ours, and what its rules take beside."""
     rule, length = case["settings"], len(case["sequence"]) - len(case["prompt"])
     if name in ("llada", "lladamoe"):
-        return GenerateConfig(length, rule["block_length"], rule["steps"]), {}
+        return GenerateConfig(length, rule["block_length"], rule["steps"]), {"guidance": rule.get("cfg_scale", 0.0)}
     if name == "dream":
         return GenerateConfig(length, length, rule["steps"]), {"order": DREAM_ORDER[rule["alg"]]}
     if name == "fast_dllm_v2":
@@ -116,23 +116,18 @@ def settings_of(name: str, case: dict) -> tuple[GenerateConfig, dict]:
 
 
 def test_generates_as_published(model):
-    """Every published generation, token for token, but two kinds.
-
-    Guidance (LLaDA's `cfg_scale`) is not offered. A prompt of just one block is never read by Fast-dLLM v2's code; ours reads it.
-    """
+    """Every published generation, token for token. A prompt of just one block is never read by Fast-dLLM v2's code; ours reads it."""
     name, loaded, facts, _ = model
     loaded.config.eos_token_id = 10_000  # outside of the vocabulary: whole sequences are compared
     one_block = facts["block_size"] if name == "fast_dllm_v2" else 0
-    cases = [
-        case for case in facts["generation"] if "cfg_scale" not in case["settings"] and len(case["prompt"]) != one_block
-    ]
-    assert len(cases) == {"llada": 3, "lladamoe": 2, "dream": 3, "fast_dllm_v2": 6}.get(name, 4)
+    cases = [case for case in facts["generation"] if len(case["prompt"]) != one_block]
+    assert len(cases) == {"lladamoe": 2, "dream": 3, "fast_dllm_v2": 6}.get(name, 4)
     for case in cases:
         config, options = settings_of(name, case)
         rules = published(loaded, **options)
         assert generate(loaded, [case["prompt"]], config, rules) == [case["sequence"][len(case["prompt"]) :]], case
-        short = [case["prompt"][:2], case["prompt"]]  # prompts of unequal lengths share a batch
-        assert generate(loaded, short, config, rules) == [generate(loaded, [p], config, rules)[0] for p in short]
+    prompts = [case["prompt"][:2], case["prompt"]]  # unequal lengths in one batch
+    assert generate(loaded, prompts, config, rules) == [generate(loaded, [p], config, rules)[0] for p in prompts]
 
 
 def test_how_many_tokens_published_samplers_decide_at_a_forward():
@@ -140,6 +135,14 @@ def test_how_many_tokens_published_samplers_decide_at_a_forward():
     assert even_counts(2, GenerateConfig(8, 4, 4, blocks="training")) == [2]  # the rest of the block is prompt
     # just below 8 / 4, 7 / 3 and 5 / 2; then the rest
     assert counts_by_time(8, GenerateConfig(8, 8, 4)) == [1, 2, 2, 3]
+
+
+def test_what_a_family_has_not_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="SDAR has no guidance"):
+        published(teacher(publish(tmp_path / "sdar", "sdar")), guidance=1.0)
+    qwen = publish(tmp_path / "qwen", "sdar", model_type="qwen3", architectures=["Qwen3ForCausalLM"])
+    with pytest.raises(ValueError, match="Qwen3 has no sampler of its own here"):
+        published(teacher(qwen))
 
 
 def test_windows_of_a_block_in_order(model):

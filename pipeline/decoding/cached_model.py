@@ -33,8 +33,7 @@ class CachedModel:
     def of(cls, model: nn.Module, make_cache: Callable[[], Cache]) -> CachedModel:
         """`make_cache` makes an empty cache, for a model that takes one."""
         cache = make_cache() if takes_cache(model) else None
-        selects = "logits_to_keep" in inspect.signature(model.forward).parameters
-        return cls(model, cache, selects, int(is_shifted(model.config)))
+        return cls(model, cache, _selects(model), int(is_shifted(model.config)))
 
     def open_block(self, canvas: Canvas, rows: Tensor, block: slice, index: Tensor) -> Tensor:
         """Logits of the `index` [R, P] of a block, float32 [R, P, V], reading whatever the cache does not hold.
@@ -66,20 +65,33 @@ class CachedModel:
             self.cache.batch_select_indices(rows)
 
 
+@dataclass
 class BidirectionalModel(CachedModel):
     """A model that reads the whole canvas at every forward, later blocks too: nothing can be kept of it."""
 
+    guidance: float = 0.0
+    """Weight of the step away from what the model says when the prompt is masked (classifier-free guidance, as in LLaDA)."""
+
     @classmethod
-    def of(cls, model: nn.Module, make_cache: Callable[[], Cache]) -> CachedModel:
+    def guided(cls, guidance: float, model: nn.Module, make_cache: Callable[[], Cache]) -> CachedModel:
         """`make_cache` is not called."""
-        found = CachedModel.of(model, make_cache)
-        return cls(model, None, found.selects, found.shift)
+        return cls(model, None, _selects(model), int(is_shifted(model.config)), guidance)
 
     def open_block(self, canvas: Canvas, rows: Tensor, block: slice, index: Tensor) -> Tensor:
         """As in CachedModel."""
         ids, real = canvas.ids[rows], canvas.blocks[rows] != PADDING
         mask = real[:, None, None, :].expand(-1, 1, ids.shape[1], -1)
-        return self.logits(ids, canvas.positions[rows], mask, (index + block.start - self.shift).clamp(min=0))
+        predicting = (index + block.start - self.shift).clamp(min=0)
+        logits = self.logits(ids, canvas.positions[rows], mask, predicting)
+        if not self.guidance:
+            return logits
+        blank = torch.where(canvas.response[rows], ids, self.model.config.mask_token_id)  # type: ignore[union-attr, arg-type]
+        unguided = self.logits(blank, canvas.positions[rows], mask, predicting)
+        return unguided + (1 + self.guidance) * (logits - unguided)
+
+
+def _selects(model: nn.Module) -> bool:
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def takes_cache(model: nn.Module) -> bool:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
-from pipeline.decoding.cached_model import token_probability
+from pipeline.decoding.cached_model import BidirectionalModel, CachedModel, token_probability
 from pipeline.decoding.canvas import GenerateConfig, schedule, steps_of_block
 from pipeline.models.families.table import family_of
 
@@ -22,6 +24,8 @@ Counts = Callable[[int, GenerateConfig], list[int]]
 """Tokens to decide at each forward, of so many masked positions."""
 Confidence = Callable[[Tensor, Tensor], Tensor]
 """How sure the model is of its tokens: float32 logits [N, V], int64 [N] -> [N]; the surest are decided first."""
+Read = Callable[[nn.Module, Callable[[], Cache]], CachedModel]
+"""Makes of a model, and of what makes a cache, that which the sampler reads."""
 Order = Literal["probability", "margin", "entropy"]
 
 
@@ -31,8 +35,8 @@ class Rules:
 
     counts: Counts = schedule
     confidence: Confidence = token_probability
-    sees_later_blocks: bool = False
-    """Whether a forward reads the whole canvas, as a model that was trained bidirectionally does."""
+    read: Read = CachedModel.of
+    """What a forward sees: the blocks so far, or the whole canvas, as a model does that was trained bidirectionally."""
     window: int | None = None
     """Tokens of a block that are decided before the next ones, from left to right; None = a block at once."""
     first_alone: bool = False
@@ -51,19 +55,24 @@ BLOCK_DIFFUSION = Rules()
 """What students of this project are decoded with."""
 
 
-def published(model: nn.Module, *, window: int | None = None, order: Order = "probability") -> Rules:
+def published(
+    model: nn.Module, *, window: int | None = None, order: Order = "probability", guidance: float = 0.0
+) -> Rules:
     """The rules of the code that a model was published with.
 
     window: SDAR's `sequential` is as many tokens as a step decides; Fast-dLLM v2's `small_block_size`. order: Dream's `alg`
-    (`maskgit_plus` is probability, `topk_margin` margin). Raises ValueError for a family whose published sampler is not here.
+    (`maskgit_plus` is probability, `topk_margin` margin). guidance: LLaDA's `cfg_scale`. Raises ValueError for a family whose
+    published sampler is not here, and for guidance of one that has none.
     """
     family = family_of(model.config)  # type: ignore[arg-type]
     if (sampler := family.sampler) is None:
         raise ValueError(f"{family.name} has no sampler of its own here: decode it by block diffusion")
+    if guidance and sampler.sees != "everything":
+        raise ValueError(f"{family.name} has no guidance")
     return Rules(
         counts=COUNTS[sampler.counts],
         confidence=CONFIDENCE[order],
-        sees_later_blocks=sampler.sees == "everything",
+        read=partial(BidirectionalModel.guided, guidance) if sampler.sees == "everything" else CachedModel.of,
         window=window,
         first_alone=sampler.first_alone,
     )

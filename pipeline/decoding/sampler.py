@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.core.rng import generator_for
-from pipeline.decoding.cached_model import BidirectionalModel, CachedModel, choose, takes_cache
+from pipeline.decoding.cached_model import CachedModel, choose, takes_cache
 from pipeline.decoding.canvas import BlockState, Canvas, GenerateConfig, Response
 from pipeline.decoding.kv_cache import buffers
 from pipeline.decoding.repeated_steps import CudaGraph, Repeat, fill_repeating
@@ -74,8 +74,7 @@ def decode(
             fill_repeating(model, canvas, config, ends, suppressed_ids, repeat)
         else:
             generators = [generator_for(config.seed, *prompt) for prompt in prompts]
-            reader = BidirectionalModel if rules.sees_later_blocks else CachedModel
-            cached_model = reader.of(model, partial(buffers, canvas.ids.shape[1]))
+            cached_model = rules.read(model, partial(buffers, canvas.ids.shape[1]))
             _fill(cached_model, canvas, config, rules, ends, suppressed_ids, generators, watch)
     return [canvas.read(row, special.ends) for row in range(len(prompts))]
 
