@@ -105,11 +105,11 @@ def test_a_jobs_exit_code_and_its_return_to_the_queue(job, tmp_path, code, again
     assert requeued(tmp_path) == again
 
 
-@pytest.mark.parametrize(("gpus", "engine"), [("", "zero3"), ("8", "zero3_bf16")])
+@pytest.mark.parametrize(("gpus", "engine"), [("", "zero3"), ("0", "zero3"), ("8", "zero3_bf16")])
 def test_the_engine_follows_the_device(job, tmp_path, gpus, engine):
     done = job(**({"SLURM_GPUS_ON_NODE": gpus} if gpus else {}))
     assert f"--deepspeed ds_configs/{engine}.json" in (tmp_path / "step").read_text()
-    assert f"ranks per node: {gpus or 2}," in done.stdout
+    assert f"ranks per node: {int(gpus or 0) or 2}," in done.stdout
     job(DS_CONFIG="mine.json")
     assert "--deepspeed mine.json" in (tmp_path / "step").read_text()
 
