@@ -41,6 +41,11 @@ def main() -> None:
         default=0.9,
         help="decide every token that is this probable (default: 0.9), and one per forward in any case; above 1: no other",
     )
+    p.add_argument(
+        "--published",
+        action="store_true",
+        help="decode as the model's published code does (LLaDA, Dream, SDAR, Fast-dLLM v2), --threshold apart",
+    )
     p.add_argument("--temperature", type=float, default=0.0, help="0 (default) takes the likeliest token")
     p.add_argument("--seed", type=int, default=0, help="of sampling")
     p.add_argument("--block-size", type=int, help="default: the model's, else 32")
@@ -52,6 +57,7 @@ def main() -> None:
     from pipeline.conversation.answering import Answerer
     from pipeline.conversation.web import PageServer
     from pipeline.decoding.canvas import GenerateConfig
+    from pipeline.decoding.rules import BLOCK_DIFFUSION, published, published_blocks
     from pipeline.evaluation.checkpoint_under_test import CheckpointUnderTest
 
     checkpoint = CheckpointUnderTest.of(folder, options.dtype)
@@ -66,9 +72,12 @@ def main() -> None:
             blocks=blocks,
             seed=options.seed,
         )
+        rules = BLOCK_DIFFUSION
+        if options.published:
+            rules, config = published(checkpoint.model), published_blocks(checkpoint.model, config)
     except ValueError as error:
         raise BadInput(str(error)) from None
-    answerer, chat = Answerer(checkpoint, config), terminal.start(options.system)
+    answerer, chat = Answerer(checkpoint, config, rules), terminal.start(options.system)
     if options.once is not None:
         check_prompt("--once", options.once)
         answer = answerer.answer([*chat, {"role": "user", "content": options.once}])

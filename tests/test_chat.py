@@ -6,6 +6,8 @@ import http.client
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from threading import Thread
@@ -19,7 +21,9 @@ from pipeline.conversation.answering import Answerer, Forward, pieces
 from pipeline.conversation.terminal import BlockPrinter, talk
 from pipeline.conversation.web import PageServer
 from pipeline.core.errors import BadInput, exit_code
+from pipeline.decoding.cached_model import BidirectionalModel
 from pipeline.decoding.canvas import GenerateConfig
+from pipeline.decoding.rules import Rules
 from pipeline.decoding.sampler import decode
 from pipeline.evaluation.checkpoint_under_test import CheckpointUnderTest
 from tests import chromium
@@ -62,6 +66,15 @@ def test_an_answer_is_the_samplers_and_its_forwards_tell_all_of_it(answerer, cha
     assert answer.cost.startswith(
         f"{len(body)} tokens, {expected.forwards} forwards ({expected.forwards / len(body):.2f} a token)"
     )
+
+
+def test_an_answer_by_other_rules(answerer) -> None:
+    rules = Rules(read=partial(BidirectionalModel.guided, 0.0))
+    answer = replace(answerer, rules=rules).answer(FOLLOW_UP)
+    prompt = answerer.encode(FOLLOW_UP)
+    (response,) = decode(answerer.checkpoint.model, [prompt], answerer.config, rules=rules)
+    assert (answer.filled, answer.forwards) == (response.filled[: len(answer.filled)], response.forwards)
+    assert answer.text != answerer.answer(FOLLOW_UP).text  # this student was not trained to see later blocks
 
 
 def test_a_character_of_several_tokens_stands_at_the_last_of_them() -> None:
@@ -147,6 +160,8 @@ def test_once_prints_the_answer_alone(answerer, monkeypatch, capsys) -> None:
     code, out, err = run("--once", QUESTION, "--max-new-tokens", "30", "--block-size", "8")
     assert (code, out) == (0, answerer.answer(FOLLOW_UP[1:2]).text + "\n") and "forwards" in err
     assert run("--once", " ") == (2, "", "chat: --once is empty: give it a text to answer\n")
+    code, out, err = run("--once", QUESTION, "--published")
+    assert (code, out) == (2, "") and err.startswith("chat: Qwen3 has no sampler of its own here")
     code, out, err = run("--once", QUESTION, "--threshold", "0")
     assert (code, out) == (2, "") and err.startswith("chat: threshold 0.0 must be positive")
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pipeline.core.errors import BadInput
 from pipeline.decoding import GenerateConfig, generate
-from pipeline.decoding.rules import BLOCK_DIFFUSION, counts_by_time, even_counts, published
+from pipeline.decoding.rules import BLOCK_DIFFUSION, counts_by_time, even_counts, published, published_blocks
 from pipeline.models.families.table import FAMILIES, family_of
 from pipeline.models.loading import library_config, load_student, load_teacher, read_config
 from pipeline.models.tokenizer import load_tokenizer
@@ -104,14 +104,13 @@ def settings_of(name: str, case: dict) -> tuple[GenerateConfig, dict]:
     if name in ("llada", "lladamoe"):
         return GenerateConfig(length, rule["block_length"], rule["steps"]), {"guidance": rule.get("cfg_scale", 0.0)}
     if name == "dream":
-        return GenerateConfig(length, length, rule["steps"]), {"order": DREAM_ORDER[rule["alg"]]}
+        return GenerateConfig(length, 32, rule["steps"]), {"order": DREAM_ORDER[rule["alg"]]}
     if name == "fast_dllm_v2":
-        size, threshold = rule["block_size"], rule["threshold"]
-        config = GenerateConfig(length, size, length, threshold=threshold, blocks="training")
+        config = GenerateConfig(length, rule["block_size"], length, threshold=rule["threshold"])
         return config, {"window": rule["small_block_size"]}
     size, per_block = rule["block_length"], rule["denoising_steps"]
     steps, threshold = per_block * -(-length // size), rule.get("confidence_threshold")
-    config = GenerateConfig(length, size, steps, threshold=threshold, blocks="training")
+    config = GenerateConfig(length, size, steps, threshold=threshold)
     return config, {"window": size // per_block} if rule["remasking_strategy"] == "sequential" else {}
 
 
@@ -124,7 +123,7 @@ def test_generates_as_published(model):
     assert len(cases) == {"lladamoe": 2, "dream": 3, "fast_dllm_v2": 6}.get(name, 4)
     for case in cases:
         config, options = settings_of(name, case)
-        rules = published(loaded, **options)
+        rules, config = published(loaded, **options), published_blocks(loaded, config)
         assert generate(loaded, [case["prompt"]], config, rules) == [case["sequence"][len(case["prompt"]) :]], case
     prompts = [case["prompt"][:2], case["prompt"]]  # unequal lengths in one batch
     assert generate(loaded, prompts, config, rules) == [generate(loaded, [p], config, rules)[0] for p in prompts]
@@ -138,7 +137,7 @@ def test_how_many_tokens_published_samplers_decide_at_a_forward():
 
 
 def test_what_a_family_has_not_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match="SDAR has no guidance"):
+    with pytest.raises(ValueError, match="guidance needs a model that reads everything"):
         published(teacher(publish(tmp_path / "sdar", "sdar")), guidance=1.0)
     qwen = publish(tmp_path / "qwen", "sdar", model_type="qwen3", architectures=["Qwen3ForCausalLM"])
     with pytest.raises(ValueError, match="Qwen3 has no sampler of its own here"):

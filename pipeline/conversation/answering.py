@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.core.errors import BadInput
 from pipeline.decoding.canvas import Canvas, GenerateConfig
+from pipeline.decoding.rules import BLOCK_DIFFUSION, Rules
 from pipeline.decoding.sampler import decode
 from pipeline.evaluation.checkpoint_under_test import CheckpointUnderTest
 
@@ -54,6 +55,7 @@ class Answerer:
 
     checkpoint: CheckpointUnderTest
     config: GenerateConfig
+    rules: Rules = BLOCK_DIFFUSION
 
     def answer(self, chat: Chat, watch: Callable[[Forward], None] | None = None) -> ChatAnswer:
         """The answer to a chat's last message.
@@ -72,7 +74,9 @@ class Answerer:
                 watch(Forward(int(canvas.forwards[0]), opened, decided))
 
         started = time.perf_counter()
-        (response,) = decode(self.checkpoint.model, [prompt], self.config, watch=seen if watch else None)
+        (response,) = decode(
+            self.checkpoint.model, [prompt], self.config, watch=seen if watch else None, rules=self.rules
+        )
         seconds = time.perf_counter() - started
         body = response.tokens[:-1] if response.tokens[-1] in self.checkpoint.special.ends else response.tokens
         text = str(self.checkpoint.tokenizer.decode(body, skip_special_tokens=True))

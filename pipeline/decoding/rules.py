@@ -7,7 +7,7 @@ Shapes: R rows, P positions that are looked at, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Literal
@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 
 from pipeline.decoding.cached_model import BidirectionalModel, CachedModel, token_probability
 from pipeline.decoding.canvas import GenerateConfig, schedule, steps_of_block
+from pipeline.models.families.family import Sampler
 from pipeline.models.families.table import family_of
 
 Counts = Callable[[int, GenerateConfig], list[int]]
@@ -64,11 +65,9 @@ def published(
     (`maskgit_plus` is probability, `topk_margin` margin). guidance: LLaDA's `cfg_scale`. Raises ValueError for a family whose
     published sampler is not here, and for guidance of one that has none.
     """
-    family = family_of(model.config)  # type: ignore[arg-type]
-    if (sampler := family.sampler) is None:
-        raise ValueError(f"{family.name} has no sampler of its own here: decode it by block diffusion")
+    sampler = sampler_of(model)
     if guidance and sampler.sees != "everything":
-        raise ValueError(f"{family.name} has no guidance")
+        raise ValueError("guidance needs a model that reads everything at every forward")
     return Rules(
         counts=COUNTS[sampler.counts],
         confidence=CONFIDENCE[order],
@@ -76,6 +75,21 @@ def published(
         window=window,
         first_alone=sampler.first_alone,
     )
+
+
+def published_blocks(model: nn.Module, config: GenerateConfig) -> GenerateConfig:
+    """The settings with blocks cut as the code cuts them that a model was published with. Raises ValueError as `published`."""
+    cut = sampler_of(model).blocks
+    size = config.max_new_tokens if cut == "none" else config.block_size
+    return replace(config, block_size=size, blocks="training" if cut == "sequence" else "reference")
+
+
+def sampler_of(model: nn.Module) -> Sampler:
+    """Of its family. Raises ValueError for a family whose published sampler is not here."""
+    family = family_of(model.config)  # type: ignore[arg-type]
+    if family.sampler is None:
+        raise ValueError(f"{family.name} has no sampler of its own here: decode it by block diffusion")
+    return family.sampler
 
 
 def even_counts(masked: int, config: GenerateConfig) -> list[int]:

@@ -19,5 +19,5 @@ FAMILY = Family(
     shifted=True,
     mask_token_id=151666,
     keeps_name=True,
-    sampler=Sampler(sees="everything", counts="by_time"),
+    sampler=Sampler(sees="everything", blocks="none", counts="by_time"),
 )

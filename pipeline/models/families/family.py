@@ -28,6 +28,8 @@ class Sampler:
     """What a forward reads: the blocks up to the one in work, or the later ones, still masked, as well."""
     counts: Literal["linear", "even", "by_time"] = "linear"
     """Tokens decided at each forward: by the linear schedule or a threshold, equal shares of a block, or Dream's share of time."""
+    blocks: Literal["sequence", "response", "none"] = "sequence"
+    """Where blocks are counted from; `none`: a response is one block."""
     first_alone: bool = False
     """Whether a block's first token is decided before the others."""
 

@@ -74,5 +74,5 @@ FAMILY = Family(
     ),
     mask_token_id=126336,
     keeps_name=True,
-    sampler=Sampler(sees="everything", counts="even"),
+    sampler=Sampler(sees="everything", blocks="response", counts="even"),
 )

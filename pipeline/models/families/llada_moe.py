@@ -43,6 +43,6 @@ FAMILY = Family(
     fields=_fields,
     mask_token_id=156895,
     keeps_name=True,
-    sampler=Sampler(sees="everything", counts="even"),
+    sampler=Sampler(sees="everything", blocks="response", counts="even"),
     student=False,
 )
