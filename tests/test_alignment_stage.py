@@ -22,6 +22,7 @@ from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import dump
 from pipeline.core.errors import BadInput
 from pipeline.core.files import read_json
+from tests import tiny
 from tests.alignment_stage import ROWS, recipe_of, table, write_jsonl
 from tests.alignment_tokenizers import byte_level, metaspace
 
@@ -123,7 +124,7 @@ def test_finished_shards_are_kept(run_align, tmp_path):
     (tmp_path / "aligned/shard-00001.arrow").unlink()
     (tmp_path / "aligned/shard-00002.arrow").write_bytes(b"damaged")
     (tmp_path / "aligned/validation-00000.json").unlink()
-    assert "reused 1 shards, built 3" in run_align()[1]
+    assert "reused 1 shard, built 3" in run_align()[1]
     after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "aligned").iterdir()}
     assert {name: data for name, (data, _) in after.items()} == {name: data for name, (data, _) in before.items()}
     assert after["shard-00000.arrow"] == before["shard-00000.arrow"]
@@ -280,3 +281,28 @@ def test_tokenizers_without_template_or_mask_token(run_align, tmp_path):
             (folder / "tokenizer.json").write_text(backend)
         code, _, error = run_align("--student.tokenizer", str(folder))
         assert code == 2 and message in error
+
+
+def test_every_side_is_refused_by_name_before_a_row_is_read(run_align, align_recipe, tmp_path):
+    (teacher,) = recipe_of(align_recipe).teachers
+    place, config = tmp_path / "model", {"model_type": "llada2_moe", **tiny.MODEL, **tiny.EXPERTS}
+    place.mkdir()
+    for side, path, changes, message in (
+        (f"teacher {teacher.name}", "--teachers.path", {"model_type": "bert"}, "model_type 'bert' is none of"),
+        (f"teacher {teacher.name}", "--teachers.path", {"max_position_embeddings": 8}, "is beyond the 8 positions"),
+        ("student", "--student.path", {"quantization_config": {"bits": 4}}, "the model is quantized"),
+        ("student", "--student.path", {"model_type": "sdar_moe"}, "can be a teacher, not a student"),
+    ):
+        (place / "config.json").write_text(json.dumps(config | changes))
+        code, _, error = run_align(path, str(place), "--data.sources.path", "nowhere.jsonl")
+        assert code == 2 and error.startswith(f"align: {side}: ") and message in error and error.count("\n") == 1
+
+
+def test_a_teacher_without_a_mask_token_is_not_told_to_become_a_student(run_align, tmp_path):
+    tokenizer = metaspace()
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|mask|>", "<|other|>"))
+    code, _, error = run_align("--teachers.tokenizer", str(tmp_path))
+    assert code == 2 and "no mask token" in error and "`input: causal`" in error and "convert" not in error

@@ -207,3 +207,10 @@ def test_smollm2_from_its_gguf_file(tmp_path):
     assert "Paris" in tokenizer.decode(answer[len(ids) :])
     (new,) = generate(student, [ids], GenerateConfig(max_new_tokens=8, block_size=8, steps=8))
     assert new and 49152 not in new
+
+
+def test_a_gguf_file_as_source_is_told_of_its_option(tmp_path):
+    (tmp_path / "model.gguf").touch()
+    for source in (tmp_path, tmp_path / "model.gguf"):
+        with pytest.raises(BadInput, match=f"--source '{tmp_path}' --gguf 'model.gguf'"):
+            convert(str(source), tmp_path / "student")

@@ -38,8 +38,10 @@ from pipeline.config.recipe import Recipe, Source, Validation
 from pipeline.core.errors import BadInput
 from pipeline.core.files import json_sha256, read_json, write_json
 from pipeline.core.log import log
+from pipeline.core.terminal import number_of
 from pipeline.distributed.mpi_ranks import Ranks
 from pipeline.distributed.signals import end_with_parent
+from pipeline.models.early_checks import check_side
 from pipeline.models.tokenizer import load_tokenizer
 
 
@@ -88,7 +90,7 @@ def align(
             job = ranks.share(lambda: prepare(recipe, shard_rows, overwrite=overwrite))  # another process has built it
         if not job.shards:
             manifest = load_manifest(job.folder)
-            return manifest, f"reused {len(manifest.shards)} shards, built 0"
+            return manifest, f"reused {number_of(len(manifest.shards), 'shard')}, built 0"
         if ranks.rank == 0:
             (job.folder / "manifest.json").unlink(missing_ok=True)  # what it marks as complete is about to change
         try:
@@ -112,11 +114,15 @@ def prepare(recipe: Recipe, shard_rows: int, *, overwrite: bool = False) -> Job:
         raise BadInput("the recipe names no data: set data.sources")
     if Path(recipe.data.aligned).exists() and not Path(recipe.data.aligned).is_dir():
         raise BadInput(f"data.aligned {recipe.data.aligned} is no folder: choose another one")
-    tokenizers = {teacher.name: _tokenizer(teacher.tokenizer, teacher.input != "causal") for teacher in recipe.teachers}
-    student = _tokenizer(recipe.student.tokenizer, needs_mask=True)
+    sides = [(recipe.student, recipe.data.student_length), *((teacher, teacher.length) for teacher in recipe.teachers)]
+    for side, length in sides:
+        check_side(side, _tokenizer(side.tokenizer), length)
     rows = {source_key(source): open_source(source) for source in data}
     contents = {source_key(source): _content(source.path, rows[source_key(source)]) for source in data}
-    shared = {name: shared_vocab(student, tokenizer) for name, tokenizer in tokenizers.items()}
+    shared = {
+        teacher.name: shared_vocab(_tokenizer(recipe.student.tokenizer), _tokenizer(teacher.tokenizer))
+        for teacher in recipe.teachers
+    }
     inputs, folder = fingerprint_inputs(recipe, contents, shared), Path(recipe.data.aligned)
     there = read_json(folder / "manifest.json")
     problem = mismatch(there, inputs, folder, overwrite=overwrite) if there else "is empty"
@@ -152,7 +158,7 @@ def finish(job: Job, built: Sequence[BuiltShard]) -> tuple[Manifest, str]:
     )
     write_json(job.folder / "manifest.json", manifest.to_json())
     reused = sum(shard.reused for shard in built)
-    message = f"reused {reused} shards, built {len(built) - reused}"
+    message = f"reused {number_of(reused, 'shard')}, built {len(built) - reused}"
     return manifest, message + (f", removed {removed} of another dataset" if removed else "")
 
 
@@ -196,13 +202,13 @@ def _content(path: str, rows: ChatRows) -> Content:
 
 
 @lru_cache
-def _tokenizer(path: str, needs_mask: bool) -> PreTrainedTokenizerFast:
-    return load_tokenizer(path, needs_mask=needs_mask)
+def _tokenizer(path: str) -> PreTrainedTokenizerFast:
+    return load_tokenizer(path, needs_mask=False)
 
 
 @lru_cache  # forked workers find the parent's
 def _side(path: str, length: int) -> Side:
-    return Side(_tokenizer(path, needs_mask=False), length)
+    return Side(_tokenizer(path), length)
 
 
 def _aligner(inputs: Inputs) -> Aligner:

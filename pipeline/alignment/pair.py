@@ -23,7 +23,7 @@ from pipeline.models.families.family import Input
 from pipeline.models.families.table import family_of, is_shifted
 from pipeline.models.forward import score_tokens
 from pipeline.models.loading import load_teacher, read_config
-from pipeline.models.tokenizer import load_tokenizer
+from pipeline.models.tokenizer import load_teacher_tokenizer, load_tokenizer
 
 SHARES = (0.15, 0.5, 0.9)
 """Of the answers' tokens that are masked to look at the teacher's likelihood"""
@@ -48,7 +48,7 @@ def check_pair(
     """
     report, causal = PairReport(), reads == "causal"
     configs = read_config(student), read_config(teacher, causal=causal)
-    tokenizers = load_tokenizer(student), load_tokenizer(teacher, needs_mask=not causal)
+    tokenizers = load_tokenizer(student), load_teacher_tokenizer(teacher, causal=causal)
     _families(report, configs, reads)
     for name, config, tokenizer in zip(("student", "teacher"), configs, tokenizers, strict=True):
         _tokens(report, name, config, tokenizer, needs_mask=name == "student" or not causal)
@@ -118,7 +118,7 @@ def _likelihood(report: PairReport, path: str, reads: Input, aligned: AlignedBat
         report.lines.append(("teacher's likelihood", "not measured: no weights in a local folder"))
         return
     causal = reads == "causal"
-    tokenizer = load_tokenizer(path, needs_mask=not causal)
+    tokenizer = load_teacher_tokenizer(path, causal=causal)
     model = load_teacher(path, dtype=torch.float32, device="cpu", tokenizer=tokenizer, causal=causal)
     blocks = build_blocks(reads, getattr(model.config, "block_size", None) or 32)
     names = ("t_input_ids", "maskable", "t_student_chunk_ids", "t_chunk_ids")

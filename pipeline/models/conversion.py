@@ -108,6 +108,12 @@ def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:
 
 
 def _read_folder(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, list[Path]]:
+    place = Path(source)
+    files = [place] if place.suffix.lower() == ".gguf" else sorted(place.glob("*.gguf"))
+    if files and not (place / "config.json").is_file():
+        raise BadInput(
+            f"{source}: a GGUF file, no config.json: `--source '{files[0].parent}' --gguf '{files[0].name}'`"
+        )
     folder = fetch(source, [*CONFIG_FILES, *WEIGHT_FILES])
     config = read_config(source)
     _check_source(source, read_raw_config(folder / "config.json"))

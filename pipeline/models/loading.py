@@ -19,10 +19,11 @@ from transformers.initialization import no_init_weights
 from pipeline.core.errors import BadInput, one_line
 from pipeline.data.blocks import lay_out_causal
 from pipeline.data.packing import pack
+from pipeline.models.config_file import config_file, family_and_fields, require_same_mask, require_student
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size, split_experts, verify_experts
 from pipeline.models.families.family import Raw
 from pipeline.models.families.llada2_moe import check_mask
-from pipeline.models.families.table import FAMILIES, family_of, find_causal, find_diffusion
+from pipeline.models.families.table import FAMILIES, family_of
 from pipeline.models.files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, fetch, read_raw_config
 from pipeline.models.forward import dense_inputs, head_weight, windowed_inputs
 from pipeline.models.tokenizer import load_tokenizer
@@ -30,10 +31,6 @@ from pipeline.models.weights import TiedHead, check_files, checkpoint_views, fil
 
 Weights = Literal["pretrained", "random"]
 
-SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "head_dim", "max_position_embeddings",
-)  # fmt: skip
 NOT_FIELDS = ("auto_map", "architectures", "library", "model_type", "transformers_version")  # of the library's configs
 
 
@@ -43,22 +40,14 @@ def read_config(path: str, *, causal: bool = False) -> PreTrainedConfig:
     causal: of an autoregressive model, which may be any that transformers knows. Raises BadInput for other families, for
     quantized weights and for settings that do not fit.
     """
-    file = Path(path) if Path(path).is_file() else fetch(path, CONFIG_FILES) / "config.json"
-    if not file.is_file():
-        raise BadInput(f"{path}: no config.json; give the folder of a model")
+    file = config_file(path)
     return library_config(read_raw_config(file), str(file), causal=causal)
 
 
 def library_config(raw: Raw, where: str, *, causal: bool = False) -> PreTrainedConfig:
     """Of the content of a config.json. Raises BadInput as `read_config` does."""
-    family = find_causal(raw, where) if causal else find_diffusion(raw, where)
-    if raw.get("quantization_config"):
-        raise BadInput(f"{where}: the model is quantized (quantization_config); give the one that is not")
+    family, fields = family_and_fields(raw, where, causal=causal)
     try:
-        fields = family.fields(raw)
-        for name in SIZES:
-            if (size := fields.get(name)) is not None and not (type(size) is int and size > 0):
-                raise BadInput(f"{where}: {name} is {str(size)[:40]!r}, must be a whole number above 0")
         arguments = {name: value for name, value in fields.items() if name not in NOT_FIELDS}
         config = AutoConfig.for_model(fields.get("library", family.library), **arguments)
     except KeyError as error:
@@ -86,8 +75,7 @@ def load_student(
     from the tokenizer (default: the model's own, if any). Raises BadInput naming every tensor that does not fit.
     """
     config, folder = _prepare(path, weights, tokenizer)
-    if not (family := family_of(config)).student:
-        raise BadInput(f"{path}: {family.name} can be a teacher, not a student")
+    require_student(family_of(config), path)
     model = build(config, dtype=dtype, device="cpu")
     _write_weights(model, folder, seed)
     return model.train()
@@ -244,12 +232,7 @@ def _name_special_tokens(config: PreTrainedConfig, path: str, tokenizer: PreTrai
         and (published := family_of(config).mask_token_id or config.vocab_size) < config.vocab_size
     ):
         config.mask_token_id = published
-    known = getattr(tokenizer, "mask_token_id", None)
-    if known is not None and known != config.mask_token_id:
-        raise BadInput(
-            f"{path}: mask token {config.mask_token_id}, but {known} in its tokenizer, which is another family's: fetch the"
-            " model's own"
-        )
+    require_same_mask(path, config.mask_token_id, getattr(tokenizer, "mask_token_id", None))
     if config.pad_token_id is None:
         config.pad_token_id = getattr(tokenizer, "eos_token_id", None)
     if config.mask_token_id is not None and config.mask_token_id >= config.vocab_size:

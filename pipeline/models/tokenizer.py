@@ -23,11 +23,29 @@ def load_tokenizer(path: str, *, chat: bool = True, needs_mask: bool = True) -> 
     tokenizer = read_tokenizer(path, chat=chat)
     if tokenizer.mask_token is None:
         _name_mask_token(tokenizer, fetch(path, [*CONFIG_FILES, *TOKENIZER_FILES]) / "config.json")
-    if tokenizer.mask_token is None and needs_mask:
-        raise BadInput(
-            f"{path}: no mask token; `python pipeline/convert.py` makes a diffusion student of an autoregressive model"
-        )
+    if needs_mask:
+        require_mask_token(tokenizer, path)
     return tokenizer
+
+
+def load_teacher_tokenizer(path: str, *, causal: bool) -> PreTrainedTokenizerFast:
+    """As `load_tokenizer`, of a teacher: one that reads from left to right (`input: causal`) needs no mask token."""
+    tokenizer = load_tokenizer(path, needs_mask=False)
+    if not causal:
+        require_mask_token(tokenizer, path, student=False)
+    return tokenizer
+
+
+def require_mask_token(tokenizer: PreTrainedTokenizerFast, path: str, *, student: bool = True) -> None:
+    """Raises BadInput for a tokenizer without one, with what helps a student, or a teacher."""
+    remedy = (
+        "`python pipeline/convert.py` makes a diffusion student of an autoregressive model"
+        if student
+        else "a diffusion model names it in its tokenizer, or as mask_token_id in config.json; an autoregressive teacher needs "
+        "`input: causal`"
+    )
+    if tokenizer.mask_token is None:
+        raise BadInput(f"{path}: no mask token; {remedy}")
 
 
 def read_tokenizer(path: str, *, chat: bool = True) -> PreTrainedTokenizerFast:

@@ -27,7 +27,7 @@ from pipeline.models.files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, f
 from pipeline.models.flex_attention import TILE, use_flex
 from pipeline.models.forward import config_of, head_of
 from pipeline.models.loading import load_student, load_teacher
-from pipeline.models.tokenizer import load_tokenizer
+from pipeline.models.tokenizer import load_teacher_tokenizer, load_tokenizer
 from pipeline.training.answer_store import kept_tokens, read_answers
 from pipeline.training.engine import build_engine, student_dtype
 from pipeline.training.held_out import FixedNoiseRows
@@ -116,7 +116,7 @@ def frozen_teacher(plan: Plan, teacher: Teacher, topology: Topology) -> PreTrain
         device=topology.device,
         expert_parallel_size=plan.expert_parallel_size[teacher.name],
         weights=teacher.weights,
-        tokenizer=load_tokenizer(teacher.tokenizer, needs_mask=teacher.input != "causal"),
+        tokenizer=load_teacher_tokenizer(teacher.tokenizer, causal=teacher.input == "causal"),
         seed=plan.recipe.data.seed,
         causal=teacher.input == "causal",
     )

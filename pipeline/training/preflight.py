@@ -24,6 +24,7 @@ from pipeline.data.batch import row_tokens
 from pipeline.data.blocks import EosTail, Unread, build_blocks
 from pipeline.data.order import accumulation_steps
 from pipeline.distributed.topology import Topology, launched
+from pipeline.models.config_file import require_positions
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
 from pipeline.models.export import as_exported
 from pipeline.models.formats import check_format
@@ -197,10 +198,7 @@ def read_eos_tail(student: Student, config: PreTrainedConfig) -> EosTail:
 def _check_model(what: str, length: int, model: Student | Teacher) -> PreTrainedConfig:
     """The model's config. Weights on the hub are not fetched for this."""
     config = read_config(model.path, causal=isinstance(model, Teacher) and model.input == "causal")
-    if length > config.max_position_embeddings:
-        raise BadInput(
-            f"{what} {length} is beyond the {config.max_position_embeddings} positions of {model.path}: lower it"
-        )
+    require_positions(what, length, config.max_position_embeddings, model.path)
     if reads_weights(model) and Path(model.path).is_dir():
         weight_files(Path(model.path))
     return config

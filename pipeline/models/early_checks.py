@@ -1,0 +1,60 @@
+"""What of a side, the student or a teacher, can be refused before a row is tokenized. Nothing here brings torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.config.recipe import Student, Teacher
+from pipeline.core.errors import BadInput
+from pipeline.models.config_file import (
+    config_file,
+    family_and_fields,
+    require_positions,
+    require_same_mask,
+    require_student,
+)
+from pipeline.models.files import CONFIG_FILES, fetch, read_raw_config
+from pipeline.models.tokenizer import require_mask_token
+
+
+def check_side(side: Student | Teacher, tokenizer: PreTrainedTokenizerFast, length: int) -> None:
+    """Raises BadInput, naming the side, for what `distill` would refuse of its tokenizer, its config, or of both together.
+
+    A side that has a tokenizer and no model yet may be aligned.
+    """
+    teacher, causal = isinstance(side, Teacher), _is_causal(side)
+    with _named(f"teacher {side.name}" if isinstance(side, Teacher) else "student"):
+        if not causal:
+            require_mask_token(tokenizer, side.tokenizer, student=not teacher)
+        if not _has_config(side):
+            return
+        file = config_file(side.path)
+        family, fields = family_and_fields(read_raw_config(file), str(file), causal=causal)
+        if not teacher:
+            require_student(family, side.path)
+        if positions := fields.get("max_position_embeddings"):
+            require_positions("length" if teacher else "data.student_length", length, positions, side.path)
+        if not causal and (named := fields.get("mask_token_id")) is not None:
+            require_same_mask(side.path, named, tokenizer.mask_token_id)
+
+
+def _is_causal(side: Student | Teacher) -> bool:
+    return isinstance(side, Teacher) and side.input == "causal"
+
+
+def _has_config(side: Student | Teacher) -> bool:
+    if Path(side.path).exists():
+        return True
+    return side.path == side.tokenizer and (fetch(side.path, CONFIG_FILES) / "config.json").is_file()
+
+
+@contextmanager
+def _named(side: str) -> Iterator[None]:
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{side}: {error}") from None
