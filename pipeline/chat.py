@@ -19,6 +19,7 @@ from functools import partial
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.log import log
 from pipeline.core.terminal import Console, visible
+from pipeline.core.version import add_version
 from pipeline.evaluation.stage import check_prompt, model_folder
 
 
@@ -50,6 +51,7 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=0, help="of sampling")
     p.add_argument("--block-size", type=int, help="default: the model's, else 32")
     p.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on a GPU")
+    add_version(p)
     options = p.parse_args()
     folder = model_folder(options.model)
 
@@ -61,7 +63,7 @@ def main() -> None:
     from pipeline.evaluation.checkpoint_under_test import CheckpointUnderTest
 
     checkpoint = CheckpointUnderTest.of(folder, options.dtype)
-    size, blocks = checkpoint.blocks()
+    size, blocks = checkpoint.blocks(32)
     try:
         config = GenerateConfig(
             max_new_tokens=options.max_new_tokens,

@@ -38,17 +38,17 @@ def main() -> None:
     if argv and argv[0] in COMMANDS:
         return import_module(COMMANDS[argv[0]]).main(argv[1:])
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness draws a bar for prompts that take it a second to build
-    from pipeline.evaluation.stage import Request, of_watched_run, run
+    from pipeline.evaluation.stage import Request, run
 
     p = parser(__doc__)
     p.add_class_arguments(Request)
-    p.add_argument("--watch", nargs="?", const="yes", default="", metavar="RUN", help="score every new checkpoint")
+    p.add_argument("--watch", action="store_true", help="score every new checkpoint of the run while it trains")
     p.add_argument("--tasks", nargs="+", default=[], help="short for --evaluation.tasks")
     p.add_argument("--preset", default="", help="short for --evaluation.preset")
-    recipe, flags = parse(p, of_watched_run(argv))
+    recipe, flags = parse(p, argv)
     recipe.evaluation.tasks = flags.tasks or recipe.evaluation.tasks
     recipe.evaluation.preset = flags.preset or recipe.evaluation.preset
-    run(recipe, Request(**{name: getattr(flags, name) for name in Request.__dataclass_fields__}), bool(flags.watch))
+    run(recipe, Request(**{name: getattr(flags, name) for name in Request.__dataclass_fields__}), flags.watch)
 
 
 command = partial(exit_code, "evaluate", main)

@@ -97,9 +97,18 @@ class CheckpointUnderTest:
     def special(self) -> SpecialTokens:
         return SpecialTokens.of(self.model)
 
-    def blocks(self, size: int = 32, blocks: str = "sequence") -> tuple[int, Cut]:
-        """Block size and cut (as GenerateConfig names it) that config.json says the model was trained with, or these."""
-        size, blocks = getattr(self.config, "block_size", size), getattr(self.config, "blocks", blocks)
+    def blocks(self, size: int | None = None) -> tuple[int, Cut]:
+        """Block size and cut (as GenerateConfig names it) that config.json says the model was trained with.
+
+        size: where config.json names none. Raises BadInput without either: scored with another block size than its own, a model
+        may know nothing.
+        """
+        size, blocks = getattr(self.config, "block_size", None) or size, getattr(self.config, "blocks", "sequence")
+        if size is None:
+            raise BadInput(
+                f"{self.path}: config.json names no block_size, the one that the model was trained with: add it, or take a "
+                "preset that names one (paper, fast)"
+            )
         if not (isinstance(size, int) and size > 0 and blocks in CUTS):
             raise BadInput(
                 f"{self.path}: config.json has block_size {size!r} and blocks {blocks!r}; block_size must be above 0, and "

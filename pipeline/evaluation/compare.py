@@ -20,6 +20,7 @@ from rich.table import Table
 from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json
 from pipeline.core.terminal import Console
+from pipeline.core.version import add_version
 from pipeline.evaluation.results import SAMPLES, Sample, Score, read_samples, read_score
 from pipeline.evaluation.statistics import bootstrap, holm, mcnemar, sign_flip
 
@@ -140,19 +141,30 @@ def read(name: str) -> dict[str, Scored]:
         if all(comparable(samples) for _, samples in results):
             scored[task] = Scored.of(results)
     if not scored:
-        raise BadInput(f"{name}: no scored task in {folders[0]}")
+        raise _unscored(name, folders[0])
     return scored
 
 
 def _folder(path: Path) -> Path:
-    if (path / "evaluation").is_dir():
-        steps = sorted(p for p in (path / "evaluation").glob("step-*") if any(p.glob("*.json")))
-        if not steps:
-            raise BadInput(f"{path}/evaluation holds no scored step: run evaluate, or name a folder in it")
-        return steps[-1]
-    if not path.is_dir():
+    """Of the results: of a run its newest evaluated step, of a checkpoint its step."""
+    if path.parent.name == "checkpoints":
+        return path.parents[1] / "evaluation" / path.name
+    if (path / "evaluation").is_dir() or (path / "recipe.yaml").is_file():
+        scored = sorted(place for place in (path / "evaluation").glob("step-*") if any(place.glob("*.json")))
+        return scored[-1] if scored else path / "evaluation" / "latest"
+    if not path.exists():
         raise BadInput(f"{path}: no such folder; give a run directory or a folder of its evaluation/")
     return path
+
+
+def _unscored(name: str, folder: Path) -> BadInput:
+    if folder.parent.name != "evaluation":
+        return BadInput(f"{name} holds no scores: give a run directory or a folder of its evaluation/")
+    run = folder.parents[1]
+    if any(folder.glob(f"*{SAMPLES}")):
+        return BadInput(f"{name}: its programs were not run yet: `python pipeline/evaluate.py score {run}`")
+    step = f" --step {int(folder.name[5:])}" if folder.name.startswith("step-") else ""
+    return BadInput(f"{name} is not scored yet: `python pipeline/evaluate.py {run}{step}`")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -160,43 +172,50 @@ def main(argv: Sequence[str]) -> None:
     p = argparse.ArgumentParser(prog="evaluate.py compare", description=__doc__.splitlines()[0])
     p.add_argument("models", nargs="+", help="run directory, folder of results, or several (seeds) joined by commas")
     p.add_argument("--output", type=Path, help="write the comparisons to this file, as JSON")
+    add_version(p)
     flags = p.parse_args(argv)
     if len(flags.models) < 2:
         raise BadInput("compare: name at least two models")
     comparisons = compare({name: read(name) for name in flags.models})
     if not comparisons:
         raise BadInput(f"compare: {' and '.join(flags.models)} have no task and metric in common")
-    Console().print(table(comparisons))
     if flags.output:
-        write_json(flags.output, [asdict(c) | {"real": c.real} for c in comparisons])
+        try:
+            write_json(flags.output, [asdict(c) | {"real": c.real} for c in comparisons])
+        except OSError as error:
+            raise BadInput(f"--output {flags.output}: {error.strerror}: choose another file") from None
+    show(Console(), comparisons)
 
 
-HEADINGS = ("task", "models", "scores", "difference", "95% interval", "n", "p", "p (Holm)", "real?")
-
-
-def table_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
-    """Cells under HEADINGS."""
-    return [
-        [
-            f"{c.task} ({c.metric})",
-            f"{c.b} - {c.a}",
-            f"{c.value_b:.3f} - {c.value_a:.3f}",
+def show(console: Console, comparisons: Sequence[Comparison]) -> None:
+    """In 80 columns: models by letters, a row a difference, and what else differs."""
+    names = list(dict.fromkeys(name for c in comparisons for name in (c.a, c.b)))
+    letters = {name: _letter(number) for number, name in enumerate(names)}
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in ("task", "", "scores", "diff.", "95% interval", "n", "p", "real?"):
+        drawn.add_column(heading, overflow="fold", no_wrap=heading != "task")
+    notes = [f"p: adjusted (Holm) for all rows; real: below {REAL}"]
+    for c in comparisons:
+        pair = f"{letters[c.b]} - {letters[c.a]}"
+        drawn.add_row(
+            f"{c.task}\n({c.metric})",
+            pair,
+            f"  {c.value_b:.3f}\n- {c.value_a:.3f}",
             f"{c.difference:+.3f}",
             f"{c.low:+.3f} to {c.high:+.3f}",
             str(c.n),
-            f"{c.p:.2g}",
-            f"{c.p_holm:.2g}",
-            ("yes" if c.real else "no") + (f", but {', '.join(c.differs_in)} differ" if c.differs_in else ""),
-        ]
-        for c in comparisons
-    ]
+            f"{c.p_holm:.3f}" if c.p_holm >= 0.001 else "<0.001",
+            "yes" if c.real else "no",
+        )
+        if c.differs_in:
+            notes.append(f"{c.task}, {pair}: not the model alone differs, but {', '.join(c.differs_in)}")
+    for name, letter in letters.items():
+        console.print(f"{letter} = {name}", soft_wrap=True)
+    console.print(drawn)
+    for note in notes:
+        console.print(note, soft_wrap=True)
 
 
-def table(comparisons: Sequence[Comparison]) -> Table:
-    """For the terminal."""
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=f"real: p adjusted for all rows is below {REAL}")
-    for heading in HEADINGS:
-        drawn.add_column(heading)
-    for row in table_rows(comparisons):
-        drawn.add_row(*row)
-    return drawn
+def _letter(number: int) -> str:
+    """A to Z, then A1."""
+    return chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")

@@ -22,7 +22,7 @@ from pipeline.decoding.sampler import decode
 from pipeline.evaluation.answer_cache import AnswerCache, request_key
 from pipeline.evaluation.answers import Answer, GeneratedAnswer, LikelihoodAnswer
 from pipeline.evaluation.checkpoint_under_test import CheckpointUnderTest
-from pipeline.evaluation.presets import preset
+from pipeline.evaluation.presets import named_block_size, preset
 
 AnswerT = TypeVar("AnswerT", GeneratedAnswer, LikelihoodAnswer)
 
@@ -69,8 +69,9 @@ class BlockDiffusionLM(LM):
         given = arg_dict | {k: v for k, v in (additional_config or {}).items() if k == "batch_size" and v is not None}
         checkpoint = CheckpointUnderTest.of(given.pop("pretrained"), given.pop("dtype", "auto"))
         options: dict[str, Any] = {k: int(given.pop(k)) for k in ("batch_size", "likelihood_samples") if k in given}
-        size, blocks = checkpoint.blocks()
-        config = preset(given.pop("preset", "paper"), size, blocks=blocks)
+        name = given.pop("preset", "paper")
+        size, blocks = checkpoint.blocks(given.get("block_size") or named_block_size(name))
+        config = preset(name, size, blocks=blocks)
         return cls(checkpoint, replace(config, **given), **options)
 
     @classmethod

@@ -43,6 +43,12 @@ def preset(name: str, block_size: int, *, task: str = "", blocks: str = "trainin
     return GenerateConfig(**{"block_size": block_size, "blocks": blocks, **named.decoding, **named.tasks.get(task, {})})
 
 
+def named_block_size(name: str, task: str = "") -> int | None:
+    """The block size that a preset decodes every model with, if it names one."""
+    named = _named(name)
+    return {**named.decoding, **named.tasks.get(task, {})}.get("block_size")
+
+
 def shots(name: str, task: str) -> int | None:
     """Examples that a preset puts before each problem of a task; None = as the task says."""
     return _named(name).shots.get(task)

@@ -21,7 +21,7 @@ from pipeline.evaluation.answer_cache import EVERYTHING, AnswerCache, Shard
 from pipeline.evaluation.checkpoint_under_test import CheckpointUnderTest
 from pipeline.evaluation.lm_eval_model import BlockDiffusionLM, Unanswered
 from pipeline.evaluation.lm_eval_tasks import load_tasks, run_task
-from pipeline.evaluation.presets import preset, preset_hash, shots
+from pipeline.evaluation.presets import named_block_size, preset, preset_hash, shots
 from pipeline.evaluation.results import SAMPLES, Provenance, Score
 from pipeline.evaluation.scoring import update_card
 from pipeline.evaluation.sweep import FOLDER as SWEEP_FOLDER
@@ -45,8 +45,9 @@ def check_settings(wanted: Evaluation) -> None:
 
 def decoding(recipe: Recipe, checkpoint: CheckpointUnderTest, task: str) -> GenerateConfig:
     """The preset's settings for a task. Where the preset names no block size or cut, the model's own are taken."""
-    size, blocks = checkpoint.blocks(recipe.student.block_size, recipe.student.blocks)
-    return replace(preset(recipe.evaluation.preset, size, task=task, blocks=blocks), seed=recipe.evaluation.seed)
+    name = recipe.evaluation.preset
+    size, blocks = checkpoint.blocks(named_block_size(name, task))
+    return replace(preset(name, size, task=task, blocks=blocks), seed=recipe.evaluation.seed)
 
 
 def evaluate(recipe: Recipe, folder: str, label: str, shard: Shard = EVERYTHING, shown: int = 0) -> None:

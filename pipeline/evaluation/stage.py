@@ -33,7 +33,7 @@ class Request:
     show: int = 0
     """print this many samples of each task, coloured by filling order"""
     prompt: str | None = None
-    """answer this text, and do nothing else"""
+    """answer this text as the preset decodes, and do nothing else; to talk to a model, with sampling: pipeline/chat.py"""
     sweep: str = ""
     """score tasks that generate under each of these: threshold=0.7,0.8,0.9,0.95; tokens per forward against score"""
     every: float = 30.0
@@ -89,16 +89,6 @@ def check_prompt(option: str, prompt: str) -> None:
         prompt.encode()
     except UnicodeEncodeError:
         raise BadInput(f"{option} is not UTF-8") from None
-
-
-def of_watched_run(argv: list[str]) -> list[str]:
-    """`--watch RUN` as a recipe's options: its run directory and, where no recipe is named, its recipe."""
-    after = argv.index("--watch") + 1 if "--watch" in argv else len(argv)
-    run_dir = argv[after] if after < len(argv) and not argv[after].startswith("-") else ""
-    if not run_dir:
-        return argv
-    named = any(word.startswith("--recipe") for word in argv)
-    return [*argv, "--run_dir", run_dir, *([] if named else ["--recipe", str(Path(run_dir) / "recipe.yaml")])]
 
 
 def export_of(run_dir: Path, step: str) -> Path:

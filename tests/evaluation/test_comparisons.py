@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import fmean
 
 import pytest
 
 from pipeline.core.errors import BadInput
-from pipeline.evaluation.compare import Scored, compare
-from pipeline.evaluation.results import Sample, Score
+from pipeline.core.files import write_json, write_json_lines, write_text
+from pipeline.evaluation.compare import Scored, compare, main
+from pipeline.evaluation.results import SAMPLES, Sample, Score
 from pipeline.evaluation.statistics import mcnemar
 
 
@@ -46,3 +48,44 @@ def test_seeds_are_averaged_per_problem() -> None:
     assert Scored.of(results).by_problem == {0: pytest.approx(2 / 3), 1: 1.0}
     graded = compare({"a": {"t": Scored.of(results)}, "b": {"t": Scored.of([(score, [sample(1, 0)])])}})
     assert (graded[0].n, graded[0].test) == (1, "sign flips")
+
+
+@pytest.fixture
+def runs(tmp_path) -> list[str]:
+    """Two runs whose step 20 is scored; their newest step is 40."""
+    for name, values in (("a-run-with-a-long-name", [0, 0, 1, 1]), ("b", [1, 1, 1, 0])):
+        folder = tmp_path / name / "evaluation/step-00000020"
+        score = Score("demo_arithmetic", "exact_match", fmean(values), 4, fewshot=len(name))
+        write_json(folder / "demo_arithmetic.json", score.to_json())
+        rows = [sample(value, i).to_json() for i, value in enumerate(values)]
+        write_json_lines(folder / f"demo_arithmetic{SAMPLES}", rows)
+        write_text(tmp_path / name / "recipe.yaml", "")
+    return [str(tmp_path / "a-run-with-a-long-name"), str(tmp_path / "b")]
+
+
+def test_eighty_columns_say_which_is_minus_which(runs, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    main(runs)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == [f"A = {runs[0]}", f"B = {runs[1]}"]
+    (row,) = [line for line in lines if line.startswith("demo_arithmetic") and "+0.250" in line]
+    assert row.split()[1:6] == ["B", "-", "A", "0.750", "+0.250"] and row.endswith("no") and len(row) <= 80
+    assert any("B - A: not the model alone differs, but fewshot" in line for line in lines)
+
+
+def test_what_is_not_scored_is_told_how(runs, tmp_path):
+    unscored = tmp_path / "c"
+    write_text(unscored / "recipe.yaml", "")
+    step = Path(runs[1]) / "checkpoints/step-00000040"
+    for name, command in ((unscored, f"evaluate.py {unscored}`"), (step, f"evaluate.py {runs[1]} --step 40`")):
+        with pytest.raises(BadInput, match=f"{name} is not scored yet: `python pipeline/{command}"):
+            main([runs[0], str(name)])
+    (Path(runs[0]) / "evaluation/step-00000020/demo_arithmetic.json").unlink()
+    with pytest.raises(BadInput, match="not all of these have demo_arithmetic.json"):
+        main(runs)
+
+
+def test_an_output_that_cannot_be_written_is_one_line(runs, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match="--output .*file/x.json: .*: choose another file"):
+        main([*runs, "--output", str(tmp_path / "file/x.json")])

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from pipeline import evaluate
-from pipeline.core.errors import exit_code
+from pipeline.core.errors import BadInput, exit_code
+from pipeline.evaluation.lm_eval_model import BlockDiffusionLM
 from pipeline.evaluation.tables import colour, ordered
 from tests.evaluation.tiny import ROOT, SUMS
 
@@ -80,6 +81,21 @@ def test_a_folder_without_a_run(monkeypatch, folder, task_file, tmp_path) -> Non
     assert (place / "evaluation" / folder.name / "four_sums.json").is_file()
 
 
+def test_a_model_that_names_no_block_size_is_not_scored_under_the_student_s(
+    monkeypatch, folder, run_dir, tmp_path, capsys
+) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    del config["block_size"]
+    (other / "config.json").write_text(json.dumps(config))
+    assert stage(monkeypatch, run_dir, "--model", str(other)) == 2
+    assert "other: config.json names no block_size" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="names no block_size"):
+        BlockDiffusionLM.create_from_arg_string(f"pretrained={other},preset=smoke")
+    named = BlockDiffusionLM.create_from_arg_string(f"pretrained={other},preset=smoke,block_size=2")
+    assert named.config.block_size == 2 and named.config.blocks == "training"
+
+
 def test_one_prompt_and_samples_in_colour(monkeypatch, run_dir, capsys) -> None:
     assert stage(monkeypatch, run_dir, "--prompt", "How much is 1 and 2?") == 0
     out = capsys.readouterr().out
@@ -122,7 +138,7 @@ def test_compare_from_the_command_line(monkeypatch, run_dir, tmp_path, capsys) -
     assert found["real"] is False and found["test"] == "exact McNemar"
     for bad, line in (
         (names[:1], "at least two"),
-        ([names[0], str(tmp_path)], "no scored task"),
+        ([names[0], str(tmp_path)], "holds no scores"),
         (["a", "b"], "no such folder"),
     ):
         monkeypatch.setattr(sys, "argv", ["evaluate", "compare", *bad])
