@@ -34,6 +34,8 @@ $(VENV)/.installed: requirements.txt constraints.txt
 	@echo "== installing requirements.txt into .venv (about a minute)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(call pip_install,-r requirements.txt)
+	@# pip writes the path of python into this script's first line, which cannot hold a space
+	@sed -i '1s|^#!/.* .*|#!/usr/bin/env python|' $(VENV)/bin/deepspeed
 	@touch $@
 
 $(VENV)/.installed-tests: $(VENV)/.installed tests/requirements.txt

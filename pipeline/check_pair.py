@@ -20,6 +20,7 @@ from rich.table import Table
 
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.terminal import Console
+from pipeline.core.version import add_version
 
 
 def main() -> None:
@@ -33,6 +34,7 @@ def main() -> None:
     p.add_argument("--data", default="", help="chat rows, as the recipe's data.sources")
     p.add_argument("--rows", type=int, default=32, help="rows to look at")
     p.add_argument("--length", type=int, default=1024, help="longest row, in tokens")
+    add_version(p)
     options = p.parse_args()
 
     from pipeline.alignment.formats import BadRow

@@ -17,6 +17,7 @@ from functools import partial
 
 from pipeline.core.errors import exit_code
 from pipeline.core.log import log
+from pipeline.core.version import add_version
 
 
 def main() -> None:
@@ -25,6 +26,7 @@ def main() -> None:
     p.add_argument("--source", required=True, help="folder or hub name of the autoregressive model")
     p.add_argument("--gguf", default="", help="a GGUF file in it, read instead of safetensors (needs the package gguf)")
     p.add_argument("--output", required=True, type=Path, help="new folder of the student")
+    add_version(p)
     options = p.parse_args()
 
     from pipeline.models.conversion import convert

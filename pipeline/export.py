@@ -20,6 +20,7 @@ from typing import get_args
 from pipeline.config.recipe import ExportFormat
 from pipeline.core.errors import exit_code
 from pipeline.core.log import log
+from pipeline.core.version import add_version
 from pipeline.evaluation.stage import model_folder
 
 
@@ -36,6 +37,7 @@ def main() -> None:
     )
     p.add_argument("--public", action="store_true", help="of a new model on the hub (default: private)")
     p.add_argument("--licence", default="", help="of the model, as the hub names it (apache-2.0): goes into the card")
+    add_version(p)
     options = p.parse_args()
 
     from pipeline.models.formats import export_again

@@ -22,6 +22,7 @@ from jsonargparse.typing import PositiveInt
 
 from pipeline.config.cli import add_verbosity, apply_verbosity
 from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.version import add_version
 from pipeline.evaluation.answer_cache import Shard
 from pipeline.experiments.grid import Study, grid, read_variants
 from pipeline.experiments.workers import run_study
@@ -50,6 +51,7 @@ def parse_study(argv: list[str]):
     )
     p.add_argument("--shard", default="", help="i/n: every n-th seed from i on (default: a Slurm array's task, or all)")
     add_verbosity(p)
+    add_version(p)
     p.add_argument("--table", action="store_true", help="run nothing: print the table of what is done")
     try:
         flags = p.parse_args(argv)

@@ -68,7 +68,7 @@ def test_requirements_pin_everything_that_is_imported():
 PYTHON = """#!/bin/bash
 case "$*" in
   "-m venv"*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-  "-m pip"*) echo "pip's chatter: $*"; exit "${PIP_FAILS:-0}" ;;
+  "-m pip"*) echo "pip's chatter: $*"; echo "#!$PWD/$0" > "${0%python}deepspeed"; exit "${PIP_FAILS:-0}" ;;
 esac
 """
 
@@ -90,6 +90,9 @@ def test_make_installs_inside_a_checkout_whose_path_has_spaces(tmp_path):
     assert "installing" in done.stdout and "chatter" not in done.stdout + done.stderr
     assert "-c constraints.txt -r requirements.txt" in (checkout / ".venv/install.log").read_text()
     assert (checkout / ".venv/.installed").exists()
+    assert (
+        checkout / ".venv/bin/deepspeed"
+    ).read_text() == "#!/usr/bin/env python\n"  # a path with spaces starts nothing
     assert {path.name for path in tmp_path.iterdir()} == {checkout.name, python.name}
     assert launch.run(*make, cwd=checkout).stdout.strip().endswith("Nothing to be done for 'install'.")
 

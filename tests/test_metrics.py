@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,3 +43,14 @@ def test_lost_lines_are_named(metrics, capsys):
     write(metrics.path, 3)
     metrics.truncate_after(8)
     assert "metrics.jsonl: metrics after step 3, up to step 6, are lost" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_step_is_a_line_with_the_time_left(metrics, capsys):
+    metrics.add(torch.tensor([1.5], dtype=torch.float64), 10)
+    metrics.step_done()
+    metrics.write(9, weights=[1.0])
+    assert re.search(
+        r"^\d\d:\d\d:\d\d step 9/9  loss 0\.500  ce 0\.500  0\.\d\d s/step  0:00:00 left$",
+        capsys.readouterr().out,
+        re.M,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import resource
@@ -98,6 +99,14 @@ def test_another_number_of_ranks_goes_on(recipe, whole, tmp_path):
             other.get("tokens"),
         )
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_the_first_step_is_on_the_first_screen(whole):
+    """Within ten lines of 80 columns."""
+    lines = tiny.log(whole, 0).read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if " step " in line and " loss " in line)
+    assert sum(math.ceil(len(line) / 80) for line in lines[: first + 1]) <= 10 and len(lines[first]) <= 80
+    assert "\r" not in tiny.log(whole, 0).read_bytes().decode()
 
 
 # Stopping

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import pytest
 
 from tests import launch
@@ -23,7 +25,16 @@ def test_both_forms_show_their_help(stage, tmp_path):
     for form in ([f"pipeline/{stage}.py"], ["-m", f"pipeline.{stage}"]):
         done = launch.python(*form, "--help", PYTHONPATH=str(tmp_path), COLUMNS="200")
         assert done.stdout.startswith("usage: ") and "Peak learning rate." in done.stdout
+        for field in ("--teachers.length", "--data.sources.holdout", "--data.validation.rows", "--version"):
+            assert f"\n  {field}" in done.stdout
         assert done.stderr == "HIDING []\n"
+
+
+@pytest.mark.parametrize("stage", ["chat", "evaluate"])
+def test_every_stage_says_its_version(stage):
+    project = tomllib.loads((launch.ROOT / "pyproject.toml").read_text())["project"]
+    done = launch.python(f"pipeline/{stage}.py", "--version")
+    assert done.stdout == f"{project['name']} {project['version']}\n"
 
 
 def test_a_script_that_fails_says_so_in_one_line():

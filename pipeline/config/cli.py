@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from argparse import SUPPRESS
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,28 +13,43 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from pipeline.config.checks import check
-from pipeline.config.recipe import Recipe, expand_paths
+from pipeline.config.recipe import Recipe, Source, Teacher, Validation, expand_paths
 from pipeline.config.recipe_file import read_recipe_file
 from pipeline.core.errors import BadInput, one_line
 from pipeline.core.log import set_verbosity
+from pipeline.core.version import add_version
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help shows the text under each field
+# --help shows the text under each field; --print_completion writes a shell's completion
+set_parsing_settings(docstring_parse_attribute_docstrings=True, add_print_completion_argument=True)
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
 DEFAULT = "demo"
 LARGEST, SEEDS = 10**12, 2**63
+_PARTS = {"data.sources": Source, "data.validation": Validation, "teachers": Teacher}
 
 
 def parser(description: str) -> ArgumentParser:
     """A stage's command line: ``--recipe`` and every field of the recipe. Stages add flags of their own."""
-    p = ArgumentParser(exit_on_error=False, description=description)
+    p = _Parser(exit_on_error=False, description=description)
     p.add_argument("run", nargs="?", default="", metavar="RUN", help="a run directory: its recipe, and what it holds")
     p.add_argument("--recipe", action="config", help=f"recipe file, or name of a shipped one (default: {DEFAULT})")
     p.add_class_arguments(Recipe)
     add_verbosity(p)
+    add_version(p)
     return p
+
+
+class _Parser(ArgumentParser):
+    """Its help ends with the fields of what a recipe holds in lists, or may leave out."""
+
+    def format_help(self) -> str:
+        parts = ArgumentParser(usage=SUPPRESS, add_help=False, prog=self.prog)
+        for option, part in _PARTS.items():
+            parts.add_class_arguments(part, option)
+        text = parts.format_help()
+        return f"{super().format_help()}\nFields that an option of this name sets in the last of a list:\n\n{text}"
 
 
 def add_verbosity(p: ArgumentParser) -> None:

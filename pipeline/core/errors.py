@@ -64,6 +64,6 @@ def exit_code(stage: str, main: Callable[[], None]) -> int:
         return BAD_INPUT
     except StoppedEarly as stop:
         if rank() == 0:
-            print(visible(f"{stage}: {stop}"), flush=True)
+            print(visible(f"{stage}: {stop} (exit code {STOPPED_EARLY})"), flush=True)
         return STOPPED_EARLY
     return DONE

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from io import TextIOWrapper
 from typing import Any
 
@@ -25,6 +26,22 @@ def print_any_letter() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def span(seconds: float) -> str:
+    """A time as h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def by_timestep(values: Mapping[str, float], form: str) -> str:
+    """Values at timesteps in order, each in that format: `t 0.1-0.9: 0.4 0.5 0.6`."""
+    first, *_, last = values
+    return f"t {first}-{last}: {' '.join(format(value, form) for value in values.values())}"
+
+
+def number_of(count: int, thing: str) -> str:
+    """1 shard, 2 shards."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 class Console(RichConsole):

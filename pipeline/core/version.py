@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
+import tomllib
+from importlib import metadata
 from pathlib import Path
+
+PACKAGE = "tide-pipeline"
+
+
+def package_version() -> str:
+    """What pyproject.toml says: as pip installed it, or of this checkout."""
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    if project.is_file():
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
+    return metadata.version(PACKAGE)
+
+
+def add_version(p: argparse.ArgumentParser) -> None:
+    """``--version``."""
+    p.add_argument("--version", action="version", version=f"{PACKAGE} {package_version()}", help="say it, and end")
 
 
 def code_version() -> str | None:

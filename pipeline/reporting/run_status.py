@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pipeline.core.checkpoint_files import complete_checkpoints
 from pipeline.core.files import read_json
 from pipeline.core.run_directory import best_file
 from pipeline.core.stage_status import read_history, status_file
+from pipeline.core.terminal import number_of, span
 from pipeline.evaluation.results import Score
 from pipeline.reporting.run_record import Run, Validation
 
@@ -48,7 +48,7 @@ class StageStatus:
     @property
     def line(self) -> str:
         """How it ended, how often it was started, and what it said."""
-        starts = f" ({self.starts} start{'s' * (self.starts > 1)}, {_span(self.seconds)} in all)" if self.starts else ""
+        starts = f" ({number_of(self.starts, 'start')}, {span(self.seconds)} in all)" if self.starts else ""
         return f"{self.state}, exit code {self.exit_code}{starts}. {self.message}".rstrip(". ")
 
 
@@ -118,13 +118,13 @@ class RunStatus:
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         yield "run", f"{self.run}  {self.strategy}"
-        ranks = f" on {self.ranks} ranks" if self.ranks else ""
-        last = f", last line {_span(self.last_line_age)} ago" if self.last_line_age is not None else ""
+        ranks = f" on {number_of(self.ranks, 'rank')}" if self.ranks else ""
+        last = f", last line {span(self.last_line_age)} ago" if self.last_line_age is not None else ""
         yield "state", f"{self.state}{ranks}{last}"
         share = f" ({self.step / self.steps:.0%})" if self.steps else ""
         yield "step", f"{self.step} of {self.steps or '?'}{share}"
         if self.seconds_per_step:
-            left = f", {_span(self.seconds_left)} left" if self.seconds_left else ""
+            left = f", {span(self.seconds_left)} left" if self.seconds_left else ""
             yield "rate", f"{self.seconds_per_step:.3g} s/step, {self.tokens_per_second:,.0f} tokens/s{left}"
         if self.loss is not None:
             terms = " + ".join(f"{name} {value:.4f}" for name, value in self.terms.items())
@@ -136,7 +136,7 @@ class RunStatus:
             yield "validation", f"{self.validation.loss:.4f} at step {self.validation.step}"
         if newest := self.checkpoint:
             took = f", saved in {newest.seconds:.3g} s" if newest.seconds else ""
-            yield "checkpoint", f"{newest.folder}{took}, {_span(newest.age)} ago; {self.checkpoints} complete"
+            yield "checkpoint", f"{newest.folder}{took}, {span(newest.age)} ago; {self.checkpoints} complete"
         else:
             yield "checkpoint", "none yet"
         if self.scores:
@@ -152,7 +152,7 @@ def runs_table(runs: Sequence[RunStatus]) -> Table:
     """A line per run."""
     table = Table("run", "state", "step", "left", box=box.SIMPLE_HEAD, pad_edge=False, caption="status RUN says more")
     for run in runs:
-        left = _span(run.seconds_left) if run.state == "running" and run.seconds_left else ""
+        left = span(run.seconds_left) if run.state == "running" and run.seconds_left else ""
         table.add_row(run.run, run.state, f"{run.step} of {run.steps or '?'}", left)
     return table
 
@@ -225,10 +225,6 @@ def _is_locked(lock: Path) -> bool:
 
 def _age(path: Path, now: float) -> float | None:
     return max(0.0, now - path.stat().st_mtime) if path.exists() else None
-
-
-def _span(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
 
 
 def _value(score: Score) -> str:

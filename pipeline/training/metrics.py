@@ -17,7 +17,10 @@ from pipeline.core.errors import BadInput
 from pipeline.core.files import write_text
 from pipeline.core.log import log
 from pipeline.core.run_directory import read_metrics
+from pipeline.core.terminal import by_timestep, span
 from pipeline.distributed.device_reads import read
+
+_SHORT = {"cross_entropy": "CE"}
 
 
 def peak_memory(device: torch.device) -> int:
@@ -109,9 +112,9 @@ class Metrics:
         }
         self.append(line)
         left = (time.perf_counter() - self._started) / (step - self.first) * (self.steps - step)
-        losses = "  ".join(f"{name} {line[name]:.4f}" for name in self.names)
-        pace = f"{seconds / max(1, self._count):.3f} s/step  {left:.0f} s left"
-        log.info(f"step {step}/{self.steps}  loss {line['loss']:.4f}  {losses}  {pace}")
+        losses = "  ".join(f"{_SHORT.get(name, name)} {line[name]:.3f}" for name in self.names)
+        pace = f"{seconds / max(1, self._count):.2f} s/step  {span(left)} left"
+        log.info(f"step {step:{len(str(self.steps))}}/{self.steps}  loss {line['loss']:.3f}  {losses}  {pace}")
         self._clear()
         self._since = time.perf_counter()
         return line
@@ -120,7 +123,7 @@ class Metrics:
         """A validation line: held-out loss at each timestep, and their mean."""
         loss = sum(by_t.values()) / len(by_t)
         self.append({"kind": "validation", "step": step, "loss": loss, "by_t": by_t})
-        log.info(f"validation at step {step}: {loss:.4f}  " + "  ".join(f"t={t}: {x:.4f}" for t, x in by_t.items()))
+        log.info(f"validation, step {step}: {loss:.4f}  {by_timestep(by_t, '.3f')}")
 
     def append(self, record: dict[str, Any]) -> None:
         """One line of metrics.jsonl (rank 0)."""

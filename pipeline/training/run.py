@@ -16,6 +16,7 @@ from pipeline.core.checkpoint_files import saved_step, step_of
 from pipeline.core.files import read_json, write_json, write_text
 from pipeline.core.log import log, rank
 from pipeline.core.stage_status import record_status, status_file, write_status
+from pipeline.core.terminal import by_timestep
 from pipeline.distributed import flight_recorder
 from pipeline.distributed.collectives import all_or_error
 from pipeline.distributed.signals import StopSignals
@@ -190,5 +191,4 @@ def _measure_kl(plan: Plan, trainer: Trainer, step: int) -> None:
         path = Path(plan.recipe.run_dir) / "distance.json"
         write_json(path, (read_json(path) or {} if step else {}) | {str(step): kl})
     for name, by_t in kl.items():
-        means = "  ".join(f"t={t}: {nats:.3f}" for t, nats in by_t.items())
-        log.info(f"KL from {name} on held-out rows at step {step}: {means}")
+        log.info(f"KL from {name}, step {step}  {by_timestep(by_t, '.3f')}")

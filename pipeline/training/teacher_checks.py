@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from pipeline.config.recipe import Teacher
 from pipeline.core.errors import BadInput
 from pipeline.core.log import log
+from pipeline.core.terminal import by_timestep
 from pipeline.data.batch import TeacherBatch
 from pipeline.distributed.device_reads import read
 from pipeline.models.forward import log_prob_and_hit, score_tokens
@@ -52,16 +53,17 @@ def check_teachers(teachers: Sequence[tuple[Teacher, PreTrainedModel | None]], r
         nats, entropy = likelihood(model, k, rows)
         guessing = math.log(model.get_output_embeddings().weight.shape[0])
         bound = guessing * SHARE
-        log.info(
-            f"teacher {teacher.name}: {nats:.2f} nats per masked token of its own ids at t = {TIMESTEP} "
-            f"(bound {bound:.2f}; token frequencies alone give {entropy:.2f}, guessing {guessing:.2f})"
-        )
         if not nats < bound:  # nor a nan
             problems.append(
                 f"teacher {teacher.name} needs {nats:.2f} nats per masked token of its own ids, above {bound:.2f}"
             )
         elif nats > entropy * SHARE:
-            log.warning(f"teacher {teacher.name} understands little of its input: check its chat template and `input`")
+            log.warning(
+                f"teacher {teacher.name} understands little of its input: {nats:.2f} nats/token, where token frequencies alone "
+                f"give {entropy:.2f}: check its chat template and `input`"
+            )
+        else:
+            log.info(f"teacher {teacher.name} understands its input: {nats:.2f} nats/token (guessing: {guessing:.2f})")
     if problems:
         raise BadInput(f"{'; '.join(problems)}: check its tokenizer, chat template, weights and `input`")
 
@@ -90,7 +92,6 @@ def probe_teacher(name: str, model: PreTrainedModel, k: int, views: Mapping[str,
         views: the same rows, with one view of the teacher and with two.
     """
     probe = TeacherProbe(TIMESTEPS, -math.log(model.get_output_embeddings().weight.shape[0]), {}, {})
-    log.info(f"teacher {name} on held-out rows: nats per token (and accuracy) by t; guessing gives {probe.uniform:.2f}")
     for view, rows in views.items():
         sums = torch.zeros(len(TIMESTEPS), 3, dtype=torch.float64, device=rows.topology.device)
         for i, t in enumerate(TIMESTEPS):
@@ -99,8 +100,8 @@ def probe_teacher(name: str, model: PreTrainedModel, k: int, views: Mapping[str,
         dist.all_reduce(sums)
         means = sums[:, :2] / sums[:, 2:].clamp(min=1)
         probe.log_prob[view], probe.accuracy[view] = read(means[:, 0]), read(means[:, 1])
-        pairs = zip(TIMESTEPS, probe.log_prob[view], probe.accuracy[view], strict=True)
-        log.info(f"  {view:9}  " + "  ".join(f"t={t}: {nats:.2f} ({right:.0%})" for t, nats, right in pairs))
+        right = dict(zip(map(str, TIMESTEPS), probe.accuracy[view], strict=True))
+        log.info(f"teacher {name}, {view.replace('_', ' '):9}  right {by_timestep(right, '.0%')}")
     if max(probe.log_prob["one_view"]) < probe.uniform:
         log.warning(f"teacher {name} is worse than guessing: check its tokenizer, template, weights and input mask")
     return probe
