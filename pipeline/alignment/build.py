@@ -114,9 +114,9 @@ def prepare(recipe: Recipe, shard_rows: int, *, overwrite: bool = False) -> Job:
         raise BadInput("the recipe names no data: set data.sources")
     if Path(recipe.data.aligned).exists() and not Path(recipe.data.aligned).is_dir():
         raise BadInput(f"data.aligned {recipe.data.aligned} is no folder: choose another one")
-    sides = [(recipe.student, recipe.data.student_length), *((teacher, teacher.length) for teacher in recipe.teachers)]
-    for side, length in sides:
-        check_side(side, _tokenizer(side.tokenizer), length)
+    check_side(recipe.student, _tokenizer(recipe.student.tokenizer), recipe.data.student_length)
+    for teacher in recipe.teachers:
+        check_side(teacher, _tokenizer(teacher.tokenizer), teacher.length)
     rows = {source_key(source): open_source(source) for source in data}
     contents = {source_key(source): _content(source.path, rows[source_key(source)]) for source in data}
     shared = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from argparse import SUPPRESS
+from argparse import SUPPRESS, HelpFormatter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,12 @@ def parser(description: str) -> ArgumentParser:
 class _Parser(ArgumentParser):
     """Its help ends with the fields of what a recipe holds in lists, or may leave out."""
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
         parts = ArgumentParser(usage=SUPPRESS, add_help=False, prog=self.prog)
         for option, part in _PARTS.items():
             parts.add_class_arguments(part, option)
         text = parts.format_help()
-        return f"{super().format_help()}\nFields that an option of this name sets in the last of a list:\n\n{text}"
+        return f"{super().format_help(formatter)}\nFields that an option of this name sets in the last of a list:\n\n{text}"
 
 
 def add_verbosity(p: ArgumentParser) -> None:
