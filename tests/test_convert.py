@@ -94,6 +94,7 @@ def test_the_student_is_the_source_with_a_mask_token(kind, tied, vocabulary, aft
     student, tokenizer = load_student(str(output), dtype=torch.float32), load_tokenizer(str(output))
     config = json.loads((output / "config.json").read_text())
     assert config["is_causal"] is False and config["conversion"] == asdict(conversion) and config["vocab_size"] == after
+    assert config["block_size"] == 32
     assert config["mask_token_id"] == tokenizer.mask_token_id == student.config.mask_token_id == WORDS
     assert tokenizer.decode(config["eos_token_id"]) == "<|im_end|>" == tokenizer.eos_token  # what ends a turn
     old = PreTrainedTokenizerFast.from_pretrained(source)

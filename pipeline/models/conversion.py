@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from pipeline.config.recipe import Student
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256
 from pipeline.models.export import save_tokenizer, write_model
@@ -64,6 +65,7 @@ def convert(source: str, output: Path, *, gguf: str = "") -> Conversion:
         versions={name: version(name) for name in ("torch", "transformers")},
     )
     model.config.conversion = asdict(conversion)
+    model.config.block_size = Student.block_size  # to be scored with; an export has the one that it was trained with
     tmp_dir = output.with_name(f".writing-{output.name}")
     shutil.rmtree(tmp_dir, ignore_errors=True)
     write_model(model, model.state_dict(), model.config, tmp_dir)
