@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -103,4 +104,8 @@ def test_the_demo_distils(checkout):
     summary = demo(checkout, timeout=900)
     scores = summary["scores"]
     assert scores["start"]["value"] >= 0.95
+    shown = re.search(r"!\[.*?: (start .*?);", (launch.ROOT / "README.md").read_text())[1]
+    assert len(shown.split(", ")) == 4
+    for label, score in (words.split() for words in shown.split(", ")):
+        assert scores[label]["value"] == pytest.approx(float(score), abs=0.05), scores
     assert scores["distilled"]["value"] >= scores["undistilled"]["value"] + 0.15, scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache, partial
 
 import numpy as np
@@ -57,9 +58,16 @@ def answers(capsys, monkeypatch, *words: object, code: int = 0) -> list[dict]:
 # The shipped recipes
 
 
+def documented(recipe: str, strategy: str) -> list[list[str]]:
+    """Rows of docs/plan.md: GB, teachers' GB, two micro_tokens, GB sent, hours, what bounds them."""
+    name = {"tide_cross": "TIDE-Cross", "tide_shared": "TIDE-Shared"}[strategy]
+    rows = re.findall(rf"^\| {recipe}, {name} \|(.*)\|$", (launch.ROOT / "docs/plan.md").read_text(), re.MULTILINE)
+    return [[cell.strip() for cell in row.split("|")][2:] for row in rows]
+
+
 @pytest.mark.parametrize(("recipe", "strategy"), REAL)
 def test_real_models_on_80_gb(recipe, strategy, capsys, monkeypatch):
-    words = ["--recipe", recipe, "--objective.strategy", strategy, "--rows", 1_000_000]
+    words = ["--recipe", recipe, "--objective.strategy", strategy, "--rows", 5_000_000, "--mean-tokens", 400]
     found = answers(capsys, monkeypatch, *words, "--nodes", 1, 2, 8, "--gpus-per-node", 8, "--gpu-memory", 80)
     assert [a["nodes"] for a in found] == [1, 2, 8] and all(a["fits"] for a in found)
     assert found[0]["accumulation"] == 1  # as published: the whole batch of a GPU at once
@@ -84,6 +92,12 @@ def test_real_models_on_80_gb(recipe, strategy, capsys, monkeypatch):
     assert first["parameters"] == pytest.approx(0.596e9, rel=0.01)
     plain, checkpointed = (o["micro_tokens"] for o in first["options"] if not o["optimizer_offload"])
     assert 0 < plain < checkpointed
+    for row, a in zip(documented(recipe, strategy), found, strict=True):
+        largest = [f"{o['micro_tokens']:,}" for o in a["options"] if not o["optimizer_offload"]]
+        teachers = sum(size for part, size in a["memory_gb"].items() if part.startswith("teacher "))
+        sent = sum(a["sent_gb_per_step"].values())
+        numbers = [f"{x:.1f}" for x in (a["total_gb"], teachers, sent, a["hours_per_epoch"])]
+        assert row == [*numbers[:2], *largest, *numbers[2:], a["bound_by"]]
 
 
 @SLOW
@@ -109,7 +123,7 @@ def test_a_run_that_does_not_fit_is_refused_with_the_numbers(capsys, monkeypatch
     (fitting,) = answers(capsys, monkeypatch, *words, 10)
     need = fitting["total_gb"] / 0.9
     out, error = planned(capsys, monkeypatch, *words, need - 0.02, code=2)
-    assert "total" in out  # the table that explains it
+    assert "total" in out and "[dim]" not in out  # the table that explains it
     assert error.startswith(f"plan: 1 x 2 GPUs: {fitting['total_gb']:.1f} GB per GPU, and ")
     assert "may be used: set optim.micro_tokens " in error and "student.activation_checkpointing true" in error
     _, error = planned(capsys, monkeypatch, *words, 0.5, code=2)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.capacity.report import GB, CapacityReport, Option
 
@@ -78,13 +79,14 @@ def _memory(report: CapacityReport) -> Table:
         table.add_row(f"{phase}{' (the most: counted)' if phase == largest else ''}", f"{size / GB:.2f}")
         if phase == "student: forward and backward":
             for part, part_size in report.student.items():
-                table.add_row(f"    of it {part}", f"[dim]{part_size / GB:.2f}[/dim]")
+                table.add_row(f"    of it {part}", Text(f"{part_size / GB:.2f}", style="dim"))
     table.add_section()
     table.add_row("total", f"{memory.total / GB:.2f}")
     table.add_row(f"usable of {machine.gpu_bytes / GB:g}", f"{machine.limit / GB:.2f}")
     if report.host:
         table.add_row("host memory per node", f"{report.host / GB:.2f}")
-    micro_batches = f"{run.plan.accumulation} micro-batches of {run.rows} rows of {run.row_tokens:,} tokens"
+    several = "" if run.plan.accumulation == 1 else "es"
+    micro_batches = f"{run.plan.accumulation} micro-batch{several} of {run.rows} rows of {run.row_tokens:,} tokens"
     table.caption = f"{run.data.origin}; {micro_batches} per GPU and step"
     return table
 
