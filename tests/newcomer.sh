@@ -72,7 +72,7 @@ run python pipeline/chat.py --model runs/häppchen --once "How many apples are 5
 run python pipeline/report.py runs/häppchen --baseline start=runs/start/evaluation/start
 run python pipeline/export.py --checkpoint runs/häppchen --format transformers --output "students/as they are served"
 run python pipeline/distill.py --recipe my.yaml --name "häppchen mehr" --data.aligned runs/aligned/häppchen \
-  --student.path runs/häppchen/checkpoints/step-00000006/export --data.seed 1 --optim.steps 2 --optim.lr 1e-4
+  --student.path runs/häppchen/checkpoints/step-00000006/export --student.tokenizer "students/my own" --data.seed 1 --optim.steps 2 --optim.lr 1e-4
 run ls "students/as they are served/model.safetensors" runs/häppchen/report.html "runs/häppchen mehr/checkpoints/step-00000002/COMPLETE"
 [ "$(ls -A "$1")" = "erste Schritte für TIDE" ] # nothing is left beside the folder
 echo "done in $SECONDS s"

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from pipeline.core.checkpoint_files import complete_checkpoints, saved_step
@@ -107,6 +109,23 @@ def test_the_first_step_is_on_the_first_screen(whole):
     first = next(number for number, line in enumerate(lines) if " step " in line and " loss " in line)
     assert sum(math.ceil(len(line) / 80) for line in lines[: first + 1]) <= 10 and len(lines[first]) <= 80
     assert "\r" not in tiny.log(whole, 0).read_bytes().decode()
+
+
+def test_a_branch_starts_from_an_exported_checkpoint(recipe, whole, tmp_path):
+    """Another learning rate and seed from step 4, as docs/recipes.md says: its weights, the same aligned dataset, steps from 1."""
+    export = whole / "checkpoints/step-00000004/export"
+    words = ["--student.path", export, "--student.weights", "pretrained", "--data.seed", "1"]
+    words += ["--student.tokenizer", recipe.parent / "student"]
+    words += ["--optim.lr", "1e-9", "--optim.steps", "2", "--logging.every_steps", "1"]
+    tiny.train(recipe, tmp_path / "branch", 1, *words)
+    before, after = (
+        load_file(place / "model.safetensors")
+        for place in (export, tmp_path / "branch/checkpoints/step-00000002/export")
+    )
+    assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
+    for name in before:
+        assert_close(after[name], before[name], rtol=0, atol=1e-8)
+    assert [line["step"] for line in tiny.lines(tmp_path / "branch") if line["kind"] == "train"] == [1, 2]
 
 
 # Stopping
