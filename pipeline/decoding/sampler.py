@@ -56,7 +56,7 @@ def decode(
 
     repeat: how the forwards of a block after its first are run, a model with a cache and no sampling given: by default
     as CUDA graphs on a GPU, and on a CPU one by one, without work for positions and rows that need none.
-    watch: sees the canvas after every forward, which are then run one by one.
+    watch: sees the canvas after every forward; these are then run one by one, as they are under other rules than block diffusion.
     """
     if not prompts:
         return []
