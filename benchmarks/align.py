@@ -72,9 +72,9 @@ def recipe_for(file: Path, names: tuple[str, str], folder: Path, length: int) ->
     student, teacher = names
     return Recipe(
         name="benchmark",
-        student=Student(student),
+        student=Student("none", tokenizer=student),  # tokenizers alone: rows may be longer than a model has positions
         data=Data([Source(str(file), "chats")], student_length=length, aligned=str(folder)),
-        teachers=[Teacher("teacher", teacher, length=length)],
+        teachers=[Teacher("teacher", "none", tokenizer=teacher, length=length)],
         optim=Optim(steps=1),
     )
 
