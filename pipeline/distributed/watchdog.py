@@ -177,7 +177,10 @@ class Watchdog:
             except (EOFError, OSError):
                 if not self._ended.is_set():
                     self._end_without_rank_0()
-            if silent := self._unheard(SILENCE):
+            late = (
+                time.monotonic() - self._since > self.limit
+            )  # rank 0 says so; if it is not to be heard, it is the cause
+            if silent := self._unheard(3 * self.beat if late else SILENCE):
                 self._end_silent(silent[0])
 
     def _judge(self) -> None:

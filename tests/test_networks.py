@@ -1,0 +1,91 @@
+"""Networks that break, between two hosts of two ranks each: the run ends and names who is lost, or goes on to the same numbers."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.run_directory import read_metrics
+from tests import tiny
+from tests.network import HOSTS, Network
+
+pytestmark = [pytest.mark.launch, pytest.mark.slow]
+
+LIMIT, ENDED = 15.0, 60.0
+"""Seconds without progress that a run bears, and after which all of it must have ended."""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    optim = {"steps": 7, "lr": 0.01, "global_batch": 6, "micro_tokens": 1200}
+    return tiny.make(tmp_path_factory.mktemp("tiny"), optim=optim, logging={"every_steps": 1, "validate_every": 4})
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    with ExitStack() as stack:
+        try:
+            network = stack.enter_context(Network())
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"this machine lets no network namespaces be made: {error}")
+        yield network
+
+
+@pytest.fixture(scope="module")
+def whole(network, recipe, tmp_path_factory) -> Path:
+    """The run that nothing has disturbed."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    finished(network.start(run_dir, "--recipe", recipe), run_dir)
+    return run_dir
+
+
+def finished(ranks, run_dir: Path) -> None:
+    assert tiny.finish(ranks, 120) == [0] * len(ranks), [tiny.log(run_dir, n).read_text()[-1500:] for n in range(4)]
+
+
+def begun(run_dir: Path) -> bool:
+    return len(read_metrics(run_dir)) >= 2
+
+
+def in_a_step(run_dir: Path) -> bool:
+    return len(read_metrics(run_dir)) >= 5
+
+
+def wait_for(condition, run_dir: Path, running) -> None:
+    until = time.monotonic() + 120
+    while not condition(run_dir):
+        assert time.monotonic() < until and [one.poll() for one in running] == [None] * len(running)
+        time.sleep(0.002)
+
+
+def cut_for_a_while(network: Network, run_dir: Path, ranks) -> None:
+    """The run waits, and goes on when the link is there again."""
+    wait_for(begun, run_dir, ranks)
+    network.cut, before = True, len(read_metrics(run_dir))
+    time.sleep(2)
+    assert len(read_metrics(run_dir)) <= before + 1
+    network.cut = False
+
+
+def test_a_link_that_is_gone_ends_both_sides_and_the_run_goes_on_later(network, recipe, whole, tmp_path):
+    """Before that it is gone for 2 s, which the run bears."""
+    run_dir = tmp_path / "run"
+    ranks = network.start(run_dir, "--recipe", recipe, "--timeout-minutes", LIMIT / 60)
+    cut_for_a_while(network, run_dir, ranks)
+    wait_for(in_a_step, run_dir, ranks)
+    network.cut, since = True, time.monotonic()
+    codes = tiny.finish(ranks, ENDED)
+    assert time.monotonic() - since < ENDED and 0 not in codes
+    for side, other in ((0, HOSTS[1]), (2, HOSTS[0])):
+        assert re.search(rf"^distill: .*rank \d on {other}", tiny.log(run_dir, side).read_text(), re.MULTILINE)
+    status = tiny.status(run_dir)
+    assert status["state"] == "failed" and any(host in status["message"] for host in HOSTS)
+    network.cut = False
+    finished(network.start(run_dir, "--recipe", recipe), run_dir)
+    tiny.assert_same(run_dir, whole)
