@@ -138,7 +138,7 @@ def test_compare_from_the_command_line(monkeypatch, run_dir, tmp_path, capsys) -
     assert found["real"] is False and found["test"] == "exact McNemar"
     for bad, line in (
         (names[:1], "at least two"),
-        ([names[0], str(tmp_path)], "holds no scores"),
+        ([names[0], str(run_dir / "checkpoints")], "holds no scores"),
         (["a", "b"], "no such folder"),
     ):
         monkeypatch.setattr(sys, "argv", ["evaluate", "compare", *bad])
