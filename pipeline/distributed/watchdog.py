@@ -177,9 +177,8 @@ class Watchdog:
             except (EOFError, OSError):
                 if not self._ended.is_set():
                     self._end_without_rank_0()
-            late = (
-                time.monotonic() - self._since > self.limit
-            )  # rank 0 says so; if it is not to be heard, it is the cause
+            # rank 0 says that a phase takes too long; where it is not to be heard, it is the cause
+            late = time.monotonic() - self._since > self.limit
             if silent := self._unheard(3 * self.beat if late else SILENCE):
                 self._end_silent(silent[0])
 
