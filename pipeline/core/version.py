@@ -12,11 +12,14 @@ PACKAGE = "tide-pipeline"
 
 
 def package_version() -> str:
-    """What pyproject.toml says: as pip installed it, or of this checkout."""
-    project = Path(__file__).parents[2] / "pyproject.toml"
+    """What pyproject.toml says: as pip installed it, or of this checkout; `unknown` for a copy without either."""
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
     if project.is_file():
         return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
-    return metadata.version(PACKAGE)
+    try:
+        return metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def add_version(p: argparse.ArgumentParser) -> None:
