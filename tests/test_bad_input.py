@@ -298,7 +298,10 @@ def test_bad_input_leaves_a_status(run, tmp_path):
         ([], "no complete checkpoint in {run}/checkpoints: run `deepspeed pipeline/distill.py` with the same recipe"),
         (["--model", "{place}/student", "--evaluation.preset", "best"], "preset 'best' is unknown: one of paper, fast"),
         (["--model", "{place}/student", "--evaluation.tasks", "[]"], "evaluation.tasks is empty: name tasks"),
-        (["--model", "{place}/student", "--evaluation.tasks", "[sums]"], "unknown sums; here are "),
+        (
+            ["--model", "{place}/student", "--evaluation.tasks", "[sums]", "--evaluation.preset", "paper"],
+            "unknown sums; here are ",
+        ),
         (["--model", "{place}"], "{place}: no config.json"),
     ],
 )  # fmt: skip

@@ -85,9 +85,8 @@ def permutation(model) -> Tensor:
 def test_a_teacher_that_understands_its_tokens_passes(demo, teacher, capsys):
     check(*demo, teacher)
     _, first = capsys.readouterr().out.split(" ", 1)
-    nats, bound, entropy, guessing = map(float, re.findall(r"\d+\.\d\d(?= nats|;|,|\))", first))
-    assert nats < 1 and bound == pytest.approx(guessing / 2, abs=0.01) and bound < entropy < guessing
-    assert "WARNING" not in first
+    nats, guessing = map(float, re.findall(r"\d+\.\d\d", first))
+    assert nats < 1 < guessing and "understands its input" in first and "WARNING" not in first
     check(*demo, teacher)
     assert capsys.readouterr().out.endswith(f" {first}")  # the noise is fixed
 
