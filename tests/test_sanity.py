@@ -24,7 +24,7 @@ from pipeline.distributed.mpi_ranks import Ranks
 from pipeline.distributed.topology import Topology
 from pipeline.models.loading import load_teacher
 from pipeline.training.held_out import FixedNoiseRows
-from pipeline.training.teacher_checks import check_teachers
+from pipeline.training.teacher_checks import SHARE, check_teachers, likelihood
 
 SOURCE = "[{path: demo/data/validation.jsonl, name: held_out}]"
 
@@ -69,13 +69,17 @@ class Changed:
         return replace(row, teachers=tuple(replace(t, ids=self.change(t)) for t in row.teachers))
 
 
-def check(recipe: Recipe, rows, model) -> None:
+def fixed_noise(recipe: Recipe, rows, model) -> FixedNoiseRows:
     config = model.config
     size = recipe.student.block_size
     teacher = TeacherLayout(config.mask_token_id, build_blocks(recipe.teachers[0].input, size))
     builder = BatchBuilder(InputLayout(325, SequenceBlocks(size)), (teacher,))
     topology = Topology(0, 1, 1, torch.device("cpu"))
-    check_teachers([(recipe.teachers[0], model)], FixedNoiseRows(rows, builder, topology, recipe.optim.micro_tokens))
+    return FixedNoiseRows(rows, builder, topology, recipe.optim.micro_tokens)
+
+
+def check(recipe: Recipe, rows, model) -> None:
+    check_teachers([(recipe.teachers[0], model)], fixed_noise(recipe, rows, model))
 
 
 def permutation(model) -> Tensor:
@@ -86,7 +90,11 @@ def test_a_teacher_that_understands_its_tokens_passes(demo, teacher, capsys):
     check(*demo, teacher)
     _, first = capsys.readouterr().out.split(" ", 1)
     nats, guessing = map(float, re.findall(r"\d+\.\d\d", first))
-    assert nats < 1 < guessing and "understands its input" in first and "WARNING" not in first
+    measured, entropy = likelihood(teacher, 0, fixed_noise(*demo, teacher))
+    bound = guessing * SHARE
+    assert nats < 1 and bound == pytest.approx(guessing / 2, abs=0.01) and bound < entropy < guessing
+    assert nats == pytest.approx(measured, abs=0.005)
+    assert "understands its input" in first and "WARNING" not in first
     check(*demo, teacher)
     assert capsys.readouterr().out.endswith(f" {first}")  # the noise is fixed
 

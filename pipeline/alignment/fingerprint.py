@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
-from pipeline.alignment.sources import OnBadRow
+from pipeline.alignment.sources import Maskable, OnBadRow
 from pipeline.config.recipe import Recipe, Source, Validation
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256, json_sha256
@@ -93,7 +93,7 @@ class Inputs:
     format: int
     student: SideInputs
     teachers: dict[str, SideInputs]
-    maskable: Literal["all", "last"]
+    maskable: Maskable
     on_bad_row: OnBadRow
     sources: tuple[SourceInputs[Source], ...]
     validation: SourceInputs[Validation] | None

@@ -9,7 +9,8 @@ import numpy as np
 
 from pipeline.alignment.chat import Messages
 from pipeline.alignment.chunks import common_chunks
-from pipeline.alignment.sides import Conversations, Maskable, Side, SideBatch
+from pipeline.alignment.sides import Conversations, Side, SideBatch
+from pipeline.alignment.sources import Maskable
 
 
 @dataclass(frozen=True)

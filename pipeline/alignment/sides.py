@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -17,10 +17,10 @@ from pipeline.alignment.chat import ChatTemplate, Messages, Refusal, Run
 from pipeline.alignment.chunks import Intervals
 from pipeline.alignment.control_tokens import ControlTokens
 from pipeline.alignment.formats import Message
+from pipeline.alignment.sources import Maskable
 from pipeline.alignment.spans import Spans, spans_from_offsets
 from pipeline.alignment.vocabulary import token_bytes
 
-Maskable = Literal["all", "last"]
 _LONGEST_REASON = 100
 
 

@@ -20,6 +20,7 @@ from pipeline.core.errors import BadInput
 
 FILE_SUFFIXES = (".jsonl", ".json", ".gz", ".zst", ".parquet")
 OnBadRow = Literal["fail", "drop"]
+Maskable = Literal["all", "last"]
 
 
 @dataclass(frozen=True)

@@ -90,9 +90,8 @@ def find_causal(raw: Raw, where: str) -> Family:
 
 
 def _native(kind: str, where: str) -> Family:
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,  # brings torch: see tokenizer.py
-    )
+    # here, as it brings torch (see models/tokenizer.py)
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise BadInput(f"{where}: transformers has no causal language model of model_type {kind!r}")
