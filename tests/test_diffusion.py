@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.rng import generator_for
+from pipeline.data.aligned_dataset import AlignedRow
+from pipeline.data.noise import draw
 from pipeline.method.attention_mask import block_diffusion_mask
 from pipeline.method.compdemo import complementary_split
 from pipeline.method.masking import complete_chunks, draw_mask, draw_t, predictable
@@ -48,6 +50,16 @@ def test_noise_depends_on_its_key_alone():
     assert torch.equal(torch.rand(5, generator=a), torch.rand(5, generator=b))
     others = [generator_for(0, 1, 2, "t"), generator_for(1, 1, 2, "mask"), generator_for(0, 2, 1, "mask")]
     assert len({draw_t(g) for g in [generator_for(0, 1, 2, "mask"), *others]}) == 4
+
+
+def test_t_keeps_to_its_range():
+    drawn = [draw_t(generator_for("t", i), 0.2, 0.3) for i in range(200)]
+    assert 0.2 <= min(drawn) < 0.21 and 0.29 < max(drawn) < 0.3
+    maskable, row = torch.ones(4, dtype=torch.bool), "row"
+    whole = draw_t(generator_for(0, row, "t"))
+    one_row = AlignedRow(torch.arange(4), maskable, ())
+    assert draw(one_row, (0, row)).t == whole
+    assert draw(one_row, (0, row), t_range=(0.2, 0.3)).t == pytest.approx(0.2 + 0.1 * (whole - 1e-3) / (1 - 1e-3))
 
 
 def test_masking_rate_is_t():

@@ -184,6 +184,7 @@ def test_bad_files_name_the_file_and_the_fault(tmp_path, text):
         ("--data.seed -1", "data.seed is -1, must be 0 or more"),
         ("--data.validation.rows 0", "data.validation.rows is 0, must be above 0"),
         ("--objective.temperature 0", "objective.temperature is 0.0, must be above 0"),
+        ("--objective.t_range [0.5,0.3]", "objective.t_range is [0.5, 0.3], must be two rising numbers above 0 and at most 1"),
         ("--objective.teacher_floor 0.5", "objective.teacher_floor is 0.5, must be above 0 and below 0.5"),
         ("--objective.teacher_floor 0", "objective.teacher_floor is 0.0, must be above 0 and below 0.5"),
         ("--objective.cross_entropy_weight 0 --teachers []", "no loss has a weight"),

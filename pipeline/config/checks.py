@@ -89,6 +89,8 @@ def check(recipe: Recipe) -> None:
     problems += [f"teacher name {n!r} is taken: it would name another column or metric" for n in names if _is_taken(n)]
     if recipe.student.eos_tail and recipe.student.input == "full":
         problems.append("student.eos_tail fills blocks: it needs student.input block")
+    if not 0 < o.t_range[0] < o.t_range[1] <= 1:
+        problems.append(f"objective.t_range is {list(o.t_range)}, must be two rising numbers above 0 and at most 1")
     if o.compdemo.enabled:
         problems += [
             f"teacher {t.name} reads from left to right (input: causal): what CompDemo would reveal to it lies to its right or is"

@@ -17,7 +17,7 @@ from pipeline.data.answers import Answers
 from pipeline.data.blocks import Blocks, Document, EosTail, Lengths, lay_out, lay_out_causal, lay_out_unread
 from pipeline.data.noise import Key, Noise, draw
 from pipeline.data.packing import Packed, pack
-from pipeline.method.masking import touched_chunks
+from pipeline.method.masking import TIME_EPSILON, touched_chunks
 
 T = TypeVar("T")
 
@@ -147,6 +147,8 @@ class BatchBuilder:
     """CompDemo's split of the masked chunks; None gives every teacher one view."""
     by_chunk: bool = False
     """Draws chunks of the first teacher in place of tokens."""
+    t_range: tuple[float, float] = (TIME_EPSILON, 1.0)
+    """Between which t is drawn."""
     eos_tail: EosTail | None = None
     """What fills the last block of rows; None leaves them as they are."""
     row_multiple: int = 1
@@ -156,7 +158,14 @@ class BatchBuilder:
         """The micro-batch of these samples (none is fine); `t` fixes the timestep, for validation."""
         rows = [self.eos_tail.extend(s.row, self.student.blocks) if self.eos_tail else s.row for s in samples]
         noises = [
-            draw(row, sample.key, compdemo_ratio=self.compdemo_ratio, by_chunk=self.by_chunk, t=t)
+            draw(
+                row,
+                sample.key,
+                compdemo_ratio=self.compdemo_ratio,
+                by_chunk=self.by_chunk,
+                t_range=self.t_range,
+                t=t,
+            )
             for row, sample in zip(rows, samples, strict=True)
         ]
         return build(rows, noises, self.student, self.teachers, self.row_multiple)

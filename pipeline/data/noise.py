@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.core.rng import generator_for
 from pipeline.data.aligned_dataset import AlignedRow
 from pipeline.method.compdemo import complementary_views
-from pipeline.method.masking import complete_chunks, draw_mask, draw_t, touched_chunks
+from pipeline.method.masking import TIME_EPSILON, complete_chunks, draw_mask, draw_t, touched_chunks
 
 Key = tuple[int | float | str, ...]
 """What a row's noise is keyed by, the purpose apart: (seed, epoch, row)."""
@@ -29,17 +29,24 @@ class Noise:
 
 
 def draw(
-    row: AlignedRow, key: Key, *, compdemo_ratio: float | None = None, by_chunk: bool = False, t: float | None = None
+    row: AlignedRow,
+    key: Key,
+    *,
+    compdemo_ratio: float | None = None,
+    by_chunk: bool = False,
+    t_range: tuple[float, float] = (TIME_EPSILON, 1.0),
+    t: float | None = None,
 ) -> Noise:
     """The row's noise for this key.
 
     Args:
         compdemo_ratio: share of the masked chunks in CompDemo's first half; None = one view of each teacher.
         by_chunk: draws whole chunks of the first teacher in place of tokens (`mask_unit: chunk`).
+        t_range: between which t is drawn.
         t: a fixed timestep, for validation.
     """
     chunkings = [teacher.student_chunks for teacher in row.teachers]
-    t = draw_t(generator_for(*key, "t")) if t is None else t
+    t = draw_t(generator_for(*key, "t"), *t_range) if t is None else t
     units = chunkings[0] if by_chunk and chunkings else None
     drawn = draw_mask(t, row.maskable, generator_for(*key, "mask"), units)
     masked = complete_chunks(drawn, row.maskable, chunkings)

@@ -14,9 +14,12 @@ from torch import Tensor
 TIME_EPSILON = 1e-3
 
 
-def draw_t(generator: torch.Generator) -> float:
-    """Timestep in [1e-3, 1): under the linear schedule, the probability that a token is masked."""
-    return TIME_EPSILON + (1 - TIME_EPSILON) * float(torch.rand((), generator=generator))
+def draw_t(generator: torch.Generator, low: float = TIME_EPSILON, high: float = 1.0) -> float:
+    """Timestep in [low, high): under the linear schedule, the probability that a token is masked.
+
+    Other bounds than the whole range are BD3-LM's clipped schedule (arXiv 2503.09573, section 5.3).
+    """
+    return low + (high - low) * float(torch.rand((), generator=generator))
 
 
 def draw_mask(t: float, maskable: Tensor, generator: torch.Generator, units: Tensor | None = None) -> Tensor:

@@ -194,6 +194,7 @@ def batch_builder(
         layouts,
         compdemo_ratio=compdemo_ratio,
         by_chunk=recipe.objective.mask_unit == "chunk",
+        t_range=recipe.objective.t_range,
         eos_tail=plan.eos_tail,
         row_multiple=TILE if device.type == "cuda" else 1,
     )
