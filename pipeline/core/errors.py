@@ -57,8 +57,9 @@ def exit_code(stage: str, main: Callable[[], None]) -> int:
             int(os.environ.get("LOCAL_RANK") or rank()) if launched() else 0
         ) == 0:  # a node may lack what the others have
             print(visible(f"{stage}: {error}"), file=sys.stderr, flush=True)
-        # A launcher ends all ranks after the first: rank 0, which may be slower, writes the status file.
-        if rank() != 0:
+        # A launcher ends all ranks after the first: rank 0, which may be slower, writes the status file. align's ranks
+        # under mpirun have no WORLD_SIZE, and fail together.
+        if rank() != 0 and os.environ.get("WORLD_SIZE"):
             with suppress(StoppedEarly):
                 time.sleep(60)
         return BAD_INPUT
