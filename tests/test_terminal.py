@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 
 import pytest
@@ -55,3 +56,15 @@ def test_letters_that_the_terminal_lacks_are_written_out(monkeypatch) -> None:
     assert exit_code("evaluate", lambda: Console().print("日本 is Japan")) == 0
     terminal.flush()
     assert terminal.buffer.getvalue() == b"\\u65e5\\u672c is Japan\n"
+
+
+def test_a_file_holds_no_progress_bars() -> None:
+    program = """
+from pipeline.core.errors import exit_code
+def main():
+    from tqdm import tqdm
+    print(sum(tqdm(range(3))))
+exit_code("convert", main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("3\n", "")
