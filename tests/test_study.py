@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import time
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from types import SimpleNamespace
 
@@ -15,13 +16,15 @@ import numpy as np
 import pytest
 
 from demo.study.evidence import DOCUMENT, FIGURES, read_studies, render
+from demo.study.teachers import DIAL, Dial
+from pipeline.config.recipe import Objective
 from pipeline.core.errors import BadInput, StoppedEarly
 from pipeline.core.files import write_json
 from pipeline.distributed.signals import StopSignals
 from pipeline.evaluation.statistics import sign_flip
 from pipeline.experiments import runs
 from pipeline.experiments.grid import Study, grid
-from pipeline.experiments.results import RunResult, lines, t_interval
+from pipeline.experiments.results import Results, RunResult, collect, earlier_results, lines, t_interval
 from pipeline.study import parse_study
 from tests import launch
 
@@ -29,6 +32,22 @@ from tests import launch
 def study(**fields) -> Study:
     variants = {"undistilled": {"teachers": []}, "calm": {"objective.strategy": "calm"}}
     return Study(**{"name": "s", "recipe": "study", "variants": variants, **fields})
+
+
+def result(variant, seed, score):
+    return RunResult(
+        variant=variant,
+        seed=seed,
+        score=score,
+        kl={"moe": [score, 0.0]},
+        seconds=1,
+        tokens=2,
+        tasks={},
+        digest="",
+        steps=1,
+        loss=0.0,
+        wall_seconds=1,
+    )
 
 
 def test_seeds():
@@ -44,6 +63,62 @@ def test_grid_is_the_product():
     assert grid([]) == {}
     with pytest.raises(BadInput, match="FIELD=VALUE"):
         grid(["objective.strategy"])
+
+
+def test_variants_of_products():
+    data, teachers = {"carry": {"data.seed": 1}}, {"moe": {"teachers": ["m"]}, "dense": {"teachers": ["d"]}}
+    how = {"calm": {"objective.strategy": "calm"}, "kl": {"objective.strategy": "kl"}}
+    made = study(variants=[[data, {"undistilled": {"teachers": []}}], [data, teachers, how]]).variants
+    assert list(made) == [
+        "carry-undistilled", "carry-moe-calm", "carry-moe-kl", "carry-dense-calm", "carry-dense-kl",
+    ]  # fmt: skip
+    assert made["carry-dense-kl"] == {"data.seed": 1, "teachers": ["d"], "objective.strategy": "kl"}
+
+
+def test_every_cell_of_the_reliability_study_is_a_recipe():
+    """And the counts of its protocol."""
+    planned = parse_study(["--study", "demo/study/reliability/study.yaml"])[0]
+    assert len(planned.variants) == 90 and planned.planned()[0] == "start"
+    dial = Dial.read(DIAL)
+    made = {f"{dial.folder}/{a}_{name}" for a in dial.architectures for name in dial.teachers}
+    for variant in [*list(planned.variants)[::9], "carry-moe_full-calm", "clean-dense_t30-tidal_compdemo"]:
+        recipe = planned.run(variant, 3)
+        assert {teacher.path for teacher in recipe.teachers} <= made, variant
+        assert recipe.objective.compdemo.enabled == variant.endswith("compdemo"), variant
+
+
+def test_a_start_below_the_bar_goes_on_from_its_own_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(Study, "folder", tmp_path)
+    monkeypatch.setattr(Study, "start_dir", lambda self, seed: tmp_path / "start" / str(seed))
+    scores, began = iter([0.5, 0.8, 0.95]), []
+
+    def trained(planned, variant, seed, initial, stop):
+        began.append(initial)
+        export = planned.run_dir(variant, seed) / "checkpoints/step-00000001/export"
+        export.mkdir(parents=True)
+        (export.parent / "COMPLETE").touch()
+        return result(variant, seed, next(scores))
+
+    monkeypatch.setattr(runs, "_train_and_score", trained)
+    runs.run_one(study(start={}, start_bar=0.9), "start", 4, StopSignals)
+    weak = [str(tmp_path / f"start-{n}/4/checkpoints/step-00000001/export") for n in (1, 2)]
+    assert began == [None, *weak]
+    done = json.loads((tmp_path / "start/4/result.json").read_text())
+    assert done["score"] == 0.95 and done["rounds"] == 3
+
+
+def test_complete_seeds_of_earlier_results_stand(tmp_path, monkeypatch):
+    monkeypatch.setattr(Study, "folder", tmp_path)
+    cells = [("undistilled", 0), ("calm", 0), ("undistilled", 1)]  # seed 1 lacks calm: it is run again, whole
+    before = Results({}, [], {}, {}, [result(variant, seed, 0.5) for variant, seed in cells])
+    write_json(tmp_path / "before.json", before.to_json())
+    planned = study(results=str(tmp_path / "before.json"), seeds="0..1")
+    assert [(run.variant, run.seed) for run in earlier_results(planned).runs] == cells[:2]
+    write_json(planned.run_dir("calm", 1) / "result.json", {**asdict(result("calm", 1, 0.7)), "environment": {}})
+    assert [(run.variant, run.seed, run.score) for run in collect(planned).runs] == [
+        ("undistilled", 0, 0.5), ("calm", 0, 0.5), ("calm", 1, 0.7),
+    ]  # fmt: skip
+    assert earlier_results(study(results="no/such.json")) is None
 
 
 def test_a_run_is_the_recipe_with_settings_then_the_variant_s_own_fields_and_the_seed():
@@ -95,26 +170,15 @@ def test_interval_is_student_s():
 
 
 def test_differences_are_paired_by_seed():
-    def result(variant, seed, score):
-        return RunResult(
-            variant=variant,
-            seed=seed,
-            score=score,
-            kl={"moe": [score, 0.0]},
-            seconds=1,
-            tokens=2,
-            tasks={},
-            digest="",
-            steps=1,
-            loss=0.0,
-            wall_seconds=1,
-        )
-
     base = [result("undistilled", seed, score) for seed, score in enumerate((0.1, 0.5, 0.9))]
     made = lines([*base, result("calm", 2, 0.95), result("calm", 0, 0.2)], "undistilled")
     assert [line.variant for line in made] == ["undistilled", "calm"]
     assert made[0].difference is None and made[0].p_holm is None and made[0].kl["moe"] == pytest.approx([0.5, 0.0])
     assert made[1].difference == pytest.approx(0.075) and made[1].p == made[1].p_holm == pytest.approx(0.5)
+    groups = [result(f"{data}-{name}", 0, score) for data, name, score in (
+        ("clean", "undistilled", 0.5), ("clean", "calm", 0.75), ("carry", "calm", 0.9),
+    )]  # fmt: skip
+    assert [line.difference for line in lines(groups, "undistilled")] == [None, 0.25, None]
 
 
 def test_document_holds_what_its_raw_results_say():
@@ -173,6 +237,17 @@ def test_a_result_of_other_settings_is_refused(tmp_path, monkeypatch):
     assert runs.is_done(planned, "calm", 0)
     with pytest.raises(BadInput, match="was made with other settings or data"):
         runs.is_done(study(settings={"optim.steps": 7}), "calm", 0)
+
+
+def test_a_field_that_a_later_version_adds_changes_no_digest(monkeypatch):
+    @dataclass
+    class Later(Objective):
+        added: int = 3
+
+    monkeypatch.setattr(runs, "load_manifest", lambda folder: SimpleNamespace(key="data"))
+    recipe = study().run("calm", 0)
+    later = lambda **fields: replace(recipe, objective=Later(**vars(recipe.objective), **fields))
+    assert runs.digest(later()) == runs.digest(recipe) != runs.digest(later(added=4))
 
 
 def test_vary_adds_to_a_file_s_variants():

@@ -21,6 +21,7 @@ DATA = Path("data/study")
 FILES = {
     "clean": {"split": "train", "count": 20_000, "seed": 1},
     "carry": {"split": "train", "count": 7_992, "seed": 2, "no_carry_share": 0.3},
+    "right": {"split": "train", "count": 7_992, "seed": 2},
     "noisy": {"split": "train", "count": 7_992, "seed": 2, "wrong_share": 0.3},
     "scarce": {"split": "train", "count": 1_998, "seed": 2},
     "scarce_carry": {"split": "train", "count": 1_998, "seed": 2, "no_carry_share": 0.3},

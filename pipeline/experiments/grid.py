@@ -19,6 +19,9 @@ from pipeline.core.errors import BadInput
 Settings = Mapping[str, Any]
 """Fields of the recipe by dotted name, as on a stage's command line."""
 
+Variants = dict[str, dict[str, Any]]
+"""NAME: fields that this variant sets."""
+
 START = "start"
 
 
@@ -35,16 +38,21 @@ class Study:
     start: str | dict[str, Any] | None = None
     """Fields of a run that comes first, once per seed: all variants go on from its weights. Or the name of a study whose start
     serves this one too. None: from the recipe's student."""
-    variants: str | dict[str, dict[str, Any]] = field(default_factory=dict)
-    """NAME: fields that this variant sets; or a YAML file of that."""
+    start_bar: float = 0.0
+    """A start that scores less goes on from its own weights, as long again, until it does not."""
+    variants: str | Variants | list[list[Variants]] = field(default_factory=dict)
+    """NAME: fields that this variant sets; or a list of products, each a list of such tables, whose every combination is a variant
+    (A-B sets the fields of A, then those of B); or a YAML file of either."""
     only: list[str] = field(default_factory=list)
     """Names of the variants to run; default: all."""
     baseline: str = "undistilled"
-    """Variant that the others are compared with, seed by seed."""
+    """Variant that the others are compared with, seed by seed: A-B with A-BASELINE, where there is one."""
     seeds: str = "0..7"
     """`0..7`, or a list as `0,2,5`: sets data.seed (order, noise, random initial weights)."""
     engine: str = "ds_configs/zero3.json"
     """DeepSpeed engine settings."""
+    results: str = ""
+    """results.json of this study that was made before, elsewhere maybe: seeds that are complete in it are not run again."""
 
     def __post_init__(self) -> None:
         self.name = self.name or Path(self.recipe).stem
@@ -90,7 +98,7 @@ class Study:
     def _fields(self, variant: str) -> dict[str, Any]:
         if variant == START and isinstance(self.start, dict):
             return self.start
-        return cast(dict[str, dict[str, Any]], self.variants)[variant]  # read by __post_init__
+        return cast(Variants, self.variants)[variant]  # read by __post_init__
 
     def run(self, variant: str, seed: int, student: str | None = None) -> Recipe:
         """The recipe of one run. Raises BadInput, with the variant's name, for fields that do not fit.
@@ -118,17 +126,23 @@ class Study:
         return parse(parser(""), ["--recipe", self.recipe, *words])[0]
 
 
-def grid(vary: Sequence[str]) -> dict[str, dict[str, Any]]:
+def grid(vary: Sequence[str]) -> Variants:
     """Variants of `FIELD=VALUE,VALUE` arguments: the product of all of them, named by their values.
 
     Raises BadInput for an argument of another form.
     """
     if wrong := [v for v in vary if not re.fullmatch(r"[\w.]+=[^=]+", v)]:
         raise BadInput(f"--vary {wrong[0]!r}: write FIELD=VALUE,VALUE, as objective.strategy=calm,tide_cross")
-    choices = [[(name, value) for value in values.split(",")] for name, _, values in (v.partition("=") for v in vary)]
-    return (
-        {",".join(value for _, value in chosen): dict(chosen) for chosen in itertools.product(*choices)} if vary else {}
-    )
+    choices = [(name, values.split(",")) for name, _, values in (v.partition("=") for v in vary)]
+    return product([{value: {name: value} for value in values} for name, values in choices], ",") if vary else {}
+
+
+def product(tables: Sequence[Variants], between: str = "-") -> Variants:
+    """Every combination of an entry of each table, named by theirs; later tables' fields count."""
+    return {
+        between.join(name for name, _ in chosen): {k: v for _, fields in chosen for k, v in fields.items()}
+        for chosen in itertools.product(*(table.items() for table in tables))
+    }
 
 
 def _words(fields: Settings) -> list[str]:
@@ -139,11 +153,13 @@ def _words(fields: Settings) -> list[str]:
     ]
 
 
-def read_variants(given: str | dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The variants, read from their file where a path is given. Raises BadInput where it cannot be read."""
-    if not isinstance(given, str):
-        return given
-    try:
-        return yaml.safe_load(Path(given).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise BadInput(f"variants {given}: {' '.join(str(error).split())}") from None
+def read_variants(given: str | Variants | list[list[Variants]]) -> Variants:
+    """The variants, read from their file where a path is given, products made. Raises BadInput where it cannot be read."""
+    if isinstance(given, str):
+        try:
+            given = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise BadInput(f"variants {given}: {' '.join(str(error).split())}") from None
+    if isinstance(given, list):
+        return {name: fields for tables in given for name, fields in product(tables).items()}
+    return given

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -64,6 +65,8 @@ class RunResult(Scores):
     """Of training; `wall_seconds` of the whole run."""
     loss: float
     wall_seconds: float
+    rounds: int = 1
+    """of training, which a start below the study's bar has more of"""
     digest: str = ""
     """Of everything that the run was made from."""
     environment: Mapping[str, Any] | None = None
@@ -137,21 +140,38 @@ class Line:
     tokens: float
 
 
+def earlier_results(study: Study) -> Results | None:
+    """What the study's `results` holds of complete seeds; None where there is no such file."""
+    if not (entries := read_json(Path(study.results)) if study.results else None):
+        return None
+    results = Results.from_json(entries)
+    done: dict[int, set[str]] = {}
+    for run in results.runs:
+        done.setdefault(run.seed, set()).add(run.variant)
+    planned = set(study.planned())
+    complete = [seed for seed in study.seed_numbers() if done.get(seed, set()) >= planned]
+    return replace(results, runs=[run for run in results.runs if run.seed in complete and run.variant in planned])
+
+
 def collect(study: Study) -> Results:
-    """Everything that the study's finished runs left, also written to STUDY/results.json."""
-    seeds = study.seed_numbers()
+    """Everything that the study's finished runs left, also written to STUDY/results.json; seeds of earlier results in front."""
+    before = earlier_results(study) or Results({}, [], {}, {}, [])
+    known = {run.seed for run in before.runs}
+    seeds = [seed for seed in study.seed_numbers() if seed not in known]
     folders = [study.start_dir(seed) for seed in seeds] if study.start is not None else []
     folders += [study.run_dir(name, seed) for name in study.variants for seed in seeds]
-    runs = [RunResult.from_json(result) for folder in folders if (result := read_json(folder / "result.json"))]
-    environments: list[dict[str, Any]] = []
-    for run in runs:
+    made = [RunResult.from_json(result) for folder in folders if (result := read_json(folder / "result.json"))]
+    order = {name: i for i, name in enumerate([START, *study.variants])}
+    runs = sorted([*before.runs, *made], key=lambda run: (order[run.variant], run.seed))
+    environments = [dict(environment) for environment in before.environments]
+    for run in made:
         environment = {name: run.environment[name] for name in _SAME} if run.environment else {}
         environments += [environment] * (environment not in environments)
     probe: dict[str, TeacherProbe] = {}
     for path in sorted(study.folder.glob("*/*/teacher_probe.json")):
         probe = read_probes(read_json(path)) | probe  # does not depend on variant or seed: the first one counts
     teachers = {name: Scores.from_json(s) for name, s in (read_json(study.folder / "teachers.json") or {}).items()}
-    results = Results(asdict(study), environments, teachers, probe, runs)
+    results = Results(asdict(study), environments, {**before.teachers, **teachers}, {**before.probe, **probe}, runs)
     write_text(study.folder / "results.json", _text(results.to_json()))
     return results
 
@@ -164,15 +184,22 @@ def _text(results: dict[str, Any]) -> str:
 
 
 def lines(runs: Sequence[RunResult], baseline: str) -> list[Line]:
-    """A line per variant, in the order of first appearance. Runs without the baseline have no differences."""
+    """A line per variant, in the order of first appearance. Runs without their baseline (`baseline_of`) have no differences."""
     by_variant: dict[str, dict[int, RunResult]] = {}
     for run in runs:
         by_variant.setdefault(run.variant, {})[run.seed] = run
-    base = {seed: run.score for seed, run in by_variant.get(baseline, {}).items()}
-    made = [_line(name, of, {} if name == baseline else base) for name, of in by_variant.items()]
+    bases = {name: baseline_of(name, baseline, by_variant) for name in by_variant}
+    scores = {name: {seed: run.score for seed, run in of.items()} for name, of in by_variant.items()}
+    made = [_line(name, of, {} if name == bases[name] else scores[bases[name]]) for name, of in by_variant.items()]
     tested = {line.variant: line.p for line in made if line.p is not None}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     return [replace(line, p_holm=corrected.get(line.variant)) for line in made]
+
+
+def baseline_of(variant: str, baseline: str, variants: Collection[str]) -> str:
+    """What a variant is compared with: A-B with A-BASELINE where there is one, else with BASELINE; itself where there is neither."""
+    own = f"{variant.partition('-')[0]}-{baseline}"
+    return next((name for name in (own, baseline) if name in variants), variant)
 
 
 def _line(name: str, runs: Mapping[int, RunResult], base: Mapping[int, float]) -> Line:

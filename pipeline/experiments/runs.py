@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,6 +35,8 @@ from pipeline.training.run import distill
 from pipeline.training.step import StudentWithLoss
 
 TIMEOUT_MINUTES = 30.0
+MOST_ROUNDS = 5
+"""Of a start's training."""
 
 
 def is_done(study: Study, variant: str, seed: int) -> bool:
@@ -47,18 +50,59 @@ def is_done(study: Study, variant: str, seed: int) -> bool:
 
 
 def digest(recipe: Recipe) -> str:
-    """Of everything that a run is made from."""
-    return json_sha256({"recipe": asdict(recipe), "data": load_manifest(recipe.data.aligned).key})
+    """Of everything that a run is made from. A field that a later version adds changes no digest while it is left alone."""
+    return json_sha256({"recipe": _chosen(recipe), "data": load_manifest(recipe.data.aligned).key})
+
+
+def _chosen(value: Any) -> Any:
+    """A recipe's fields that are not at their defaults, and below them the same."""
+    if isinstance(value, list):
+        return [_chosen(item) for item in value]
+    if not is_dataclass(value):
+        return value
+    defaults = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(value)}
+    return {name: _chosen(own) for name, default in defaults.items() if (own := getattr(value, name)) != default}
 
 
 def run_one(study: Study, variant: str, seed: int, stop: StopSignals) -> None:
     """Does one run of the study. Raises StoppedEarly after a signal; what was saved by then is not done again."""
+    run_dir = study.run_dir(variant, seed)
+    if variant == START:
+        write_json(run_dir / "result.json", asdict(_sound_start(study, seed, stop)))
+        return
+    start_dir = study.start_dir(seed)
+    if study.start is not None and not (start_dir / "result.json").is_file():
+        raise BadInput(f"{start_dir} is not done: run the study that it belongs to first")
+    initial = None if study.start is None else _trained(start_dir)
+    write_json(run_dir / "result.json", asdict(_train_and_score(study, variant, seed, initial, stop)))
+    shutil.rmtree(run_dir / "checkpoints")  # a study's disk is its runs times this
+
+
+def _sound_start(study: Study, seed: int, stop: StopSignals) -> RunResult:
+    """A seed's start, in as many rounds as it takes to reach `start_bar`; those before the last are left in start-ROUND.
+
+    Raises BadInput where MOST_ROUNDS do not.
+    """
+    run_dir, initial = study.run_dir(START, seed), None
+    for n in range(1, MOST_ROUNDS + 1):
+        weak = study.run_dir(f"{START}-{n}", seed)
+        if not weak.is_dir():
+            result = _train_and_score(study, START, seed, initial, stop)
+            if result.score >= study.start_bar:
+                return replace(result, rounds=n)
+            weak.parent.mkdir(exist_ok=True)
+            run_dir.rename(weak)
+        initial = _trained(weak)
+    raise BadInput(f"{run_dir}: still below start_bar {study.start_bar} after {MOST_ROUNDS} rounds")
+
+
+def _trained(run_dir: Path) -> str:
+    return str(complete_checkpoints(run_dir)[-1] / "export")
+
+
+def _train_and_score(study: Study, variant: str, seed: int, initial: str | None, stop: StopSignals) -> RunResult:
+    """One run, from the recipe's student or the weights in the folder `initial`, to its result."""
     began = time.perf_counter()
-    initial = None
-    if study.start is not None and variant != START:
-        if not (study.start_dir(seed) / "result.json").is_file():
-            raise BadInput(f"{study.start_dir(seed)} is not done: run the study that it belongs to first")
-        initial = str(complete_checkpoints(study.start_dir(seed))[-1] / "export")
     recipe = study.run(variant, seed, initial)
     run_dir = Path(recipe.run_dir)
     distill(recipe, Path(study.engine), stop, TIMEOUT_MINUTES)
@@ -67,7 +111,7 @@ def run_one(study: Study, variant: str, seed: int, stop: StopSignals) -> None:
     evaluate(recipe, str(checkpoint / "export"), checkpoint.name)
     scores = _scores(run_dir / "evaluation" / checkpoint.name)
     lines = [line for line in read_metrics(run_dir) if line["kind"] == "train"]
-    result = RunResult(
+    return RunResult(
         variant=variant,
         seed=seed,
         digest=digest(study.run(variant, seed)),
@@ -81,9 +125,6 @@ def run_one(study: Study, variant: str, seed: int, stop: StopSignals) -> None:
         wall_seconds=round(time.perf_counter() - began, 1),
         environment=read_json(run_dir / "environment.json"),
     )
-    write_json(run_dir / "result.json", asdict(result))
-    if variant != START:  # a study's disk is its runs times this
-        shutil.rmtree(run_dir / "checkpoints")
 
 
 def score_teachers(study: Study) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput, StoppedEarly
 from pipeline.core.log import log
 from pipeline.distributed.launcher_env import free_port
@@ -32,21 +34,38 @@ def run_study(study: Study, shard: Shard, workers: int) -> list[str]:
         return []
     from pipeline.alignment.build import align
     from pipeline.distributed.mpi_ranks import Ranks
-    from pipeline.experiments.runs import score_teachers
+    from pipeline.experiments.results import earlier_results
+    from pipeline.experiments.runs import digest, score_teachers
     from pipeline.training.preflight import prepare
 
-    data = {recipe.data.aligned: recipe for recipe in reversed([study.base(), *recipes.values()])}
-    for folder, recipe in data.items():
-        log.info(f"data: {folder}")
+    for recipe in datasets([study.base(), *recipes.values()]):
+        log.info(f"data: {recipe.data.aligned}")
         align(recipe, Ranks(), 1, 4096)
     for variant, recipe in recipes.items():  # one whose data, lengths or tokenizers are others' is refused here
         try:
             prepare(recipe, Path(study.engine))
         except BadInput as error:
             raise BadInput(f"variant {variant}: {error}") from None
+    before = earlier_results(study)
+    complete = {run.seed for run in before.runs} if before else set()
+    for run in before.runs if before else ():
+        if run.seed == min(complete) and run.digest != digest(study.run(run.variant, run.seed)):
+            raise BadInput(f"{study.results}: {run.variant} was made with other settings or data: name another file")
+    seeds = [seed for seed in seeds if seed not in complete]
     if study.seed_numbers()[:1] == seeds[:1]:  # of a job array's parts, one
         score_teachers(study)
     return run_seeds(study, seeds, min(workers, max(1, len(seeds))))
+
+
+def datasets(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """A recipe for each aligned dataset, with the teachers of all recipes that read it."""
+    made: dict[str, Recipe] = {}
+    for recipe in recipes:
+        first = made.setdefault(recipe.data.aligned, recipe)
+        names = {teacher.name for teacher in first.teachers}
+        added = [teacher for teacher in recipe.teachers if teacher.name not in names]
+        made[recipe.data.aligned] = replace(first, teachers=[*first.teachers, *added])
+    return list(made.values())
 
 
 def run_seeds(study: Study, seeds: Sequence[int], workers: int) -> list[str]:

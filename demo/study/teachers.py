@@ -1,0 +1,179 @@
+"""Makes the teachers of the reliability study and says how reliable each is: `python -m demo.study.teachers [FILE]`.
+
+FILE (default: demo/study/reliability/teachers.yaml) is the dial. What is there already is not made again. Weights go to the folder
+that the file names, and what was measured of them to teachers.json in it: exact match on the test problems, and the probe by t with one view and two.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from pipeline.alignment.build import align
+from pipeline.config.cli import parse, parser
+from pipeline.config.recipe import Recipe, Teacher
+from pipeline.core.checkpoint_files import complete_checkpoints, step_of
+from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.files import file_sha256, write_json
+from pipeline.core.log import log
+from pipeline.distributed.mpi_ranks import Ranks
+from pipeline.distributed.signals import StopSignals
+from pipeline.distributed.topology import start
+from pipeline.evaluation.results import read_scores
+from pipeline.evaluation.runner import evaluate
+from pipeline.experiments.workers import datasets
+from pipeline.models.forward import config_of
+from pipeline.models.loading import load_teacher
+from pipeline.study import parse_study
+from pipeline.training.build import fixed_noise_rows, frozen_teacher
+from pipeline.training.preflight import environment, prepare
+from pipeline.training.run import distill
+from pipeline.training.teacher_checks import probe_teacher
+from pipeline.training.teacher_probe import TeacherProbe
+
+DIAL = "demo/study/reliability/teachers.yaml"
+ENGINE = Path("ds_configs/zero3.json")
+TIMEOUT_MINUTES = 30.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of the dial."""
+
+    fields: Mapping[str, Any]
+    """of the training's recipe"""
+    of: str = ""
+    """whose training it is a checkpoint of; its own without"""
+    reaches: float = 0.0
+    """exact match on the validation problems that its checkpoint is the first to have"""
+
+
+@dataclass(frozen=True)
+class Dial:
+    """The file."""
+
+    study: str
+    """whose teachers these are"""
+    folder: str
+    """of the weights"""
+    architectures: Mapping[str, str]
+    """name: recipe that trains it"""
+    teachers: Mapping[str, Setting]
+
+    @classmethod
+    def read(cls, path: str) -> Dial:
+        """Raises BadInput for a file that cannot be read or lacks something."""
+        try:
+            entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            teachers = {name: Setting(**{"fields": {}, **setting}) for name, setting in entries.pop("teachers").items()}
+            return cls(**entries, teachers=teachers)
+        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+            raise BadInput(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def main() -> None:
+    """Trains what is missing, then measures every teacher that the study names."""
+    dial, stop = Dial.read(*sys.argv[1:2] or [DIAL]), StopSignals()
+    steps = {}
+    for architecture, recipe in dial.architectures.items():
+        for name in dial.teachers:
+            steps[f"{architecture}_{name}"] = make(dial, architecture, recipe, name, stop)
+    measured = {teacher.name: measure(recipe, teacher) for recipe, teacher in teachers_of(dial.study)}
+    where = environment(prepare(next(recipe for recipe, _ in teachers_of(dial.study)), ENGINE))
+    kept = {name: where[name] for name in ("versions", "device", "commit")}
+    write_json(Path(dial.folder) / "teachers.json", {"environment": kept, "steps": steps, "teachers": measured})
+
+
+def make(dial: Dial, architecture: str, recipe: str, name: str, stop: StopSignals) -> int:
+    """Trains a teacher, or takes it from another's training, into FOLDER/ARCHITECTURE_NAME; returns its steps."""
+    setting, into = dial.teachers[name], Path(dial.folder) / f"{architecture}_{name}"
+    source = setting.of or name
+    plan = training(dial, architecture, recipe, source)
+    if not into.is_dir():
+        align(plan, Ranks(), 1, 4096)
+        distill(plan, ENGINE, stop, TIMEOUT_MINUTES)
+        stop.settle()
+        checkpoint = (
+            first_reaching(plan, setting.reaches) if setting.of else complete_checkpoints(Path(plan.run_dir))[-1]
+        )
+        unfinished = into.with_name(f".{into.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(checkpoint / "export", unfinished)
+        (unfinished / "STEP").write_text(str(step_of(checkpoint)), encoding="utf-8")
+        unfinished.rename(into)
+    return int((into / "STEP").read_text(encoding="utf-8"))
+
+
+def training(dial: Dial, architecture: str, recipe: str, name: str) -> Recipe:
+    """The recipe of a training, in a run directory of its own."""
+    fields = {**dial.teachers[name].fields, "run_dir": f"{dial.folder}/training/{architecture}_{name}"}
+    words = [word for field, value in fields.items() for word in (f"--{field}", str(value))]
+    return parse(parser(""), ["--recipe", recipe, *words])[0]
+
+
+def first_reaching(recipe: Recipe, bar: float) -> Path:
+    """The first checkpoint whose exact match on the validation problems is at least `bar`. Raises BadInput where none is."""
+    chosen = replace(recipe, evaluation=replace(recipe.evaluation, tasks=["study_validation"]))
+    for checkpoint in complete_checkpoints(Path(recipe.run_dir)):
+        score = exact_match(chosen, str(checkpoint / "export"), f"validation-{checkpoint.name}")
+        log.info(f"{checkpoint}: {score:.3f}")
+        if score >= bar:
+            return checkpoint
+    raise BadInput(f"{recipe.run_dir}: no checkpoint reaches {bar}")
+
+
+def exact_match(recipe: Recipe, folder: str, label: str) -> float:
+    """Of the model in a folder, on the recipe's one task."""
+    evaluate(recipe, folder, label)
+    (score,) = read_scores(Path(recipe.run_dir) / "evaluation" / label).values()
+    return float(score.value)  # type: ignore[arg-type]  # a task that generates text has one
+
+
+def teachers_of(study_file: str) -> Iterator[tuple[Recipe, Teacher]]:
+    """Every teacher of a study, with a recipe that has it alone; their dataset is aligned."""
+    study, _ = parse_study(["--study", study_file])
+    recipes = [study.run(variant, 0) for variant in study.planned()]
+    for recipe in datasets(recipes):
+        align(recipe, Ranks(), 1, 4096)
+    first: dict[str, Recipe] = {}
+    for recipe in recipes:
+        for teacher in recipe.teachers:
+            first.setdefault(teacher.name, replace(recipe, teachers=[teacher]))
+    yield from ((recipe, recipe.teachers[0]) for recipe in first.values())
+
+
+def measure(recipe: Recipe, teacher: Teacher) -> dict[str, Any]:
+    """Weights, exact match on the test problems, and the probe of one teacher."""
+    scored = replace(recipe, run_dir=str(Path(teacher.path).parent / "evaluation"))
+    known = probe(recipe)
+    return {
+        "sha256": file_sha256(Path(teacher.path) / "model.safetensors"),
+        "input": teacher.input,
+        "exact_match": exact_match(scored, teacher.path, Path(teacher.path).name),
+        "probe": {"t": known.t, **known.to_json()},
+    }
+
+
+def probe(recipe: Recipe) -> TeacherProbe:
+    """What the recipe's one teacher knows of the validation rows, with one view and with two."""
+    plan, topology = prepare(recipe, ENGINE), start(timedelta(minutes=TIMEOUT_MINUTES))
+    model = frozen_teacher(plan, recipe.teachers[0], topology)
+    student = load_teacher(recipe.student.path, dtype=torch.float32, device=topology.device)
+    rows = partial(fixed_noise_rows, plan, "validation", config_of(student), [config_of(model)], topology)
+    ratio = recipe.objective.compdemo.ratio
+    return probe_teacher(
+        recipe.teachers[0].name, model, 0, {"one_view": rows(), "two_views": rows(compdemo_ratio=ratio)}
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("teachers", main))
