@@ -68,13 +68,18 @@ def render(document: str, studies: Mapping[str, Results]) -> str:
     blocks |= {f"{name} kl": markdown(*by_t([study.start(), *study.compared()])) for name, study in studies.items()}
     blocks |= {f"{name} problems": problems(study) for name, study in studies.items()}
     blocks |= {f"{name} runs": provenance(study) for name, study in studies.items()}
+    return fill(document, blocks, RESULTS)
 
-    def fill(match: re.Match[str]) -> str:
+
+def fill(document: str, blocks: Mapping[str, str], results: Path) -> str:
+    """The document with what stands between `<!-- NAME -->` and `<!-- end -->` made anew. Raises BadInput for an unknown name."""
+
+    def block(match: re.Match[str]) -> str:
         if match[1] not in blocks:
-            raise BadInput(f"{DOCUMENT}: no results for the mark {match[1]!r} in {RESULTS}")
+            raise BadInput(f"no results for the mark {match[1]!r} in {results}")
         return f"<!-- {match[1]} -->\n{blocks[match[1]]}\n<!-- end -->"
 
-    return re.sub(r"<!-- ([\w -]+) -->\n.*?<!-- end -->", fill, document, flags=re.DOTALL)
+    return re.sub(r"<!-- ([\w -]+) -->\n.*?<!-- end -->", block, document, flags=re.DOTALL)
 
 
 def table(study: Results) -> str:

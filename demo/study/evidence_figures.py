@@ -32,7 +32,7 @@ def probe(teachers: Mapping[str, TeacherProbe], path: Path) -> None:
                 axes.plot(known.t, known.accuracy[view], marker, color=colour, label=label)
             axes.set(xlabel="t", title=f"teacher {name}: true token ranked first", ylim=(0, 1.03))
         figure.axes[0].legend(loc="lower left")
-        _save(figure, path)
+        save(figure, path)
 
 
 def gradients(path: Path, temperature: float = 2.0) -> None:
@@ -43,7 +43,7 @@ def gradients(path: Path, temperature: float = 2.0) -> None:
             plot_gradient(axes, temperature, teacher)
         figure.axes[0].set_ylabel(f"dL / d log-probability (T = {temperature:g})")
         figure.axes[0].legend()
-        _save(figure, path)
+        save(figure, path)
 
 
 def tidal(path: Path) -> None:
@@ -59,7 +59,7 @@ def tidal(path: Path) -> None:
             )
         axes.set(xlabel="training progress p", ylabel="lambda", ylim=(0, 1))
         axes.legend()
-        _save(figure, path)
+        save(figure, path)
 
 
 def scores(start: Line, compared: Sequence[Line], path: Path) -> None:
@@ -77,7 +77,7 @@ def scores(start: Line, compared: Sequence[Line], path: Path) -> None:
         axes.axvline(compared[0].mean, color=ORANGE, linewidth=1, linestyle=":")
         axes.set_yticks(range(len(rows)), [line.variant for line in rows])
         axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-0.02, 1.02), xlabel="exact match on held-out problems")
-        _save(figure, path)
+        save(figure, path)
 
 
 def starts(start: Line, compared: Sequence[Line], path: Path) -> None:
@@ -97,7 +97,7 @@ def starts(start: Line, compared: Sequence[Line], path: Path) -> None:
             )
         axes.set(xlabel="score of the start", ylabel="score after training", xlim=(0, 1.02), ylim=(0, 1.02))
         figure.legend(loc="outside right center", fontsize=8)
-        _save(figure, path)
+        save(figure, path)
 
 
 def teacher_kl(start: Line, compared: Sequence[Line], path: Path) -> None:
@@ -113,9 +113,9 @@ def teacher_kl(start: Line, compared: Sequence[Line], path: Path) -> None:
             axes.set(xlabel="t", title=f"teacher {name}", yscale="log")
         figure.axes[0].set_ylabel("KL(teacher || student), nats")
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
-        _save(figure, path)
+        save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """The same bytes for the same numbers: no date, fixed ids."""
     figure.savefig(path, facecolor="white", metadata={"Date": None})

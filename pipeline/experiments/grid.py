@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -91,6 +92,7 @@ class Study:
         """Names of a seed's runs, in order."""
         return [START] * isinstance(self.start, dict) + list(self.variants)
 
+    @cached_property
     def base(self) -> Recipe:
         """The recipe that all runs share, with every teacher that a variant may name."""
         return self._recipe({"name": self.name}, {"run_dir": str(self.folder / "base")})
@@ -106,7 +108,7 @@ class Study:
         Args:
             student: folder of the initial weights, where the study has a start.
         """
-        base = self.base()
+        base = self.base
         fields = {"data.aligned": base.data.aligned, **self._fields(variant)}
         forced = {
             "name": f"{self.name}-{variant}-{seed}",

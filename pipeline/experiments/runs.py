@@ -129,7 +129,7 @@ def _train_and_score(study: Study, variant: str, seed: int, initial: str | None,
 
 def score_teachers(study: Study) -> None:
     """Scores every teacher of the base recipe on its tasks: STUDY/teachers.json."""
-    path, recipe = study.folder / "teachers.json", study.base()
+    path, recipe = study.folder / "teachers.json", study.base
     if path.is_file() or not recipe.teachers:
         return
     scores: dict[str, Scores] = {}
@@ -152,7 +152,7 @@ def _scores(folder: Path) -> Scores:
 
 
 def _teacher_kl(study: Study, folder: str) -> dict[str, list[float]]:
-    base = study.base()
+    base = study.base
     if not base.teachers or not base.data.validation:
         return {}
     plan, topology = prepare(base, Path(study.engine)), start(timedelta(minutes=TIMEOUT_MINUTES))

@@ -38,7 +38,7 @@ def run_study(study: Study, shard: Shard, workers: int) -> list[str]:
     from pipeline.experiments.runs import digest, score_teachers
     from pipeline.training.preflight import prepare
 
-    for recipe in datasets([study.base(), *recipes.values()]):
+    for recipe in datasets([study.base, *recipes.values()]):
         log.info(f"data: {recipe.data.aligned}")
         align(recipe, Ranks(), 1, 4096)
     for variant, recipe in recipes.items():  # one whose data, lengths or tokenizers are others' is refused here

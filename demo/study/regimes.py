@@ -1,0 +1,282 @@
+"""Writes the numbers and figures of docs/reliability.md from the committed results: `python -m demo.study.regimes`.
+
+Reads demo/study/reliability/teachers.json and results.json. Families of tests, and when they may be read, are those of the page's protocol.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from demo.study import regimes_figures as figures
+from demo.study.evidence import fill
+from pipeline.core.errors import exit_code
+from pipeline.core.files import read_json, write_text
+from pipeline.evaluation.statistics import holm, sign_flip
+from pipeline.experiments.grid import START
+from pipeline.experiments.results import Results, markdown, t_interval
+from pipeline.training.held_out import TIMESTEPS
+from pipeline.training.teacher_probe import TeacherProbe
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS, DOCUMENT, FIGURES = ROOT / "demo/study/reliability", ROOT / "docs/reliability.md", ROOT / "docs/evidence"
+
+BASELINE = {"moe": "calm", "dense": "kl"}
+NATIVES = {"moe": ("reverse_calm", "calm_tidal_compdemo"), "dense": ("tidal_compdemo", "reverse_kl")}
+TIDAL = {"moe": "calm_tidal", "dense": "tidal"}
+UNRELIABLE = 0.9
+"""Teachers below this belong to the primary family."""
+
+Scores = dict[int, float]
+"""Of a cell, by seed."""
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One cell of the study; undistilled has neither pipeline nor dial."""
+
+    data: str
+    pipeline: str
+    dial: str
+    strategy: str
+
+    @classmethod
+    def of(cls, variant: str) -> Cell:
+        """From a variant's name: carry-moe_t30-calm, carry-undistilled."""
+        data, *between, strategy = variant.split("-")
+        pipeline, _, dial = between[0].partition("_") if between else ("", "", "")
+        return cls(data, pipeline, dial, strategy)
+
+    @property
+    def teacher(self) -> str:
+        return f"{self.pipeline}_{self.dial}"
+
+    def beside(self, strategy: str) -> Cell:
+        """The cell of another strategy with the same data and teacher."""
+        return Cell(self.data, self.pipeline, self.dial, strategy)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was measured of a teacher."""
+
+    steps: int | None
+    exact_match: float
+    probe: TeacherProbe
+
+    @property
+    def reliability(self) -> float:
+        """Share of masked tokens whose truth it ranks first with one view, mean over t."""
+        return mean(self.probe.accuracy["one_view"])
+
+    @property
+    def room(self) -> float:
+        """What a second view adds to it."""
+        return mean(self.probe.accuracy["two_views"]) - self.reliability
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that the page stands on."""
+
+    teachers: Mapping[str, Known]
+    scores: Mapping[Cell, Scores]
+    starts: Mapping[int, tuple[float, int]]
+    """Seed: score of its start, and rounds of its training."""
+    planned: int
+    """Seeds of the protocol."""
+    environments: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Evidence:
+        """What is there: no file is no teacher, or no run."""
+        teachers, results = read_json(folder / "teachers.json"), read_json(folder / "results.json")
+        return cls.of(teachers, Results.from_json(results) if results else None)
+
+    @classmethod
+    def of(cls, teachers: Mapping[str, Any] | None, results: Results | None) -> Evidence:
+        """From the contents of teachers.json and results.json."""
+        known = {}
+        for name, facts in teachers["teachers"].items() if teachers else ():
+            probe = TeacherProbe.from_json(facts["probe"]["t"], facts["probe"])
+            known[name] = Known(teachers["steps"].get(name) if teachers else None, facts["exact_match"], probe)
+        scores: dict[Cell, Scores] = {}
+        starts = {}
+        for run in results.runs if results else ():
+            if run.variant == START:
+                starts[run.seed] = run.score, run.rounds
+            else:
+                scores.setdefault(Cell.of(run.variant), {})[run.seed] = run.score
+        planned = results.study["seeds"].partition("..") if results else ("0", "", "-1")
+        count = int(planned[2]) - int(planned[0]) + 1
+        return cls(known, scores, starts, count, results.environments if results else [])
+
+    def complete(self) -> list[int]:
+        """Seeds of which every cell is there."""
+        return sorted(set.intersection(*map(set, self.scores.values()))) if self.scores else []
+
+    def minus(self, ours: Cell, other: Cell) -> Scores:
+        """Differences, paired by seed."""
+        a, b = self.scores.get(ours, {}), self.scores.get(other, {})
+        return {seed: a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())}
+
+
+Comparison = tuple[Sequence[str], Scores]
+"""Words that name it, and its difference in each seed."""
+
+
+def natives(evidence: Evidence) -> Iterator[tuple[Cell, Cell]]:
+    """(native, baseline objective) of every teacher and data."""
+    for cell in evidence.scores:
+        if cell.pipeline and cell.strategy in NATIVES[cell.pipeline]:
+            yield cell, cell.beside(BASELINE[cell.pipeline])
+
+
+def over_teachers(
+    evidence: Evidence, summary: Callable[[Sequence[float], Sequence[float]], float], chosen: Callable[[Known], bool]
+) -> list[Comparison]:
+    """Per native on `carry`: in each seed, `summary` of (reliabilities, differences to the baseline) of the chosen teachers."""
+    made: list[Comparison] = []
+    for pipeline, strategies in NATIVES.items():
+        for strategy in strategies:
+            pairs = [(a, b) for a, b in natives(evidence) if a.data == "carry" and a.strategy == strategy]
+            pairs = [(a, b) for a, b in pairs if a.pipeline == pipeline and chosen(evidence.teachers[a.teacher])]
+            if not pairs:
+                continue
+            x = [evidence.teachers[a.teacher].reliability for a, _ in pairs]
+            by_teacher = [evidence.minus(*pair) for pair in pairs]
+            seeds = sorted(set.intersection(*map(set, by_teacher)))
+            moved = {seed: summary(x, [d[seed] for d in by_teacher]) for seed in seeds}
+            made.append(([pipeline, strategy, BASELINE[pipeline], f"{len(pairs)} teachers"], moved))
+    return made
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Least squares."""
+    return float(np.polyfit(x, y, 1)[0])
+
+
+def families(evidence: Evidence) -> dict[str, list[Comparison]]:
+    """The protocol's families of comparisons."""
+    pairs = {"regimes": list(natives(evidence)), "parts": [], "gain": []}
+    for cell in evidence.scores:
+        if not cell.pipeline:
+            continue
+        tidal = TIDAL[cell.pipeline]
+        if cell.strategy in (f"{tidal}_compdemo", f"{tidal}_training", f"{tidal}_timestep"):
+            pairs["parts"].append((cell, cell.beside(tidal)))
+        pairs["gain"].append((cell, Cell(cell.data, "", "", "undistilled")))
+    return {
+        "primary": over_teachers(evidence, lambda _, y: mean(y), lambda known: known.reliability < UNRELIABLE),
+        "slope": over_teachers(evidence, slope, lambda _: True),
+        **{
+            family: [([a.data, a.teacher, a.strategy, b.strategy], evidence.minus(a, b)) for a, b in of]
+            for family, of in pairs.items()
+        },
+    }
+
+
+def family_table(comparisons: Iterable[Comparison], *, tested: bool) -> str:
+    """Means with Student's 95% intervals; p of the exact sign flips, and after Holm, where they may be read."""
+    made = [(words, list(moved.values())) for words, moved in comparisons if moved]
+    header = ["of", "", "", "minus", "seeds", "mean", "95% interval"]
+    rows = [
+        [*words, str(len(d)), f"{mean(d):+.3f}", "{:+.3f} to {:+.3f}".format(*t_interval(d)) if len(d) > 1 else ""]
+        for words, d in made
+    ]
+    if tested:
+        p = [sign_flip(d) for _, d in made]
+        header += ["p", "p (Holm)"]
+        rows = [[*row, f"{raw:.4f}", f"{adjusted:.4f}"] for row, raw, adjusted in zip(rows, p, holm(p), strict=True)]
+    return markdown(header, rows) if rows else "No runs yet."
+
+
+def teachers_table(evidence: Evidence) -> str:
+    """The dial, as measured."""
+    header = ["teacher", "steps", "exact match", "reliability", "room", *(f"t = {t}" for t in TIMESTEPS)]
+    rows = [
+        [
+            name,
+            "" if known.steps is None else str(known.steps),
+            f"{known.exact_match:.3f}",
+            f"{known.reliability:.3f}",
+            f"{known.room:+.3f}",
+            *(
+                f"{one:.2f} / {two:.2f}"
+                for one, two in zip(known.probe.accuracy["one_view"], known.probe.accuracy["two_views"], strict=True)
+            ),
+        ]
+        for name, known in evidence.teachers.items()
+    ]
+    return markdown(header, rows) if rows else "No teachers yet."
+
+
+def cells_table(evidence: Evidence) -> str:
+    """Every cell: its score, and its differences to undistilled and to the baseline objective."""
+
+    def words(moved: Scores) -> str:
+        if not moved:
+            return ""
+        d = list(moved.values())
+        return f"{mean(d):+.3f}" + (" ({:+.3f} to {:+.3f})".format(*t_interval(d)) if len(d) > 1 else "")
+
+    rows = []
+    for cell, scores in evidence.scores.items():
+        own = [cell.data, cell.teacher if cell.pipeline else "", cell.strategy, str(len(scores))]
+        base = evidence.minus(cell, cell.beside(BASELINE[cell.pipeline])) if cell.pipeline else {}
+        gain = evidence.minus(cell, Cell(cell.data, "", "", "undistilled")) if cell.pipeline else {}
+        is_base = cell.pipeline and cell.strategy == BASELINE[cell.pipeline]
+        rows.append([*own, f"{mean(scores.values()):.3f}", words(gain), "" if is_base else words(base)])
+    header = ["data", "teacher", "strategy", "seeds", "score", "minus undistilled", "minus baseline objective"]
+    return markdown(header, rows) if rows else "No runs yet."
+
+
+def state(evidence: Evidence) -> str:
+    """How far the study is, and where it ran."""
+    if not evidence.starts:
+        return "No student has been trained yet."
+    complete, runs = evidence.complete(), sum(map(len, evidence.scores.values()))
+    began = ", ".join(f"{score:.3f}" + f" ({n} rounds)" * (n > 1) for score, n in evidence.starts.values())
+    where = "; ".join(
+        f"commit {e['commit'][:12]}, torch {e['versions']['torch']}, {e['device']}" for e in evidence.environments
+    )
+    return (
+        f"{runs} cells of {len(evidence.starts)} seeds have been run; {len(complete)} of {evidence.planned} seeds are complete. "
+        f"Starts: {began}.\n{where}."
+    )
+
+
+def blocks(evidence: Evidence) -> dict[str, str]:
+    """What stands between the page's marks."""
+    tested = 0 < evidence.planned <= len(evidence.complete())
+    made = {name: family_table(of, tested=tested) for name, of in families(evidence).items()}
+    return made | {"teachers": teachers_table(evidence), "cells": cells_table(evidence), "state": state(evidence)}
+
+
+def main() -> None:
+    """Fills the page and draws its figures."""
+    evidence = Evidence.read(RESULTS)
+    write_text(DOCUMENT, fill(DOCUMENT.read_text(encoding="utf-8"), blocks(evidence), RESULTS))
+    if evidence.teachers:
+        figures.probes(
+            {name: known.probe for name, known in evidence.teachers.items()}, FIGURES / "reliability-probe.svg"
+        )
+    points = [
+        figures.Point(
+            a.pipeline, a.strategy, evidence.teachers[a.teacher].reliability, list(evidence.minus(a, b).values())
+        )
+        for a, b in natives(evidence)
+        if a.data == "carry"
+    ]
+    if points:
+        figures.gains(points, FIGURES / "reliability-gain.svg")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("regimes", main))

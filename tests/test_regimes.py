@@ -1,0 +1,69 @@
+"""docs/reliability.md against its raw results, and its comparisons against numbers by hand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from demo.study.evidence import fill
+from demo.study.regimes import DOCUMENT, FIGURES, RESULTS, Cell, Evidence, Known, blocks, families, natives
+from pipeline.study import parse_study
+from pipeline.training.teacher_probe import TeacherProbe
+
+
+def known(one: float, two: float) -> Known:
+    return Known(800, 1.0, TeacherProbe([0.5], -5.8, {}, {"one_view": [one], "two_views": [two]}))
+
+
+def evidence(planned: int = 3) -> Evidence:
+    """Reverse CALM minus CALM is 0.3, 0.1 and 0 with teachers of reliability 0.5, 0.7 and 0.9 in seed 0; a tenth of it in the others."""
+    teachers = {"moe_t30": known(0.5, 0.75), "moe_t50": known(0.7, 0.7), "moe_t100": known(0.9, 1.0)}
+    scores = {Cell("carry", "", "", "undistilled"): dict.fromkeys(range(3), 0.4)}
+    for (_, dial), gain in zip([name.split("_") for name in teachers], (0.3, 0.1, 0.0), strict=True):
+        scores[Cell("carry", "moe", dial, "calm")] = dict.fromkeys(range(3), 0.5)
+        scores[Cell("carry", "moe", dial, "reverse_calm")] = {0: 0.5 + gain, 1: 0.5 + gain / 10, 2: 0.5 + gain / 10}
+    return Evidence(teachers, scores, {0: (0.95, 1), 1: (0.96, 2), 2: (0.97, 1)}, planned, [])
+
+
+def test_families_by_hand():
+    made = families(evidence())
+    (words, moved), *rest = made["primary"]  # the teacher of 0.9 is reliable
+    assert not rest and words[:3] == ["moe", "reverse_calm", "calm"] and words[3] == "2 teachers"
+    assert moved == pytest.approx({0: 0.2, 1: 0.02, 2: 0.02})
+    ((_, slopes),) = made["slope"]
+    assert slopes == pytest.approx({0: -0.75, 1: -0.075, 2: -0.075})
+    assert [(words[1], moved[0]) for words, moved in made["regimes"]] == [
+        ("moe_t30", pytest.approx(0.3)), ("moe_t50", pytest.approx(0.1)), ("moe_t100", 0.0),
+    ]  # fmt: skip
+    assert len(made["gain"]) == 6 and made["gain"][1][1][0] == pytest.approx(0.4)
+    assert known(0.5, 0.75).room == 0.25
+
+
+def test_no_p_value_before_the_last_seed():
+    assert "p (Holm)" in blocks(evidence())["primary"]
+    early = evidence(planned=4)
+    assert not any("p (Holm)" in block for block in blocks(early).values())
+    assert "3 of 4 seeds are complete" in blocks(early)["state"] and "0.960 (2 rounds)" in blocks(early)["state"]
+    del early.scores[Cell("carry", "moe", "t30", "calm")][1]
+    assert early.complete() == [0, 2]
+
+
+def test_the_protocol_s_families_have_their_sizes():
+    planned = parse_study(["--study", "demo/study/reliability/study.yaml"])[0]
+    scores = {Cell.of(variant): {0: 0.5} for variant in planned.variants}
+    teachers = {cell.teacher: known(0.5 + 0.001 * i, 0.9) for i, cell in enumerate(scores) if cell.pipeline}
+    made = families(Evidence(teachers, scores, {}, 12, []))
+    assert {name: len(of) for name, of in made.items()} == {
+        "primary": 4, "regimes": 40, "slope": 4, "parts": 28, "gain": 88,
+    }  # fmt: skip
+    assert all(moved == pytest.approx({0: 0.0}) for of in made.values() for _, moved in of)
+    assert all(set(pair) <= scores.keys() for pair in natives(Evidence(teachers, scores, {}, 12, [])))
+
+
+def test_document_holds_what_its_raw_results_say():
+    document = DOCUMENT.read_text(encoding="utf-8")
+    assert fill(document, blocks(Evidence.read(RESULTS)), Path()) == document, "run `python -m demo.study.regimes`"
+    for figure in re.findall(r"\]\(evidence/([\w-]+\.svg)\)", document):
+        assert (FIGURES / figure).is_file(), figure
