@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from pipeline import align, distill, evaluate
+from pipeline.alignment.manifest import load_manifest
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Recipe, Student, dump
 from pipeline.core.errors import BadInput, exit_code
@@ -268,6 +269,21 @@ def test_a_run_directory_of_another_recipe_is_refused(refused, finished):
         f"{finished} belongs to another recipe (it differs in name, teachers, optim.lr): choose another --run_dir"
         in error
     )
+
+
+def test_a_run_goes_on_where_it_and_its_data_were_moved_to(run, refused, place, finished, tmp_path):
+    for name in ("aligned", "rows.jsonl"):
+        copy = shutil.copytree if (place / name).is_dir() else shutil.copy
+        copy(place / name, tmp_path / name)
+    words = ("--data.aligned", str(tmp_path / "aligned"), "--data.sources.path", str(tmp_path / "rows.jsonl"))
+    export = finished / "checkpoints/step-00000001/export"
+    export.mkdir()
+    for key, fits in (("another", False), (load_manifest(place / "aligned").key, True)):
+        (export / "config.json").write_text(json.dumps({"provenance": {"manifest_key": key}}))
+        if fits:
+            assert run(distill, *words)[0] == 0
+        else:
+            assert "run was trained on another dataset than" in refused(distill, *words)
 
 
 def test_a_run_directory_in_use_is_refused(refused, finished):

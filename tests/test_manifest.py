@@ -44,8 +44,30 @@ def test_a_recipe_that_does_not_fit_is_refused(run_align, align_recipe, tmp_path
         with pytest.raises(BadInput, match=f"{keys}.*{difference}.*: run `python pipeline/align.py"):
             check_manifest(manifest, recipe_of(align_recipe, *overrides))
     write_jsonl(tmp_path / "rows.jsonl", ROWS[:30])
-    with pytest.raises(BadInput, match=r"differ in the size of .*rows\.jsonl"):
+    with pytest.raises(BadInput, match=r"rows\.jsonl holds other rows than .* was made from: run"):
         check_manifest(manifest, recipe_of(align_recipe))
+
+
+def test_moved_data_fit_by_their_content(run_align, align_recipe, tmp_path):
+    run_align()
+    manifest = load_manifest(tmp_path / "aligned")
+    moved = recipe_of(align_recipe, "--data.sources.path", str(tmp_path / "new/rows.jsonl"))
+    with pytest.raises(BadInput, match=r"no file .*new/rows\.jsonl"):
+        check_manifest(manifest, moved)
+    (tmp_path / "new").mkdir()
+    moved_file = (tmp_path / "rows.jsonl").rename(tmp_path / "new/rows.jsonl")
+    check_manifest(manifest, moved)
+    check_manifest(manifest, recipe_of(align_recipe))  # the dataset alone was taken along
+    here, again = (
+        ["--data.sources.path", str(moved_file), "--data.validation.path", str(moved_file)],
+        tmp_path / "again",
+    )
+    run_align(*here, "--data.aligned", str(again))
+    assert load_manifest(again).key == manifest.key
+    text = moved_file.read_text()
+    moved_file.write_text(text.replace("3", "4", 1))
+    with pytest.raises(BadInput, match=r"new/rows\.jsonl holds other rows than .* was made from: run"):
+        check_manifest(manifest, moved)
 
 
 def test_an_edited_template_changes_the_key(run_align, align_recipe, tmp_path, align_tokenizers):

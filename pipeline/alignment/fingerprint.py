@@ -77,6 +77,11 @@ class SourceInputs(Generic[AnySource]):
             raise ValueError(f"nothing is known of {self.source.path}")
         return self.content
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What is taken of which content, wherever it lies."""
+        return {name: value for name, value in self.to_json().items() if name not in ("path", "licence")}
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self.source) | {"content": self.content and asdict(self.content)}
 
@@ -116,9 +121,9 @@ class Inputs:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that determines the rows."""
-        sources = {str(n): source.to_json() | {"licence": None} for n, source in enumerate(self.sources)}
-        return self.settings | {"sources": sources, "validation": self.validation and self.validation.to_json()}
+        """Everything that determines the rows; no paths."""
+        sources = {str(n): source.identity for n, source in enumerate(self.sources)}
+        return self.settings | {"sources": sources, "validation": self.validation and self.validation.identity}
 
     def to_json(self) -> dict[str, Any]:
         return {

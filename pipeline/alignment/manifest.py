@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.alignment.fingerprint import FORMAT, Inputs, SourceInputs, fingerprint_inputs, source_key
-from pipeline.config.recipe import Recipe, Source, Validation
+from pipeline.alignment.sources import open_source
+from pipeline.config.recipe import Data, Recipe, Source, Validation
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256, json_sha256, read_json
+from pipeline.core.log import rank
+
+AnyInputs = SourceInputs[Source] | SourceInputs[Validation]
 
 
 @dataclass(frozen=True)
@@ -132,29 +136,42 @@ def check_manifest(manifest: Manifest, recipe: Recipe) -> None:
     """Raises BadInput, naming what differs and both keys, unless the dataset fits the recipe.
 
     It fits with the same tokenizers, lengths and data; it may hold more teachers, or validation rows that the recipe
-    does not ask for. The data themselves are not read again; a local file must have kept its size.
+    does not ask for. Data are read again (by rank 0) only where the recipe has another path for them than when they
+    were aligned; a local file that has not moved must have kept its size.
     """
-    contents = {source_key(data.source): data.content for data in manifest.inputs.data}
-    wanted = fingerprint_inputs(recipe, contents).identity
+    data = _by_place(manifest.inputs, recipe.data)
+    wanted = fingerprint_inputs(recipe, {source_key(source): there.content for source, there in data}).identity
     aligned = restrict_to(manifest.inputs.identity, wanted)
-    changes = differences(aligned, wanted)
-    changes += [f"the size of {data.source.path}" for data in manifest.inputs.data if _was_resized(data)]
-    if changes:
+    if changes := differences(aligned, wanted):
         raise BadInput(
             f"the aligned dataset in {recipe.data.aligned} has key {json_sha256(aligned)[:12]}, the recipe "
             f"{json_sha256(wanted)[:12]}; they differ in {'; '.join(changes)}: run `{align_command()}`"
         )
+    for source, there in data:
+        if _has_changed(source, there):
+            raise BadInput(
+                f"{source.path} holds other rows than the aligned dataset in {recipe.data.aligned} was made from: run "
+                f"`{align_command()}`"
+            )
+
+
+def _by_place(inputs: Inputs, data: Data) -> list[tuple[Source | Validation, AnyInputs]]:
+    """The recipe's sources, and what was aligned as the first, second, ... of them; validation rows likewise."""
+    pairs: list[tuple[Source | Validation, AnyInputs]] = list(zip(data.sources, inputs.sources, strict=False))
+    return [*pairs, (data.validation, inputs.validation)] if data.validation and inputs.validation else pairs
+
+
+def _has_changed(source: Source | Validation, there: AnyInputs) -> bool:
+    if source.path != there.source.path:
+        return rank() == 0 and open_source(source).table.sha256 != there.known.sha256
+    path = Path(source.path)
+    return path.is_file() and path.stat().st_size != there.known.bytes
 
 
 def restrict_to(identity: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """A dataset's identity without the teachers and validation rows that are not wanted."""
     teachers = {name: side for name, side in identity["teachers"].items() if name in wanted["teachers"]}
     return {**identity, "teachers": teachers, "validation": identity["validation"] if wanted["validation"] else None}
-
-
-def _was_resized(data: SourceInputs[Source] | SourceInputs[Validation]) -> bool:
-    path = Path(data.source.path)
-    return data.content is not None and path.is_file() and path.stat().st_size != data.content.bytes
 
 
 def differences(aligned: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from typing import Any, TextIO
 
 import yaml
 
+from pipeline.alignment.manifest import load_manifest
 from pipeline.config.recipe import Recipe, dump, without_idle_teachers
 from pipeline.core.checkpoint_files import complete_checkpoints
 from pipeline.core.errors import BadInput
@@ -29,7 +31,8 @@ def finished(recipe: Recipe) -> bool:
 def run_lock(recipe: Recipe) -> TextIO | None:
     """Takes the run directory for this process, until the returned file is closed (rank 0 alone holds the lock).
 
-    Raises BadInput when another process holds it, or when it belongs to a recipe that would train otherwise.
+    Data and dataset may have moved since its last start: it is the dataset's key that must be the same. Raises BadInput
+    when another process holds it, or when it belongs to a recipe that would train otherwise.
     """
     run_dir = Path(recipe.run_dir)
     recipe_file = run_dir / "recipe.yaml"
@@ -39,10 +42,15 @@ def run_lock(recipe: Recipe) -> TextIO | None:
         except (yaml.YAMLError, UnicodeDecodeError):
             raise BadInput(f"{recipe_file} is damaged: put a copy back, or choose another --run_dir") from None
         differing = _differences(stored, yaml.safe_load(dump(without_idle_teachers(recipe))))
-        if differing:
+        if not all(map(_PLACE.fullmatch, differing)):
             raise BadInput(
                 f"{run_dir} belongs to another recipe (it differs in {', '.join(differing)}): "
                 "choose another --run_dir or delete it"
+            )
+        if differing and not _was_trained_on(recipe.data.aligned, run_dir):
+            raise BadInput(
+                f"{run_dir} was trained on another dataset than {recipe.data.aligned} ({', '.join(differing)} changed): "
+                "name the former, or choose another --run_dir"
             )
     if rank() != 0:
         return None
@@ -82,10 +90,21 @@ def stop_requests(run_dir: Path) -> Iterator[Callable[[], bool]]:
 
 # sections that do not change what is trained
 _FREE = ("checkpoint", "evaluation", "logging", "run_dir")
+_PLACE = re.compile(r"data\.(aligned|sources\.\d+\.path|validation\.path)")
+
+
+def _was_trained_on(folder: str, run_dir: Path) -> bool:
+    """Whether it is this aligned dataset that the run's newest checkpoint, if there is one, was trained on."""
+    if not (checkpoints := complete_checkpoints(run_dir)):
+        return True
+    config = read_json(checkpoints[-1] / "export" / "config.json") or {}
+    return bool(config.get("provenance", {}).get("manifest_key") == load_manifest(folder).key)
 
 
 def _differences(stored: Any, wanted: Any, prefix: str = "") -> list[str]:
-    """Dotted names of the fields that differ and that change what is trained."""
+    """Dotted names of the fields that differ and that change what is trained; items of a list by number."""
+    if isinstance(stored, list) and isinstance(wanted, list) and len(stored) == len(wanted):
+        stored, wanted = dict(enumerate(stored)), dict(enumerate(wanted))
     if not isinstance(stored, dict) or not isinstance(wanted, dict):
         return [] if stored == wanted else [prefix]
     names = [name for name in {**stored, **wanted} if prefix or name not in _FREE]
