@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from itertools import count
 
 import pytest
 
@@ -82,6 +83,13 @@ def test_a_refused_start_leaves_a_stage_done_and_the_history_has_both(tmp_path):
         StageStatus.of({"state": "done", "exit_code": 0, "message": ""}, [*history, history[0], *history[:2]]).starts
         == 8
     )
+
+
+def test_a_clock_that_is_set_back_makes_no_negative_duration(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.time", count(10**9, -3600).__next__)
+    with record_status(tmp_path, "score"):
+        pass
+    assert json.loads(status_file(tmp_path, "score").read_text())["seconds"] >= 0
 
 
 def test_without_git_the_version_is_unknown(monkeypatch):

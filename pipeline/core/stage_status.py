@@ -57,13 +57,13 @@ def record_status(run_dir: Path, stage: str, keeps: Callable[[], bool] = lambda:
     keeps: whether what the stage had done before is still there, after bad input.
     """
     details: dict[str, Any] = {"step": None, "message": ""}
-    started, path = time.time(), status_file(run_dir, stage)
+    started, path = time.monotonic(), status_file(run_dir, stage)
     before = _done_before(path) if rank() == 0 else None
 
     def write(state: str, code: int) -> None:
         if rank() == 0:
             try:
-                write_status(run_dir, stage, state, code, **details, seconds=round(time.time() - started, 2))
+                write_status(run_dir, stage, state, code, **details, seconds=round(time.monotonic() - started, 2))
                 if state == "failed" and code == BAD_INPUT and before and keeps():
                     write_json(path, before)
             except OSError as error:  # a full disk must not hide why the stage ended
