@@ -14,7 +14,7 @@ from pipeline.training.teacher_probe import TeacherProbe
 
 
 def known(one: float, two: float) -> Known:
-    return Known(800, 1.0, TeacherProbe([0.5], -5.8, {}, {"one_view": [one], "two_views": [two]}))
+    return Known([800], 1.0, TeacherProbe([0.5], -5.8, {}, {"one_view": [one], "two_views": [two]}))
 
 
 def evidence(planned: int = 3) -> Evidence:
@@ -39,6 +39,15 @@ def test_families_by_hand():
     ]  # fmt: skip
     assert len(made["gain"]) == 6 and made["gain"][1][1][0] == pytest.approx(0.4)
     assert known(0.5, 0.75).room == 0.25
+
+
+def test_teachers_made_twice_count_with_their_mean():
+    def made(one: float, steps: int) -> dict:
+        probe = {"t": [0.5], "uniform": -5.8, "one_view": [-1.0], "accuracy_one_view": [one]}
+        return {"steps": {"moe_em60": steps}, "teachers": {"moe_em60": {"exact_match": one, "probe": probe}}}
+
+    twice = Evidence.of([made(0.5, 300), made(0.75, 320)], None).teachers["moe_em60"]
+    assert (twice.steps, twice.exact_match, twice.reliability) == ([300, 320], 0.625, 0.625)
 
 
 def test_no_p_value_before_the_last_seed():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -64,9 +64,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Known:
-    """What was measured of a teacher."""
+    """What was measured of a teacher; the mean where it was made several times."""
 
-    steps: int | None
+    steps: Sequence[int]
+    """in each of its trainings"""
     exact_match: float
     probe: TeacherProbe
 
@@ -97,15 +98,13 @@ class Evidence:
     def read(cls, folder: Path) -> Evidence:
         """What is there: no file is no teacher, or no run."""
         teachers, results = read_json(folder / "teachers.json"), read_json(folder / "results.json")
-        return cls.of(teachers, Results.from_json(results) if results else None)
+        return cls.of(teachers or [], Results.from_json(results) if results else None)
 
     @classmethod
-    def of(cls, teachers: Mapping[str, Any] | None, results: Results | None) -> Evidence:
+    def of(cls, sets: Sequence[Mapping[str, Any]], results: Results | None) -> Evidence:
         """From the contents of teachers.json and results.json."""
-        known = {}
-        for name, facts in teachers["teachers"].items() if teachers else ():
-            probe = TeacherProbe.from_json(facts["probe"]["t"], facts["probe"])
-            known[name] = Known(teachers["steps"].get(name) if teachers else None, facts["exact_match"], probe)
+        names = sets[0]["teachers"] if sets else ()
+        known = {name: _known(name, sets) for name in names}
         scores: dict[Cell, Scores] = {}
         starts = {}
         for run in results.runs if results else ():
@@ -125,6 +124,22 @@ class Evidence:
         """Differences, paired by seed."""
         a, b = self.scores.get(ours, {}), self.scores.get(other, {})
         return {seed: a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())}
+
+
+def _known(name: str, sets: Sequence[Mapping[str, Any]]) -> Known:
+    facts = [each["teachers"][name] for each in sets]
+    probes = [TeacherProbe.from_json(f["probe"]["t"], f["probe"]) for f in facts]
+
+    def over_sets(values: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+        return {view: np.mean([each[view] for each in values], axis=0).tolist() for view in values[0]}
+
+    probe = replace(
+        probes[0],
+        log_prob=over_sets([p.log_prob for p in probes]),
+        accuracy=over_sets([p.accuracy for p in probes]),
+    )
+    steps = [each["steps"][name] for each in sets if name in each["steps"]]
+    return Known(steps, mean(f["exact_match"] for f in facts), probe)
 
 
 Comparison = tuple[Sequence[str], Scores]
@@ -203,7 +218,7 @@ def teachers_table(evidence: Evidence) -> str:
     rows = [
         [
             name,
-            "" if known.steps is None else str(known.steps),
+            ", ".join(map(str, known.steps)),
             f"{known.exact_match:.3f}",
             f"{known.reliability:.3f}",
             f"{known.room:+.3f}",

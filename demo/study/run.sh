@@ -26,7 +26,6 @@ mkdir -p demo/study/results
 for study in "$@"; do
   if [ "$study" = reliability ]; then
     python -m demo.study.teachers
-    cp runs/study/teachers/teachers.json demo/study/reliability/
     python pipeline/study.py --study demo/study/reliability/study.yaml --workers "$workers"
     cp runs/study/reliability/results.json demo/study/reliability/
   else

@@ -1,7 +1,8 @@
 """Makes the teachers of the reliability study and says how reliable each is: `python -m demo.study.teachers [FILE]`.
 
 FILE (default: demo/study/reliability/teachers.yaml) is the dial. What is there already is not made again. Weights go to the folder
-that the file names, and what was measured of them to teachers.json in it: exact match on the test problems, and the probe by t with one view and two.
+that the file names; what was measured of a set of teachers (exact match on the test problems, the probe by t with one view and
+two) is added to the file `measured`, which has one entry for every set of weights.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import yaml
 
 from pipeline.alignment.build import align
 from pipeline.config.cli import parse, parser
-from pipeline.config.recipe import Recipe, Teacher
+from pipeline.config.recipe import Recipe
 from pipeline.core.checkpoint_files import complete_checkpoints, step_of
 from pipeline.core.errors import BadInput, exit_code
-from pipeline.core.files import file_sha256, write_json
+from pipeline.core.files import file_sha256, read_json, write_json
 from pipeline.core.log import log
 from pipeline.distributed.mpi_ranks import Ranks
 from pipeline.distributed.signals import StopSignals
@@ -65,6 +66,8 @@ class Dial:
     """whose teachers these are"""
     folder: str
     """of the weights"""
+    measured: str
+    """where what was measured goes"""
     architectures: Mapping[str, str]
     """name: recipe that trains it"""
     teachers: Mapping[str, Setting]
@@ -87,10 +90,15 @@ def main() -> None:
     for architecture, recipe in dial.architectures.items():
         for name in dial.teachers:
             steps[f"{architecture}_{name}"] = make(dial, architecture, recipe, name, stop)
-    measured = {teacher.name: measure(recipe, teacher) for recipe, teacher in teachers_of(dial.study)}
-    where = environment(prepare(next(recipe for recipe, _ in teachers_of(dial.study)), ENGINE))
-    kept = {name: where[name] for name in ("versions", "device", "commit")}
-    write_json(Path(dial.folder) / "teachers.json", {"environment": kept, "steps": steps, "teachers": measured})
+    recipes = dict(teachers_of(dial.study))
+    weights = {name: file_sha256(weights_of(recipe)) for name, recipe in recipes.items()}
+    path = Path(dial.measured)
+    sets: list[dict[str, Any]] = read_json(path) or []
+    if all(known["weights"] != weights for known in sets):
+        where = environment(prepare(next(iter(recipes.values())), ENGINE))
+        measured = {name: measure(recipe) for name, recipe in recipes.items()}
+        kept = {name: where[name] for name in ("versions", "device", "commit")}
+        write_json(path, [*sets, {"environment": kept, "weights": weights, "steps": steps, "teachers": measured}])
 
 
 def make(dial: Dial, architecture: str, recipe: str, name: str, stop: StopSignals) -> int:
@@ -138,8 +146,8 @@ def exact_match(recipe: Recipe, folder: str, label: str) -> float:
     return float(score.value)  # type: ignore[arg-type]  # a task that generates text has one
 
 
-def teachers_of(study_file: str) -> Iterator[tuple[Recipe, Teacher]]:
-    """Every teacher of a study, with a recipe that has it alone; their dataset is aligned."""
+def teachers_of(study_file: str) -> Iterator[tuple[str, Recipe]]:
+    """Every teacher of a study by name, with a recipe that has it alone; their dataset is aligned."""
     study, _ = parse_study(["--study", study_file])
     recipes = [study.run(variant, 0) for variant in study.planned()]
     for recipe in datasets(recipes):
@@ -148,17 +156,20 @@ def teachers_of(study_file: str) -> Iterator[tuple[Recipe, Teacher]]:
     for recipe in recipes:
         for teacher in recipe.teachers:
             first.setdefault(teacher.name, replace(recipe, teachers=[teacher]))
-    yield from ((recipe, recipe.teachers[0]) for recipe in first.values())
+    yield from first.items()
 
 
-def measure(recipe: Recipe, teacher: Teacher) -> dict[str, Any]:
-    """Weights, exact match on the test problems, and the probe of one teacher."""
-    scored = replace(recipe, run_dir=str(Path(teacher.path).parent / "evaluation"))
-    known = probe(recipe)
+def weights_of(recipe: Recipe) -> Path:
+    """The file of the recipe's one teacher."""
+    return Path(recipe.teachers[0].path) / "model.safetensors"
+
+
+def measure(recipe: Recipe) -> dict[str, Any]:
+    """Exact match on the test problems, and the probe, of the recipe's one teacher."""
+    folder, known = weights_of(recipe).parent, probe(recipe)
+    scored = replace(recipe, run_dir=str(folder.parent / "evaluation"))
     return {
-        "sha256": file_sha256(Path(teacher.path) / "model.safetensors"),
-        "input": teacher.input,
-        "exact_match": exact_match(scored, teacher.path, Path(teacher.path).name),
+        "exact_match": exact_match(scored, str(folder), folder.name),
         "probe": {"t": known.t, **known.to_json()},
     }
 
