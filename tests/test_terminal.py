@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 
@@ -68,3 +69,25 @@ exit_code("convert", main)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("3\n", "")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_goes_away_ends_no_stage(stream) -> None:
+    program = f"""
+import sys
+from pipeline.core.errors import exit_code
+from pipeline.core.log import log
+from pipeline.core.terminal import Console
+def main():
+    print("text", file=sys.{stream}, flush=True)
+    Console(file=sys.{stream}).print("text")
+    log.info("text")
+    print("what is left at the end", file=sys.{stream})
+sys.exit(exit_code("stage", main))
+"""
+    read, write = os.pipe()
+    os.close(read)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {stream: write}
+    done = subprocess.run([sys.executable, "-c", program], text=True, check=False, **streams)
+    os.close(write)
+    assert done.returncode == 0 and not done.stderr

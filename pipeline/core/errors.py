@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from pipeline.core.log import launched, rank
-from pipeline.core.terminal import draw_bars_on_terminals_only, print_any_letter, visible
+from pipeline.core.terminal import draw_bars_on_terminals_only, outlive_readers, print_any_letter, visible
 
 
 class BadInput(Exception):
@@ -47,6 +47,7 @@ class StoppedEarly(BaseException):
 
 def exit_code(stage: str, main: Callable[[], None]) -> int:
     """Runs a stage and turns its outcome into the exit code: 0, 2 (bad input, one line per node) or 75 (stopped early)."""
+    outlive_readers()
     print_any_letter()
     draw_bars_on_terminals_only()
     try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from io import TextIOWrapper
+from io import BufferedWriter, FileIO, TextIOWrapper, UnsupportedOperation
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -27,6 +29,41 @@ def print_any_letter() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+class _ForWhoeverReads(FileIO):
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            return len(data)
+
+
+def outlive_readers() -> None:
+    """From here on, what nobody reads any more is dropped, and nothing ends for it: `| head` has seen enough, a terminal was closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, TextIOWrapper) and _has_reader(stream):
+            stream.flush()
+            raw = BufferedWriter(_ForWhoeverReads(stream.fileno(), "w", closefd=False))
+            outliving = TextIOWrapper(
+                raw,
+                stream.encoding,
+                stream.errors,
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, outliving)
+
+
+def _has_reader(stream: TextIOWrapper) -> bool:
+    try:
+        kind = os.fstat(stream.fileno()).st_mode
+    except UnsupportedOperation:  # no file at all
+        return False
+    return stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind) or stream.isatty()
 
 
 def draw_bars_on_terminals_only() -> None:
