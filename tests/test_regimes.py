@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,12 @@ def test_no_p_value_before_the_last_seed():
     assert "3 of 4 seeds are complete" in blocks(early)["state"] and "0.960 (2 rounds)" in blocks(early)["state"]
     del early.scores[Cell("carry", "moe", "t30", "calm")][1]
     assert early.complete() == [0, 2]
+
+
+def test_pulls_by_t():
+    pulls = {"wrong": [0.0, 0.125, 1.0, 0.0, 0.0], "cosine": [0.5, -0.25, 0.0, 1.0, 1.0]}
+    made = replace(evidence(), pulls={Cell.of("carry-moe_t30-calm"): pulls})
+    assert "| moe_t30 | calm | 0% / +0.50 | 12% / -0.25 | 100% / +0.00 |" in blocks(made)["pulls"]
 
 
 def test_the_protocol_s_families_have_their_sizes():

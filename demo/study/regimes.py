@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -93,12 +93,16 @@ class Evidence:
     planned: int
     """Seeds of the protocol."""
     environments: Sequence[Mapping[str, Any]]
+    pulls: Mapping[Cell, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    """What demo.study.mechanism measured."""
 
     @classmethod
     def read(cls, folder: Path) -> Evidence:
         """What is there: no file is no teacher, or no run."""
         teachers, results = read_json(folder / "teachers.json"), read_json(folder / "results.json")
-        return cls.of(teachers or [], Results.from_json(results) if results else None)
+        made = cls.of(teachers or [], Results.from_json(results) if results else None)
+        cells = (read_json(folder / "mechanism.json") or {"cells": {}})["cells"]
+        return replace(made, pulls={Cell.of(variant): pulls for variant, pulls in cells.items()})
 
     @classmethod
     def of(cls, sets: Sequence[Mapping[str, Any]], results: Results | None) -> Evidence:
@@ -252,6 +256,20 @@ def cells_table(evidence: Evidence) -> str:
     return markdown(header, rows) if rows else "No runs yet."
 
 
+def pulls_table(evidence: Evidence) -> str:
+    """Where each objective pulls: steps away from the truth, and cosine with it, at each t."""
+    header = ["teacher", "strategy", *(f"t = {t}" for t in TIMESTEPS)]
+    rows = [
+        [
+            cell.teacher,
+            cell.strategy,
+            *(f"{wrong:.0%} / {cosine:+.2f}" for wrong, cosine in zip(of["wrong"], of["cosine"], strict=True)),
+        ]
+        for cell, of in evidence.pulls.items()
+    ]
+    return markdown(header, rows) if rows else "Not measured yet."
+
+
 def state(evidence: Evidence) -> str:
     """How far the study is, and where it ran."""
     if not evidence.starts:
@@ -271,7 +289,12 @@ def blocks(evidence: Evidence) -> dict[str, str]:
     """What stands between the page's marks."""
     tested = 0 < evidence.planned <= len(evidence.complete())
     made = {name: family_table(of, tested=tested) for name, of in families(evidence).items()}
-    return made | {"teachers": teachers_table(evidence), "cells": cells_table(evidence), "state": state(evidence)}
+    return made | {
+        "teachers": teachers_table(evidence),
+        "cells": cells_table(evidence),
+        "pulls": pulls_table(evidence),
+        "state": state(evidence),
+    }
 
 
 def main() -> None:

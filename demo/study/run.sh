@@ -26,6 +26,7 @@ mkdir -p demo/study/results
 for study in "$@"; do
   if [ "$study" = reliability ]; then
     python -m demo.study.teachers
+    [ -f demo/study/reliability/mechanism.json ] || python -m demo.study.mechanism
     python pipeline/study.py --study demo/study/reliability/study.yaml --workers "$workers"
     cp runs/study/reliability/results.json demo/study/reliability/
   else

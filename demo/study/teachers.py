@@ -31,7 +31,7 @@ from pipeline.distributed.signals import StopSignals
 from pipeline.distributed.topology import start
 from pipeline.evaluation.results import read_scores
 from pipeline.evaluation.runner import evaluate
-from pipeline.experiments.workers import datasets
+from pipeline.experiments.workers import datasets, set_environment
 from pipeline.models.forward import config_of
 from pipeline.models.loading import load_teacher
 from pipeline.study import parse_study
@@ -85,6 +85,7 @@ class Dial:
 
 def main() -> None:
     """Trains what is missing, then measures every teacher that the study names."""
+    set_environment(1)
     dial, stop = Dial.read(*sys.argv[1:2] or [DIAL]), StopSignals()
     steps = {}
     for architecture, recipe in dial.architectures.items():

@@ -74,7 +74,7 @@ def run_seeds(study: Study, seeds: Sequence[int], workers: int) -> list[str]:
     One worker is this very process, which a signal stops at the next step. Raises StoppedEarly.
     """
     if workers == 1:
-        _set_environment(1)
+        set_environment(1)
         return [name for seed in seeds for name in _seed(study, seed)]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(workers,)) as pool:
@@ -93,10 +93,10 @@ def run_seeds(study: Study, seeds: Sequence[int], workers: int) -> list[str]:
 
 def _start_worker(workers: int) -> None:
     end_with_parent()
-    _set_environment(workers)
+    set_environment(workers)
 
 
-def _set_environment(workers: int) -> None:
+def set_environment(workers: int) -> None:
     """This process's share of the cores, and a port of its own; before torch is imported."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     os.environ["MASTER_PORT"] = str(free_port())
