@@ -16,11 +16,12 @@ import argparse
 from contextlib import suppress
 from functools import partial
 
+from pipeline.conversation.options import Sampling, add_sampling, check_prompt
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.log import log
 from pipeline.core.terminal import Console, visible
 from pipeline.core.version import add_version
-from pipeline.evaluation.stage import check_prompt, model_folder
+from pipeline.evaluation.stage import model_folder
 
 
 def main() -> None:
@@ -35,21 +36,12 @@ def main() -> None:
     )
     p.add_argument("--system", default="", metavar="TEXT", help="system message")
     p.add_argument("--order", action="store_true", help="colour tokens by the forward that decided them")
-    p.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
-    p.add_argument(
-        "--threshold",
-        type=float,
-        default=0.9,
-        help="decide every token that is this probable (default: 0.9), and one per forward in any case; above 1: no other",
-    )
+    add_sampling(p, length="256", threshold="0.9", block_size="the model's, else 32")
     p.add_argument(
         "--published",
         action="store_true",
         help="decode as the model's published code does (LLaDA, Dream, SDAR, Fast-dLLM v2), --threshold apart",
     )
-    p.add_argument("--temperature", type=float, default=0.0, help="0 (default) takes the likeliest token")
-    p.add_argument("--seed", type=int, default=0, help="of sampling")
-    p.add_argument("--block-size", type=int, help="default: the model's, else 32")
     p.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on a GPU")
     add_version(p)
     options = p.parse_args()
@@ -64,16 +56,9 @@ def main() -> None:
 
     checkpoint = CheckpointUnderTest.of(folder, options.dtype)
     size, blocks = checkpoint.blocks(32)
+    default = GenerateConfig(max_new_tokens=256, block_size=size, steps=256, threshold=0.9, blocks=blocks)
+    config = Sampling.of(options).over(default)
     try:
-        config = GenerateConfig(
-            max_new_tokens=options.max_new_tokens,
-            block_size=options.block_size or size,
-            steps=options.max_new_tokens,
-            temperature=options.temperature,
-            threshold=options.threshold,
-            blocks=blocks,
-            seed=options.seed,
-        )
         rules = BLOCK_DIFFUSION
         if options.published:
             rules, config = published(checkpoint.model), published_blocks(checkpoint.model, config)

@@ -3,7 +3,8 @@
 Tasks, decoding preset and number of problems are the recipe's `evaluation`. Nothing is fetched for the tasks of this
 project; scores and samples go to RUN_DIR/evaluation/STEP or LABEL. A killed evaluation goes on where it was. `--shard 2/8`
 answers a part of the problems (a Slurm array's task does so by itself); the last shard scores. `--watch` scores every
-checkpoint of a run while it trains. `--prompt TEXT` answers one prompt, `--show N` prints answers and how they came about.
+checkpoint of a run while it trains. `--show N` prints answers and how they came about; `--prompt TEXT` answers a prompt as the
+preset decodes, scores nothing, and in a terminal goes on with what is typed, as pipeline/chat.py does.
 
 Other commands: `evaluate.py compare A B` (which differences are real), `prefetch` and `check` (data of the benchmarks),
 `score` (runs generated programs in the sandbox); each has --help.
@@ -22,7 +23,8 @@ from functools import partial
 from importlib import import_module
 
 from pipeline.config.cli import parse, parser
-from pipeline.core.errors import exit_code
+from pipeline.conversation.options import Sampling, add_sampling, check_prompt
+from pipeline.core.errors import BadInput, exit_code
 
 COMMANDS = {
     "compare": "pipeline.evaluation.compare",
@@ -38,16 +40,28 @@ def main() -> None:
     if argv and argv[0] in COMMANDS:
         return import_module(COMMANDS[argv[0]]).main(argv[1:])
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness draws a bar for prompts that take it a second to build
-    from pipeline.evaluation.stage import Request, run
+    from pipeline.evaluation.stage import Request, export_of, run
 
     p = parser(__doc__)
     p.add_class_arguments(Request)
     p.add_argument("--watch", action="store_true", help="score every new checkpoint of the run while it trains")
     p.add_argument("--tasks", nargs="+", default=[], help="short for --evaluation.tasks")
     p.add_argument("--preset", default="", help="short for --evaluation.preset")
+    p.add_argument("--prompt", metavar="TEXT", help="answer this, score nothing; the next five options go with it")
+    add_sampling(p, length="the preset's", threshold="the preset's", block_size="the preset's, else the model's")
     recipe, flags = parse(p, argv)
     recipe.evaluation.tasks = flags.tasks or recipe.evaluation.tasks
     recipe.evaluation.preset = flags.preset or recipe.evaluation.preset
+    sampling = Sampling.of(flags)
+    if flags.prompt is not None:
+        check_prompt("--prompt", flags.prompt)
+        folder = flags.model or str(export_of(Path(recipe.run_dir), flags.step))
+        from pipeline.conversation.prompt import answer_prompt
+
+        return answer_prompt(recipe.evaluation, folder, flags.prompt, sampling)
+    if sampling.given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in sampling.given)
+        raise BadInput(f"{options}: only with --prompt; scores are decoded as evaluation.preset says")
     run(recipe, Request(**{name: getattr(flags, name) for name in Request.__dataclass_fields__}), flags.watch)
 
 

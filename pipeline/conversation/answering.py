@@ -56,6 +56,8 @@ class Answerer:
     checkpoint: CheckpointUnderTest
     config: GenerateConfig
     rules: Rules = BLOCK_DIFFUSION
+    chat: bool = True
+    """False: no template; messages are the parts of one text, which the model goes on with."""
 
     def answer(self, chat: Chat, watch: Callable[[Forward], None] | None = None) -> ChatAnswer:
         """The answer to a chat's last message.
@@ -82,15 +84,21 @@ class Answerer:
         text = str(self.checkpoint.tokenizer.decode(body, skip_special_tokens=True))
         return ChatAnswer(text, pieces(spelled, body), response.filled[: len(body)], response.forwards, seconds)
 
+    def render(self, chat: Chat) -> str:
+        """The chat as the tokenizer's template writes it, with stand-ins for control tokens that a message spells."""
+        if self.chat:
+            return self.checkpoint.render_chat(chat)
+        return self.checkpoint.control_tokens.hide("".join(message["content"] for message in chat))
+
     def encode(self, chat: Chat) -> list[int]:
-        """Ids of the chat as the tokenizer's template writes it; control tokens that a message spells stay text."""
+        """Ids of the rendered chat; control tokens that a message spells stay text."""
         longest = self.checkpoint.config.max_position_embeddings
-        text = self.checkpoint.render_chat(chat)
+        text = self.render(chat)
         try:
             text.encode()
         except UnicodeEncodeError:
             raise BadInput("the chat is not UTF-8") from None
-        prompt = self.checkpoint.control_tokens.encode(text)
+        prompt = self.checkpoint.encode(text)
         if len(prompt) + self.config.max_new_tokens > longest:
             raise BadInput(
                 f"the chat has {len(prompt)} tokens, with --max-new-tokens {self.config.max_new_tokens} more than the"

@@ -49,10 +49,18 @@ class BlockPrinter:
             self.console.print(ordered(texts, since) if self.order else Text("".join(texts)), end="", soft_wrap=True)
 
 
-def talk(answerer: Answerer, lines: Iterator[str], console: Console, *, system: str = "", order: bool = False) -> None:
-    """Answers line after line, until there is none or /quit."""
+def talk(
+    answerer: Answerer,
+    lines: Iterator[str],
+    console: Console,
+    *,
+    chat: list[dict[str, str]] | None = None,
+    system: str = "",
+    order: bool = False,
+) -> None:
+    """Goes on with a chat (none: a new one), line after line, until there is none or /quit."""
     console.print(Text(HELP, "dim"))
-    chat = start(system)
+    chat = chat or start(system)
     for line in lines:
         command, _, words = line.strip().partition(" ")
         if command == "/quit":
@@ -68,22 +76,18 @@ def talk(answerer: Answerer, lines: Iterator[str], console: Console, *, system: 
         elif command.startswith("/"):
             console.print(Text(HELP, "dim"))
         elif line.strip():
-            chat = respond(answerer, [*chat, {"role": "user", "content": line}], console, order=order) or chat
+            try:
+                chat = respond(answerer, [*chat, {"role": "user", "content": line}], console, order=order)
+            except BadInput as error:
+                console.print(Text(str(error), "bold red"))
+            except KeyboardInterrupt:
+                console.print(Text("\nstopped; the question is forgotten", "dim"))
 
 
-def respond(
-    answerer: Answerer, chat: list[dict[str, str]], console: Console, *, order: bool
-) -> list[dict[str, str]] | None:
-    """Prints the answer and what it took; the chat with the answer, or None where it could not be given."""
+def respond(answerer: Answerer, chat: list[dict[str, str]], console: Console, *, order: bool) -> list[dict[str, str]]:
+    """Prints the answer, block by block, and what it took; the chat with the answer. Raises BadInput as `Answerer.answer`."""
     printer = BlockPrinter(console, order)
-    try:
-        answer = answerer.answer(chat, printer.see)
-    except BadInput as error:
-        console.print(Text(str(error), "bold red"))
-        return None
-    except KeyboardInterrupt:
-        console.print(Text("\nstopped; the question is forgotten", "dim"))
-        return None
+    answer = answerer.answer(chat, printer.see)
     printer.end(answer.pieces, answer.filled)
     console.print(Text(answer.cost, "dim"))
     return [*chat, {"role": "assistant", "content": answer.text}]

@@ -83,6 +83,16 @@ class CheckpointUnderTest:
             raise BadInput(f"{self.path}: its chat template refuses a prompt ({one_line(error)})") from None
         return str(prompt)
 
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text rendered from hidden contents. Raises BadInput for those that the model has no embedding of."""
+        ids = self.control_tokens.encode(text)
+        if ids and max(ids) >= self.config.vocab_size:
+            raise BadInput(
+                f"{self.path}: token {max(ids)} of its tokenizer is beyond its {self.config.vocab_size} embeddings; resize them "
+                "and save the model again"
+            )
+        return ids
+
     @cached_property
     def spelled(self) -> list[bytes]:
         """What each token spells."""

@@ -205,14 +205,7 @@ class BlockDiffusionLM(LM):
 
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt. Raises BadInput for those that the model has no embedding of."""
-        control = self.checkpoint.control_tokens
-        ids = control.encode(text if self.chat else control.hide(text))
-        if ids and max(ids) >= self.checkpoint.config.vocab_size:
-            raise BadInput(
-                f"{self.checkpoint.path}: token {max(ids)} of its tokenizer is beyond its "
-                f"{self.checkpoint.config.vocab_size} embeddings; resize them and save the model again"
-            )
-        return ids
+        return self.checkpoint.encode(text if self.chat else self.checkpoint.control_tokens.hide(text))
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens of both as one text, split where they stop being the context's own; at least one is the continuation's."""

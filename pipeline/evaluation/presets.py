@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pipeline.config.recipe import Evaluation
 from pipeline.core.errors import BadInput
 from pipeline.core.files import json_sha256
 from pipeline.decoding.canvas import GenerateConfig
+from pipeline.evaluation.checkpoint_under_test import CheckpointUnderTest
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,15 @@ def _named(name: str) -> Preset:
     if name not in PRESETS:
         raise BadInput(f"evaluation.preset {name!r} is unknown: one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def decoding(wanted: Evaluation, checkpoint: CheckpointUnderTest, task: str = "") -> GenerateConfig:
+    """The recipe's preset for a task. Where the preset names no block size or cut, the model's own are taken.
+
+    Raises BadInput for an unknown preset, or where neither names a block size.
+    """
+    size, blocks = checkpoint.blocks(named_block_size(wanted.preset, task))
+    return replace(preset(wanted.preset, size, task=task, blocks=blocks), seed=wanted.seed)
 
 
 def preset_hash(config: GenerateConfig) -> str:

@@ -21,12 +21,12 @@ from pipeline.evaluation.answer_cache import EVERYTHING, AnswerCache, Shard
 from pipeline.evaluation.checkpoint_under_test import CheckpointUnderTest
 from pipeline.evaluation.lm_eval_model import BlockDiffusionLM, Unanswered
 from pipeline.evaluation.lm_eval_tasks import load_tasks, run_task
-from pipeline.evaluation.presets import named_block_size, preset, preset_hash, shots
+from pipeline.evaluation.presets import decoding, preset_hash, shots
 from pipeline.evaluation.results import SAMPLES, Provenance, Score
 from pipeline.evaluation.scoring import update_card
 from pipeline.evaluation.sweep import FOLDER as SWEEP_FOLDER
 from pipeline.evaluation.sweep import Sweep, read_sweep
-from pipeline.evaluation.tables import print_response, print_samples, print_scores, print_sweep
+from pipeline.evaluation.tables import print_samples, print_scores, print_sweep
 
 
 def check_settings(wanted: Evaluation) -> None:
@@ -43,13 +43,6 @@ def check_settings(wanted: Evaluation) -> None:
         raise BadInput(f"evaluation.likelihood_samples {wanted.likelihood_samples} must be a positive multiple of 4")
 
 
-def decoding(recipe: Recipe, checkpoint: CheckpointUnderTest, task: str) -> GenerateConfig:
-    """The preset's settings for a task. Where the preset names no block size or cut, the model's own are taken."""
-    name = recipe.evaluation.preset
-    size, blocks = checkpoint.blocks(named_block_size(name, task))
-    return replace(preset(name, size, task=task, blocks=blocks), seed=recipe.evaluation.seed)
-
-
 def evaluate(recipe: Recipe, folder: str, label: str, shard: Shard = EVERYTHING, shown: int = 0) -> None:
     """Runs the recipe's tasks on the model in a folder; a task's files are written as soon as it is done.
 
@@ -57,7 +50,7 @@ def evaluate(recipe: Recipe, folder: str, label: str, shard: Shard = EVERYTHING,
     """
     checkpoint, tasks = _prepare(recipe, folder, shard)
     into = evaluation_folder(Path(recipe.run_dir), label)
-    configs = {name: decoding(recipe, checkpoint, name) for name in tasks}
+    configs = {name: decoding(recipe.evaluation, checkpoint, name) for name in tasks}
     if scores := _score(recipe, checkpoint, tasks, configs, label, into, shard, shown):
         update_card(into)
         hashes = ", ".join(dict.fromkeys(score.provenance.preset_hash for score in scores if score.provenance))
@@ -76,7 +69,7 @@ def evaluate_sweep(recipe: Recipe, folder: str, label: str, sweep: Sweep, shard:
         raise BadInput(f"--sweep: none of {', '.join(every)} generates text: name one in evaluation.tasks")
     into = evaluation_folder(Path(recipe.run_dir), label)
     for place, threshold in sweep.settings():
-        configs = {name: replace(decoding(recipe, checkpoint, name), threshold=threshold) for name in tasks}
+        configs = {name: replace(decoding(recipe.evaluation, checkpoint, name), threshold=threshold) for name in tasks}
         _score(recipe, checkpoint, tasks, configs, label, into / place, shard)
     for name in tasks:
         if points := read_sweep(into, name):
@@ -87,7 +80,7 @@ def evaluate_sweep(recipe: Recipe, folder: str, label: str, sweep: Sweep, shard:
 def _prepare(recipe: Recipe, folder: str, shard: Shard) -> tuple[CheckpointUnderTest, dict[str, ConfigurableTask]]:
     check_settings(recipe.evaluation)
     checkpoint = CheckpointUnderTest.of(folder, recipe.evaluation.dtype, shard.index)
-    decoding(recipe, checkpoint, "")  # an unknown preset or model is told before anything is loaded
+    decoding(recipe.evaluation, checkpoint)  # an unknown preset or model is told before anything is loaded
     return checkpoint, load_tasks(recipe.evaluation.tasks)
 
 
@@ -128,15 +121,6 @@ def _score(
         scores.append(score)
         print_samples(Console(), samples[:shown])
     return scores
-
-
-def answer(recipe: Recipe, folder: str, prompt: str) -> None:
-    """Answers one prompt with the model in a folder."""
-    checkpoint = CheckpointUnderTest.of(folder, recipe.evaluation.dtype)
-    lm = BlockDiffusionLM(checkpoint, decoding(recipe, checkpoint, ""), chat=recipe.evaluation.chat)
-    asked = lm.apply_chat_template([{"role": "user", "content": prompt}]) if recipe.evaluation.chat else prompt
-    response = lm.respond([asked])[0]
-    print_response(Console(), checkpoint.control_tokens.show(asked), response.pieces, response.filled)
 
 
 def provenance(recipe: Recipe, checkpoint: CheckpointUnderTest, config: GenerateConfig, label: str) -> Provenance:

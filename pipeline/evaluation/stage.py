@@ -32,8 +32,6 @@ class Request:
     """answer this part of the problems: 2/8, counting from 0"""
     show: int = 0
     """print this many samples of each task, coloured by filling order"""
-    prompt: str | None = None
-    """answer this text as the preset decodes, and do nothing else; to talk to a model, with sampling: pipeline/chat.py"""
     sweep: str = ""
     """score tasks that generate under each of these: threshold=0.7,0.8,0.9,0.95; tokens per forward against score"""
     every: float = 30.0
@@ -41,16 +39,10 @@ class Request:
 
 
 def run(recipe: Recipe, request: Request, watched: bool = False) -> None:
-    """Answers the prompt, scores every checkpoint of a watched run, or scores one model; the last two leave a status file.
+    """Scores every checkpoint of a watched run, or one model, and leaves a status file.
 
     Raises BadInput for what is not there, StoppedEarly after SIGTERM.
     """
-    if request.prompt is not None:
-        check_prompt("--prompt", request.prompt)
-        folder = request.model or str(export_of(Path(recipe.run_dir), request.step))
-        from pipeline.evaluation.runner import answer
-
-        return answer(recipe, folder, request.prompt)
     shard = Shard.parse(request.shard, dict(os.environ))
     sweep = Sweep.parse(request.sweep) if request.sweep else None
     stage = "watch" if watched else f"evaluate{shard.suffix}"
@@ -79,16 +71,6 @@ def run(recipe: Recipe, request: Request, watched: bool = False) -> None:
         if sweep:
             return runner.evaluate_sweep(recipe, folder, label, sweep, shard)
         runner.evaluate(recipe, folder, label, shard, request.show)
-
-
-def check_prompt(option: str, prompt: str) -> None:
-    """Raises BadInput for what no tokenizer reads."""
-    if not prompt.strip():
-        raise BadInput(f"{option} is empty: give it a text to answer")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise BadInput(f"{option} is not UTF-8") from None
 
 
 def export_of(run_dir: Path, step: str) -> Path:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -96,15 +97,44 @@ def test_a_model_that_names_no_block_size_is_not_scored_under_the_student_s(
     assert named.config.block_size == 2 and named.config.blocks == "training"
 
 
-def test_one_prompt_and_samples_in_colour(monkeypatch, run_dir, capsys) -> None:
-    assert stage(monkeypatch, run_dir, "--prompt", "How much is 1 and 2?") == 0
-    out = capsys.readouterr().out
-    assert "<u>How much is 1 and 2?<e><a>" in out
-    order = re.search(r"forward of each token: ([\d ]+)", out)[1].split()
-    assert sorted(set(map(int, order))) == list(range(1, max(map(int, order)) + 1))
-    assert not (run_dir / "evaluation").exists()
+def test_samples_in_colour(monkeypatch, run_dir, capsys) -> None:
     assert stage(monkeypatch, run_dir, "--show", "3") == 0
-    assert capsys.readouterr().out.count("forward of each token") == 3
+    orders = re.findall(r"forward of each token: ([\d ]+)", capsys.readouterr().out)
+    assert len(orders) == 3
+    for order in orders:
+        assert sorted(set(map(int, order.split()))) == list(range(1, max(map(int, order.split())) + 1))
+
+
+class Typed(StringIO):
+    """A terminal in which somebody types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_prompt_is_answered_as_the_preset_decodes(monkeypatch, run_dir, capsys) -> None:
+    def answers(*arguments: str, typed: StringIO) -> list[tuple[int, int]]:
+        monkeypatch.setattr(sys, "stdin", typed)
+        assert stage(monkeypatch, run_dir, "--prompt", "How much is 1 and 2?", *arguments) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("<u>How much is 1 and 2?<e><a>\n") and not (run_dir / "evaluation").exists()
+        return [tuple(map(int, pair)) for pair in re.findall(r"(\d+) tokens, (\d+) forwards", out)]
+
+    ((tokens, forwards),) = answers(typed=StringIO("How much is 3 and 4?\n"))  # no terminal: nobody types
+    assert tokens <= 8 and forwards < 8
+    ((tokens, _),) = answers("--max-new-tokens", "3", typed=StringIO())
+    assert tokens <= 3
+    ((_, forwards),) = answers("--threshold", "2", "--max-new-tokens", "6", typed=StringIO())
+    assert forwards == 6, "nothing is as probable as that"
+    assert len(answers(typed=Typed("How much is 3 and 4?\n/reset\n"))) == 2
+
+
+def test_a_prompt_to_a_base_model_has_no_template(monkeypatch, folder, run_dir, tmp_path, capsys) -> None:
+    base = shutil.copytree(folder, tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    words = ("--model", str(base), "--prompt", "How much is 1<e>", "--evaluation.chat", "false")
+    assert stage(monkeypatch, run_dir, *words) == 0
+    assert capsys.readouterr().out.startswith("How much is 1<e>\n")
 
 
 def test_a_base_model_has_no_chat_template(monkeypatch, folder, run_dir, tmp_path, capsys) -> None:
@@ -171,6 +201,8 @@ def test_stage_takes_a_step_a_folder_and_a_limit(monkeypatch, run_dir) -> None:
         (["--shard", "3/3"], "shard 3/3"),
         (["--evaluation.likelihood_samples", "6"], "multiple of 4"),
         (["--prompt", ""], "--prompt is empty"),
+        (["--prompt", "1", "--temperature", "-1"], "temperature -1.0 must not be negative"),
+        (["--temperature", "1", "--block-size", "4"], "--temperature, --block-size: only with --prompt"),
         (["--prompt", "\ud83d"], "--prompt is not UTF-8"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
