@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_the_dataset_follows_its_contract(run_align, align_recipe, tmp_path, align_tokenizers):
     code, out, _ = run_align()
-    assert code == 0 and "reused 0 shards, built 4" in out and "llada2: one to one share" in out
+    assert code == 0 and "reused 0 shards, built 4" in out and "llada2: chunks of one token on both sides" in out
     rows = table(tmp_path / "aligned")
     lists = datasets.List(datasets.Value("int32"))
     assert rows.features == {
@@ -292,10 +292,34 @@ def test_every_side_is_refused_by_name_before_a_row_is_read(run_align, align_rec
         (f"teacher {teacher.name}", "--teachers.path", {"max_position_embeddings": 8}, "is beyond the 8 positions"),
         ("student", "--student.path", {"quantization_config": {"bits": 4}}, "the model is quantized"),
         ("student", "--student.path", {"model_type": "sdar_moe"}, "can be a teacher, not a student"),
+        ("student", "--student.path", {"vocab_size": 256}, "the model 256 embeddings"),
+        (f"teacher {teacher.name}", "--teachers.path", {"vocab_size": 256}, "the model 256 embeddings"),
     ):
         (place / "config.json").write_text(json.dumps(config | changes))
         code, _, error = run_align(path, str(place), "--data.sources.path", "nowhere.jsonl")
         assert code == 2 and error.startswith(f"align: {side}: ") and message in error and error.count("\n") == 1
+
+
+def test_a_student_without_an_end_token(run_align, tmp_path):
+    tokenizer = byte_level()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **tiny.MODEL}))
+    words = ("--student.path", str(tmp_path), "--student.tokenizer", str(tmp_path))
+    code, _, error = run_align(*words)
+    assert code == 2 and "student: " in error and "no end token" in error
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **tiny.MODEL, "eos_token_id": [0, 1]}))
+    assert run_align(*words)[0] == 0
+
+
+def test_a_special_token_beyond_the_embeddings_is_the_template_s_alone(run_align, tmp_path):
+    """As Gemma 3's image token, which no content becomes."""
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(tmp_path)
+    embeddings = max(tokenizer.get_vocab().values())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **tiny.MODEL, "vocab_size": embeddings}))
+    assert run_align("--student.path", str(tmp_path), "--student.tokenizer", str(tmp_path))[0] == 0
 
 
 def test_a_teacher_without_a_mask_token_is_not_told_to_become_a_student(run_align, tmp_path):

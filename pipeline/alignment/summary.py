@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 
 from rich.table import Table
 
 from pipeline.alignment.manifest import ChunkStatistics, Manifest, RowCounts
 from pipeline.alignment.shards import ShardRecord
+
+LABELS = {
+    "one_to_one_share": "chunks of one token on both sides",
+    "maskable_outside_chunks_share": "maskable tokens outside chunks",
+    "student_straddling_tokens": "student tokens across the edge of a message",
+    "teacher_straddling_tokens": "teacher tokens across the edge of a message",
+    "rows_cut": "rows cut at the teacher's length",
+}
+"""Of the fields of ChunkStatistics whose names do not say enough."""
 
 
 def count_by_split(records: Iterable[ShardRecord]) -> dict[str, Counter[str]]:
@@ -68,8 +77,14 @@ def table(manifest: Manifest) -> Table:
         result.add_section()
         if vocabulary := manifest.inputs.teachers[name].shared_vocab:
             result.add_row(f"{name}: shared vocabulary", f"{vocabulary:,} ids")
-        for key, value in asdict(statistics).items():
-            label = f"{name}: {key.replace('_', ' ')}"
-            if value is not None:
-                result.add_row(label, f"{value:,}" if isinstance(value, int) else f"{value:.3f}")
+        for label, value in statistics_rows(asdict(statistics)):
+            result.add_row(f"{name}: {label}", value)
     return result
+
+
+def statistics_rows(statistics: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
+    """Label and value of each field of ChunkStatistics that is known, for people."""
+    for name, value in statistics.items():
+        if value is not None:
+            digits = "," if isinstance(value, int) else ".1%" if name.endswith("_share") else ".2f"
+            yield LABELS.get(name, name.replace("_", " ")), format(value, digits)

@@ -17,6 +17,7 @@ from pipeline.models.config_file import (
     require_same_mask,
     require_student,
 )
+from pipeline.models.families.family import Raw
 from pipeline.models.files import CONFIG_FILES, fetch, read_raw_config
 from pipeline.models.tokenizer import require_mask_token
 
@@ -36,6 +37,9 @@ def check_side(side: Student | Teacher, tokenizer: PreTrainedTokenizerFast, leng
         family, fields = family_and_fields(read_raw_config(file), str(file), causal=causal)
         if not teacher:
             require_student(family, side.path)
+            _require_end_token(tokenizer, fields, side.path)
+        if size := fields.get("vocab_size"):
+            _require_embeddings(tokenizer, size, side.path)
         if positions := fields.get("max_position_embeddings"):
             require_positions("length" if teacher else "data.student_length", length, positions, side.path)
         if not causal and (named := fields.get("mask_token_id")) is not None:
@@ -50,6 +54,26 @@ def _has_config(side: Student | Teacher) -> bool:
     if Path(side.path).exists():
         return True
     return side.path == side.tokenizer and (fetch(side.path, CONFIG_FILES) / "config.json").is_file()
+
+
+def _require_end_token(tokenizer: PreTrainedTokenizerFast, fields: Raw, path: str) -> None:
+    """Raises BadInput where neither config.json nor the tokenizer names one: no answer would ever end."""
+    if fields.get("eos_token_id") is None and tokenizer.eos_token_id is None:
+        raise BadInput(
+            f"{path}: no end token in config.json (eos_token_id) or in its tokenizer (eos_token): name it in both"
+        )
+
+
+def _require_embeddings(tokenizer: PreTrainedTokenizerFast, size: int, path: str) -> None:
+    """Raises BadInput for tokens without an embedding. Special ones may lack it: contents never become them (Gemma 3's image)."""
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= size and index not in special}
+    if beyond:
+        last = max(beyond)
+        raise BadInput(
+            f"{path}: its tokenizer has token {last} ({beyond[last]}), the model {size} embeddings: resize them and save the model "
+            "again, or take the model's own tokenizer"
+        )
 
 
 @contextmanager
