@@ -259,7 +259,7 @@ FREE = ["--checkpoint.keep", "9", "--evaluation.limit", "3", "--evaluation.tasks
 def test_a_finished_run_says_so(run, finished, words):
     before = files(finished)
     code, output, error = run(distill, *words)
-    assert (code, error) == (0, "") and f"{finished} is done: delete it or choose another --run_dir" in output
+    assert (code, error) == (0, "") and f"{finished} is done: choose another --run_dir" in output
     assert files(finished) == before
 
 

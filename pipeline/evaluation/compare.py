@@ -25,6 +25,8 @@ from pipeline.evaluation.results import SAMPLES, Sample, Score, read_samples, re
 from pipeline.evaluation.statistics import bootstrap, holm, mcnemar, sign_flip
 
 REAL = 0.05
+HARMLESS = ("batch_size", "device")
+"""Settings of a score that say nothing of what was asked, or how it was decoded."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Scored:
     metric: str
     by_problem: Mapping[int | None, float]
     """Problem id -> score, averaged over seeds."""
-    settings: Mapping[str, object]
+    settings: dict[str, object]
     """Of the first result: what must be equal, or a comparison is of more than models."""
 
     @classmethod
@@ -47,12 +49,8 @@ class Scored:
                 values.setdefault(sample.id, []).append(float(sample.value))
         asked = {i: fmean(v) for i, v in values.items() if len(v) == len(results)}
         used = first.provenance.settings if first.provenance else {}
-        settings = {
-            "preset_hash": first.provenance and first.provenance.preset_hash,
-            "prompts_hash": first.prompts_hash,
-            "fewshot": first.fewshot,
-            **{name: used.get(name) for name in ("dtype", "limit")},
-        }
+        decoded = {name: value for name, value in used.items() if name not in HARMLESS}
+        settings = decoded | {"fewshot": first.fewshot, "prompts": first.prompts_hash}
         return cls(first.metric or "", asked, settings)
 
 
@@ -76,7 +74,7 @@ class Comparison:
     p_holm: float
     """Adjusted for all comparisons of the table."""
     differs_in: list[str]
-    """Settings that differ, apart from the model."""
+    """Settings that differ, apart from the model, with both values: `block_size 32 and 8`."""
 
     @property
     def real(self) -> bool:
@@ -124,7 +122,11 @@ def _pair(task: str, a: str, of_a: Scored, b: str, of_b: Scored) -> Comparison:
         test="exact McNemar" if binary else "sign flips",
         p=p,
         p_holm=p,
-        differs_in=[name for name, value in of_a.settings.items() if value != of_b.settings[name]],
+        differs_in=[
+            name if name == "prompts" else f"{name} {of_a.settings.get(name)} and {of_b.settings.get(name)}"
+            for name in of_a.settings | of_b.settings
+            if of_a.settings.get(name) != of_b.settings.get(name)
+        ],
     )
 
 
@@ -208,7 +210,7 @@ def show(console: Console, comparisons: Sequence[Comparison]) -> None:
             "yes" if c.real else "no",
         )
         if c.differs_in:
-            notes.append(f"{c.task}, {pair}: not the model alone differs, but {', '.join(c.differs_in)}")
+            notes.append(f"{c.task}, {pair}: not the model alone differs, but also {', '.join(c.differs_in)}")
     for name, letter in letters.items():
         console.print(f"{letter} = {name}", soft_wrap=True)
     console.print(drawn)

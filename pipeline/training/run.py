@@ -46,7 +46,9 @@ def distill(recipe: Recipe, engine_config: Path, stop: StopSignals, timeout_minu
     run_dir = Path(recipe.run_dir)
     with run_lock(recipe) or nullcontext():
         if finished(recipe):
-            log.info(f"{run_dir} is done: delete it or choose another --run_dir to train again")
+            log.info(
+                f"{run_dir} is done: choose another --run_dir or delete it to train again; to train it longer: docs/recipes.md"
+            )
             return
         with stop_requests(run_dir) as requested, record_status(run_dir, "distill") as status:
             try:

@@ -36,7 +36,7 @@ def test_comparisons_are_paired() -> None:
 
 def test_only_common_problems_count_and_other_settings_are_named() -> None:
     (found,) = compare({"a": {"t": scored([1, 1, 0, 0])}, "b": {"t": scored([0, 1, 1], first=2, prompts_hash="q")}})
-    assert (found.n, found.value_a, found.value_b, found.differs_in) == (2, 0.0, 0.5, ["prompts_hash"])
+    assert (found.n, found.value_a, found.value_b, found.differs_in) == (2, 0.0, 0.5, ["prompts"])
     with pytest.raises(BadInput, match="no problem in common"):
         compare({"a": {"t": scored([1])}, "b": {"t": scored([1], first=5)}})
     assert compare({"a": {"t": scored([1])}, "b": {"u": scored([1])}}) == []
@@ -70,7 +70,7 @@ def test_eighty_columns_say_which_is_minus_which(runs, monkeypatch, capsys):
     assert lines[:2] == [f"A = {runs[0]}", f"B = {runs[1]}"]
     (row,) = [line for line in lines if line.startswith("demo_arithmetic") and "+0.250" in line]
     assert row.split()[1:6] == ["B", "-", "A", "0.750", "+0.250"] and row.endswith("no") and len(row) <= 80
-    assert any("B - A: not the model alone differs, but fewshot" in line for line in lines)
+    assert any("B - A: not the model alone differs, but also fewshot 22 and 1" in line for line in lines)
 
 
 def test_what_is_not_scored_is_told_how(runs, tmp_path):
