@@ -27,7 +27,7 @@ from pipeline.reporting.headline import headline, points
 from pipeline.reporting.page import number, render
 from pipeline.reporting.picture import SIZE, SPOTS, Spot, picture, spots
 from pipeline.reporting.run_record import read_run
-from pipeline.reporting.sections import comparisons, losses, sections
+from pipeline.reporting.sections import comparisons, losses, sections, validation
 from pipeline.reporting.summary import read_models, scored_tasks, summary
 from tests import launch
 
@@ -227,7 +227,7 @@ def test_the_whole_report(run_dirs, tmp_path):
     text = " ".join(page.text)
     assert (
         "0.940 to 0.975" in text
-        and "llada2: one to one share" in text
+        and "llada2: chunks of one token on both sides" in text
         and "no assistant content" in text
         and "What is 11 plus 5?" in text
         and "-15.0 points, 95% interval" in text
@@ -349,6 +349,14 @@ def test_certainty_has_a_picture_where_a_run_was_trained_with_it(run_dirs):
     for line in run.training:
         line["certainty"] = 0.1
     assert pictures() == without + 1
+
+
+def test_a_run_that_was_validated_once_has_a_table_of_it(run_dirs):
+    run = read_run(run_dirs[0])
+    models = read_models(run, [], "teacher")
+    assert len(validation(models).figures) == 1
+    del run.validation[:-1]
+    assert not validation(models).figures and len(validation(models).tables[0]) == 2
 
 
 def test_points_of_a_line_say_their_values_and_ink_is_the_pages():

@@ -7,20 +7,13 @@ from datetime import datetime, timedelta
 
 from pipeline.evaluation.compare import Comparison
 from pipeline.reporting.run_record import Run
-from pipeline.reporting.summary import Model, scored_tasks
-
-STRATEGY_NAMES = {"tide_cross": "TIDE-Cross", "tide_shared": "TIDE-Shared", "bd3lm": "no teacher"}
+from pipeline.reporting.summary import Model, scored_tasks, strategy_name
 
 
 def headline(run: Run, models: Sequence[Model], compared: Sequence[Comparison]) -> str:
     """One sentence, of what is known."""
     parts = [_outcome(models, compared), _training(run)]
     return "; ".join(part for part in parts if part) + "."
-
-
-def strategy_name(strategy: str) -> str:
-    """As the paper writes it, where it has a name for it."""
-    return STRATEGY_NAMES.get(strategy, strategy.replace("_", " "))
 
 
 def points(comparison: Comparison, against: str = "") -> str:

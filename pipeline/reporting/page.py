@@ -13,10 +13,18 @@ from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json, write_text
 from pipeline.core.stage_status import read_history, record_status
 from pipeline.core.terminal import Console
-from pipeline.reporting.headline import headline, strategy_name
+from pipeline.reporting.headline import headline
 from pipeline.reporting.run_record import Run, read_run
 from pipeline.reporting.sections import comparisons, sections
-from pipeline.reporting.summary import Model, baseline_folder, read_models, score_table, scored_tasks, summary
+from pipeline.reporting.summary import (
+    Model,
+    baseline_folder,
+    read_models,
+    score_table,
+    scored_tasks,
+    strategy_name,
+    summary,
+)
 
 
 def write_report(recipe: Recipe, baselines: Sequence[str] | None, teacher_label: str) -> None:

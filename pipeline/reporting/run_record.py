@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from pipeline.alignment.summary import statistics_rows
 from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput, one_line
 from pipeline.core.files import read_json
@@ -44,7 +45,7 @@ class Alignment:
 
     rows: list[tuple[str, float]]
     tokens: list[tuple[str, float]]
-    statistics: list[tuple[str, float]]
+    statistics: list[tuple[str, str]]
     shards: list[Path]
     shared_vocab: Mapping[str, int]
     """By teacher: ids that mean the same on both sides; 0 with another tokenizer."""
@@ -172,7 +173,12 @@ def _alignment(folder: Path) -> Alignment | None:
     manifest = read_json(folder / "manifest.json")
     if not manifest:
         return None
-    rows, tokens, statistics = (list(flatten(manifest.get(part, {}))) for part in ("rows", "tokens", "statistics"))
+    rows, tokens = (list(flatten(manifest.get(part, {}))) for part in ("rows", "tokens"))
+    statistics = [
+        (f"{name}: {label}", value)
+        for name, known in manifest.get("statistics", {}).items()
+        for label, value in statistics_rows(known)
+    ]
     shards = [folder / s["file"] for s in manifest.get("shards", []) if s["split"] == "train" and s["rows"]]
     shared_vocab = {name: side.get("shared_vocab", 0) for name, side in manifest.get("teachers", {}).items()}
     return Alignment(rows, tokens, statistics, shards, shared_vocab)

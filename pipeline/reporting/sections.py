@@ -19,9 +19,9 @@ from pipeline.evaluation.tables import SWEEP_HEADINGS, sweep_rows
 from pipeline.method.strategies import STRATEGIES, Strategy, resolve
 from pipeline.reporting import figures
 from pipeline.reporting.chunk_view import first_row_chunks
-from pipeline.reporting.headline import points, strategy_name
+from pipeline.reporting.headline import points
 from pipeline.reporting.run_record import Run
-from pipeline.reporting.summary import Model, scored_tasks
+from pipeline.reporting.summary import Model, scored_tasks, strategy_name
 
 VERDICTS = {True: "right", False: "wrong", None: ""}  # None: a graded metric
 SHOWN_SAMPLES = 6  # of each verdict
@@ -124,8 +124,9 @@ def scores(models: Sequence[Model], compared: Sequence[Comparison]) -> Iterator[
         for model in scored:
             score = model.scores[task]
             preset = score.provenance.preset if score.provenance else ""
-            taught = strategy_name(model.strategy) if model.strategy else ""
-            rows.append([model.label, taught, f"{score.value:.3f}", score.bounds, score.n, preset])
+            rows.append(
+                [model.label, strategy_name(model.strategy), f"{score.value:.3f}", score.bounds, score.n, preset]
+            )
         missing = [model.label for model in models if model not in scored]
         note = f"No score of: {', '.join(missing)}." if missing else ""
         note += "".join(f" Alarm, {m.label}: {alarm}." for m in scored for alarm in m.scores[task].alarms)
@@ -184,7 +185,12 @@ def losses(models: Sequence[Model]) -> Section:
     terms |= {name: f"distillation: {name}" for _, run in trained for name in run.teachers}
     drawn = [figures.over_steps(having(trained, name), name, label, smoothed=True) for name, label in terms.items()]
     drawn += [figures.over_steps(found, n, label) for n, label in TRAINING.items() if (found := having(trained, n))]
-    note = "Thin: one logging line; thick: running mean. The loss is the weighted sum of its terms."
+    note = (
+        "Thin: one logging line; thick: running mean. The loss is the weighted sum of its terms; losses of different strategies do "
+        "not compare."
+    )
+    if any(strategy.tidal for _, run in trained for strategy in strategies(run)):
+        note += " TIDAL's target moves to the teacher as lambda grows: its loss may rise while the student learns."
     return Section(title, note=note, legend=legend([model for model, _ in trained]), figures=drawn)
 
 
@@ -194,20 +200,22 @@ def having(runs: Sequence[tuple[Model, Run]], name: str) -> list[tuple[Model, Ru
 
 
 def validation(models: Sequence[Model]) -> Section:
-    """A picture per run."""
+    """A table, and a picture per run that was validated more than once."""
     title = "Validation loss by t"
     validated = runs_with(models, lambda run: run.validation)
     if not validated:
         return Section(title, note="No validation lines in metrics.jsonl: distill has not run.")
     ts = list(validated[0][1].validation[-1].by_t)
     values = [value for _, run in validated for line in run.validation for value in line.by_t.values()]
+    bounds = min(values), max(values)
+    drawn = [figures.validation(model, run, bounds) for model, run in validated if len(run.validation) > 1]
     rows: Rows = [["last step", "all t", *(f"t = {t}" for t in ts)]]
     rows += [[m.label, run.validation[-1].loss, *run.validation[-1].by_t.values()] for m, run in validated]
     return Section(
         title,
         note="Mean cross-entropy of a masked token of held-out rows, in nats, at fixed t with fixed noise.",
-        legend=[(colour, f"t = {t}") for t, colour in zip(ts, figures.by_t(ts), strict=True)],
-        figures=[figures.validation(model, run, (min(values), max(values))) for model, run in validated],
+        legend=[(colour, f"t = {t}") for t, colour in zip(ts, figures.by_t(ts), strict=True)] if drawn else [],
+        figures=drawn,
         tables=[rows],
     )
 

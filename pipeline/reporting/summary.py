@@ -17,6 +17,20 @@ from pipeline.reporting.run_record import Run, read_run
 
 VIOLET, ORANGE, GREEN, BLUE, PINK, BROWN = "#8b6fd6", "#d9822b", "#1f9e89", "#3f83c9", "#c9568f", "#94764a"
 BASELINES = (ORANGE, BLUE, PINK, BROWN)
+STRATEGY_NAMES = {
+    "tide_cross": "TIDE-Cross",
+    "tide_shared": "TIDE-Shared",
+    "calm": "CALM",
+    "reverse_calm": "Reverse CALM",
+    "reverse_kl_calm": "reverse KL CALM",
+    "calm_tidal": "CALM-TIDAL",
+    "reverse_calm_tidal": "Reverse CALM-TIDAL",
+    "kl": "KL",
+    "reverse_kl": "reverse KL",
+    "tidal": "TIDAL",
+    "reverse_tidal": "reverse TIDAL",
+    "bd3lm": "no teacher",
+}
 
 
 @dataclass(frozen=True)
@@ -92,13 +106,25 @@ def scored_tasks(models: Sequence[Model]) -> list[str]:
     return [*first, *sorted(known - set(first))]
 
 
+def strategy_name(strategy: str) -> str:
+    """As people write it."""
+    return STRATEGY_NAMES.get(strategy, strategy)
+
+
 def score_table(models: Sequence[Model]) -> Table:
     """For the terminal: a row per task and model."""
-    table = Table("task", "model", "strategy", "score", "95% interval", "n", title="Scores", box=box.SIMPLE_HEAD)
+    table = Table("task", "model", "strategy", "score", "95% interval", "problems", title="Scores", box=box.SIMPLE_HEAD)
     for task in scored_tasks(models):
         for model in models:
             if score := model.scores.get(task):
-                table.add_row(task, model.label, model.strategy, f"{score.value:.3f}", score.bounds, str(score.n))
+                table.add_row(
+                    task,
+                    model.label,
+                    strategy_name(model.strategy),
+                    f"{score.value:.3f}",
+                    score.bounds,
+                    str(score.n),
+                )
     return table
 
 
