@@ -8,12 +8,16 @@ from itertools import count
 
 import pytest
 
+from pipeline.alignment.dataset_lock import dataset_lock
+from pipeline.config.recipe import Recipe, Student
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.files import read_json_lines, write_json_lines
 from pipeline.core.run_directory import evaluation_folder, read_metrics
 from pipeline.core.stage_status import history_file, read_history, record_status, status_file
 from pipeline.core.version import code_version
-from pipeline.reporting.run_status import StageStatus
+from pipeline.evaluation.answer_cache import AnswerCache
+from pipeline.reporting.run_status import StageStatus, run_state
+from pipeline.training.run_lock import run_lock
 
 
 def test_rows_of_text_with_any_separator_are_read_back(tmp_path):
@@ -83,6 +87,24 @@ def test_a_refused_start_leaves_a_stage_done_and_the_history_has_both(tmp_path):
         StageStatus.of({"state": "done", "exit_code": 0, "message": ""}, [*history, history[0], *history[:2]]).starts
         == 8
     )
+
+
+def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with (
+        pytest.raises(BadInput, match=r"aligned\.lock: its file system has no locks"),
+        dataset_lock(tmp_path / "aligned"),
+    ):
+        pass
+    with pytest.raises(BadInput, match=r"sums\.answers\.jsonl: its file system has no locks"):
+        AnswerCache(tmp_path, "sums")
+    with pytest.raises(BadInput, match=r"\.lock: its file system has no locks"):
+        run_lock(Recipe(name="x", student=Student(path="none"), run_dir=str(tmp_path / "run")))
+    (tmp_path / ".lock").touch()
+    assert run_state(tmp_path) == "not started"
 
 
 def test_a_clock_that_is_set_back_makes_no_negative_duration(tmp_path, monkeypatch):

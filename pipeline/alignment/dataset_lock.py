@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pipeline.core.errors import BadInput
+from pipeline.core.files import lock
 
 
 @contextmanager
 def dataset_lock(folder: Path) -> Iterator[bool]:
     """Waits while another process builds this dataset, as parts of a job array may do; yields whether it had to.
 
-    Raises BadInput where the lock file cannot be written.
+    Raises BadInput where the lock file cannot be written, or not locked.
     """
     path, waited = folder.with_name(f".{folder.name}.lock"), False
     with ExitStack() as stack:
         while True:
             try:
                 folder.parent.mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context(path.open("w"))
+                file = stack.enter_context(path.open("w"))
             except OSError as error:
                 raise BadInput(
                     f"cannot write to {folder.parent} ({error.strerror}): choose another data.aligned"
                 ) from None
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file)
             except BlockingIOError:
                 print(f"{folder} is being built by another process: waiting for it", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                lock(file, wait=True)
                 waited = True
             with suppress(FileNotFoundError):  # or another file by now: the one before has removed its lock
-                if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
         stack.callback(path.unlink, missing_ok=True)
         yield waited

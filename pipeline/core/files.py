@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.core.errors import BadInput
 
@@ -32,6 +33,21 @@ def flush(path: Path) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
+
+
+def lock(file: IO[Any], *, wait: bool = False) -> None:
+    """Locks an open file for this process, until it is closed.
+
+    Raises BlockingIOError where another process holds it (but for `wait`), BadInput where the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise BadInput(
+            f"{file.name}: its file system has no locks ({error.strerror}): mount it with flock, or choose another folder"
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,7 +6,6 @@ everything that the answer depends on. Whoever looks for an answer reads all of 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.core.errors import BadInput
-from pipeline.core.files import json_sha256
+from pipeline.core.files import json_sha256, lock
 
 Json = dict[str, Any]
 """A JSON object."""
@@ -87,7 +86,7 @@ class AnswerCache:
         path = folder / f"{task}.{kind}{self.shard.suffix}.jsonl"
         self._file = path.open("ab+")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._file)
         except BlockingIOError:
             self._file.close()
             raise BadInput(

@@ -216,10 +216,10 @@ def _is_locked(lock: Path) -> bool:
     try:
         with lock.open() as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except OSError:  # no file, or a file system without locks
+        return False
     return False
 
 

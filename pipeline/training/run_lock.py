@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from pipeline.alignment.manifest import load_manifest
 from pipeline.config.recipe import Recipe, dump, without_idle_teachers
 from pipeline.core.checkpoint_files import complete_checkpoints
 from pipeline.core.errors import BadInput
-from pipeline.core.files import read_json
+from pipeline.core.files import lock, read_json
 from pipeline.core.log import rank
 from pipeline.core.run_directory import stop_file
 from pipeline.core.stage_status import status_file
@@ -67,10 +66,10 @@ def run_lock(recipe: Recipe) -> TextIO | None:
 
 def _lock(handle: TextIO) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(handle)
     except BlockingIOError:
         time.sleep(0.5)  # the status command holds it for a moment, to see whether anybody does
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(handle)
 
 
 @contextmanager
