@@ -220,6 +220,7 @@ def test_a_killed_study_does_what_is_missing(checkout):
     for run in raw["runs"]:
         assert len(run["kl"]["moe"]) == 5 and all(0 <= x < 50 for x in run["kl"]["moe"])
         assert run["steps"] == 4 and run["tokens"] > 0
+        assert len(run["accuracy"]) == 5 and all(0 <= x <= 1 for x in run["accuracy"])
         assert len(run["tasks"]["study_arithmetic"]["correct"]) == 8
     starts = {run["seed"]: run["kl"]["moe"] for run in raw["runs"] if run["variant"] == "start"}
     assert starts[0] != starts[1], "seeds start from different weights"

@@ -65,6 +65,8 @@ class RunResult(Scores):
     """Of training; `wall_seconds` of the whole run."""
     loss: float
     wall_seconds: float
+    accuracy: Sequence[float] = ()
+    """Share of masked held-out tokens whose truth the student ranks first, by t"""
     rounds: int = 1
     """of training, which a start below the study's bar has more of"""
     digest: str = ""

@@ -29,7 +29,7 @@ from pipeline.experiments.results import RunResult, Scores, TaskResult
 from pipeline.models.forward import config_of
 from pipeline.models.loading import load_teacher
 from pipeline.training.build import fixed_noise_rows, frozen_teacher
-from pipeline.training.held_out import kl_terms, teacher_kl
+from pipeline.training.held_out import cloze_accuracy, kl_terms, teacher_kl
 from pipeline.training.preflight import prepare
 from pipeline.training.run import distill
 from pipeline.training.step import StudentWithLoss
@@ -118,6 +118,7 @@ def _train_and_score(study: Study, variant: str, seed: int, initial: str | None,
         score=scores.score,
         tasks=scores.tasks,
         kl=_teacher_kl(study, str(checkpoint / "export")),
+        accuracy=_accuracy(recipe, study.engine, str(checkpoint / "export")),
         steps=lines[-1]["step"],
         tokens=sum(line["tokens"] for line in lines),
         seconds=round(sum(line["seconds"] for line in lines), 1),
@@ -149,6 +150,16 @@ def _scores(folder: Path) -> Scores:
         correct = "".join({True: "1", False: "0", None: "-"}[sample.correct] for sample in samples)
         tasks[score.task] = TaskResult(score.metric, score.value, score.n, score.low, score.high, correct)
     return Scores(sum(task.value for task in tasks.values()) / len(tasks), tasks)
+
+
+def _accuracy(recipe: Recipe, engine: str, folder: str) -> list[float]:
+    if not recipe.data.validation:
+        return []
+    plan = prepare(replace(recipe, teachers=[]), Path(engine))
+    topology = start(timedelta(minutes=TIMEOUT_MINUTES))
+    student = load_teacher(folder, dtype=torch.float32, device=topology.device)
+    rows = fixed_noise_rows(plan, "validation", student.config, [], topology)
+    return [round(share, 5) for share in cloze_accuracy(student, rows).values()]
 
 
 def _teacher_kl(study: Study, folder: str) -> dict[str, list[float]]:

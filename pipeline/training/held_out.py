@@ -17,7 +17,7 @@ from pipeline.data.batch import Batch, BatchBuilder, Sample
 from pipeline.data.order import accumulation_steps, balance
 from pipeline.distributed.device_reads import read
 from pipeline.distributed.topology import Topology
-from pipeline.models.forward import head_of
+from pipeline.models.forward import head_of, log_prob_and_hit, score_tokens
 from pipeline.training.terms import Term, build_term
 
 TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -72,6 +72,21 @@ def validation_loss(
         nats, tokens = read(total)
         losses[str(t)] = nats / max(1, tokens)
     return losses
+
+
+@torch.no_grad()
+def cloze_accuracy(student: PreTrainedModel, rows: FixedNoiseRows) -> ByTime:
+    """Share of masked tokens whose truth the student ranks first. Collective."""
+    shares = {}
+    for t in TIMESTEPS:
+        total = torch.zeros(2, dtype=torch.float64, device=rows.topology.device)
+        for batch in rows.batches(t):
+            known = score_tokens(student, batch.student, batch.predict, batch.targets, log_prob_and_hit)
+            total += torch.stack([known[:, 1].double().sum(), total.new_tensor(known.shape[0])])
+        dist.all_reduce(total)
+        hits, tokens = read(total)
+        shares[str(t)] = hits / max(1, tokens)
+    return shares
 
 
 def kl_terms(

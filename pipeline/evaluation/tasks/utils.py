@@ -32,6 +32,15 @@ def benchmark(name: str, **_metadata: Any) -> dict[str, Dataset]:
     return {"test": Dataset.from_list([{column: row[column] for column in columns} for row in read(name)])}
 
 
+# ---- text
+
+
+def nats_per_byte(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
+    """The bound on the answer's negative log-likelihood, by the bytes of the answer: the same unit for every tokenizer."""
+    ((log_likelihood, _),) = results
+    return {"nats_per_byte": -log_likelihood / len(doc["messages"][1]["content"].encode())}
+
+
 # ---- MATH
 
 
