@@ -107,8 +107,7 @@ class Evidence:
     @classmethod
     def of(cls, sets: Sequence[Mapping[str, Any]], results: Results | None) -> Evidence:
         """From the contents of teachers.json and results.json."""
-        names = sets[0]["teachers"] if sets else ()
-        known = {name: _known(name, sets) for name in names}
+        known = {name: _known(name, sets) for name in dict.fromkeys(name for each in sets for name in each["teachers"])}
         scores: dict[Cell, Scores] = {}
         starts = {}
         for run in results.runs if results else ():
@@ -131,6 +130,7 @@ class Evidence:
 
 
 def _known(name: str, sets: Sequence[Mapping[str, Any]]) -> Known:
+    sets = [each for each in sets if name in each["teachers"]]
     facts = [each["teachers"][name] for each in sets]
     probes = [TeacherProbe.from_json(f["probe"]["t"], f["probe"]) for f in facts]
 
@@ -142,8 +142,7 @@ def _known(name: str, sets: Sequence[Mapping[str, Any]]) -> Known:
         log_prob=over_sets([p.log_prob for p in probes]),
         accuracy=over_sets([p.accuracy for p in probes]),
     )
-    steps = [each["steps"][name] for each in sets if name in each["steps"]]
-    return Known(steps, mean(f["exact_match"] for f in facts), probe)
+    return Known([each["steps"][name] for each in sets], mean(f["exact_match"] for f in facts), probe)
 
 
 Comparison = tuple[Sequence[str], Scores]

@@ -1,4 +1,4 @@
-"""Makes the teachers of the reliability study and says how reliable each is: `python -m demo.study.teachers [FILE]`.
+"""Makes the teachers of the reliability study and says how reliable each is: `python -m demo.study.teachers`.
 
 FILE (default: demo/study/reliability/teachers.yaml) is the dial. What is there already is not made again. Weights go to the folder
 that the file names; what was measured of a set of teachers (exact match on the test problems, the probe by t with one view and
@@ -7,9 +7,10 @@ two) is added to the file `measured`, which has one entry for every set of weigh
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -31,7 +32,7 @@ from pipeline.distributed.signals import StopSignals
 from pipeline.distributed.topology import start
 from pipeline.evaluation.results import read_scores
 from pipeline.evaluation.runner import evaluate
-from pipeline.experiments.workers import datasets, set_environment
+from pipeline.experiments.workers import set_environment
 from pipeline.models.forward import config_of
 from pipeline.models.loading import load_teacher
 from pipeline.study import parse_study
@@ -84,26 +85,36 @@ class Dial:
 
 
 def main() -> None:
-    """Trains what is missing, then measures every teacher that the study names."""
+    """Trains what is missing, then measures every teacher that the study names; or, with --measure, those that are there."""
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("dial", nargs="?", default=DIAL, help="the file")
+    p.add_argument("--measure", action="store_true", help="train none")
+    flags = p.parse_args()
     set_environment(1)
-    dial, stop = Dial.read(*sys.argv[1:2] or [DIAL]), StopSignals()
-    steps = {}
+    dial, stop = Dial.read(flags.dial), StopSignals()
     for architecture, recipe in dial.architectures.items():
-        for name in dial.teachers:
-            steps[f"{architecture}_{name}"] = make(dial, architecture, recipe, name, stop)
-    recipes = dict(teachers_of(dial.study))
+        for name in () if flags.measure else dial.teachers:
+            make(dial, architecture, recipe, name, stop)
+    recipes = {name: recipe for name, recipe in teachers_of(dial.study).items() if weights_of(recipe).is_file()}
     weights = {name: file_sha256(weights_of(recipe)) for name, recipe in recipes.items()}
     path = Path(dial.measured)
     sets: list[dict[str, Any]] = read_json(path) or []
-    if all(known["weights"] != weights for known in sets):
-        where = environment(prepare(next(iter(recipes.values())), ENGINE))
-        measured = {name: measure(recipe) for name, recipe in recipes.items()}
-        kept = {name: where[name] for name in ("versions", "device", "commit")}
-        write_json(path, [*sets, {"environment": kept, "weights": weights, "steps": steps, "teachers": measured}])
+    if not any(weights.items() <= known["weights"].items() for known in sets):
+        others = [known for known in sets if not known["weights"].items() <= weights.items()]  # than a part of this one
+        write_json(path, [*others, {**measured_in(recipes), "weights": weights}])
 
 
-def make(dial: Dial, architecture: str, recipe: str, name: str, stop: StopSignals) -> int:
-    """Trains a teacher, or takes it from another's training, into FOLDER/ARCHITECTURE_NAME; returns its steps."""
+def measured_in(recipes: Mapping[str, Recipe]) -> dict[str, Any]:
+    """A set of teachers: where it was measured, steps of their trainings, and what is known of each."""
+    teachers = {name: measure(recipe) for name, recipe in recipes.items()}
+    where = environment(prepare(next(iter(recipes.values())), ENGINE))
+    steps = {name: int((weights_of(recipe).parent / "STEP").read_text("utf-8")) for name, recipe in recipes.items()}
+    kept = {name: where[name] for name in ("versions", "device", "commit")}
+    return {"environment": kept, "steps": steps, "teachers": teachers}
+
+
+def make(dial: Dial, architecture: str, recipe: str, name: str, stop: StopSignals) -> None:
+    """Trains a teacher, or takes it from another's training, into FOLDER/ARCHITECTURE_NAME."""
     setting, into = dial.teachers[name], Path(dial.folder) / f"{architecture}_{name}"
     source = setting.of or name
     plan = training(dial, architecture, recipe, source)
@@ -119,7 +130,6 @@ def make(dial: Dial, architecture: str, recipe: str, name: str, stop: StopSignal
         shutil.copytree(checkpoint / "export", unfinished)
         (unfinished / "STEP").write_text(str(step_of(checkpoint)), encoding="utf-8")
         unfinished.rename(into)
-    return int((into / "STEP").read_text(encoding="utf-8"))
 
 
 def training(dial: Dial, architecture: str, recipe: str, name: str) -> Recipe:
@@ -147,17 +157,16 @@ def exact_match(recipe: Recipe, folder: str, label: str) -> float:
     return float(score.value)  # type: ignore[arg-type]  # a task that generates text has one
 
 
-def teachers_of(study_file: str) -> Iterator[tuple[str, Recipe]]:
-    """Every teacher of a study by name, with a recipe that has it alone; their dataset is aligned."""
+def teachers_of(study_file: str) -> dict[str, Recipe]:
+    """Every teacher of a study by name, as a recipe that has it alone, with a dataset of its own."""
     study, _ = parse_study(["--study", study_file])
-    recipes = [study.run(variant, 0) for variant in study.planned()]
-    for recipe in datasets(recipes):
-        align(recipe, Ranks(), 1, 4096)
     first: dict[str, Recipe] = {}
-    for recipe in recipes:
+    for variant in study.planned():
+        recipe = study.run(variant, 0)
         for teacher in recipe.teachers:
-            first.setdefault(teacher.name, replace(recipe, teachers=[teacher]))
-    yield from first.items()
+            data = replace(recipe.data, aligned=f"runs/aligned/{study.name}-{teacher.name}")
+            first.setdefault(teacher.name, replace(recipe, data=data, teachers=[teacher]))
+    return first
 
 
 def weights_of(recipe: Recipe) -> Path:
@@ -167,6 +176,7 @@ def weights_of(recipe: Recipe) -> Path:
 
 def measure(recipe: Recipe) -> dict[str, Any]:
     """Exact match on the test problems, and the probe, of the recipe's one teacher."""
+    align(recipe, Ranks(), 1, 4096)
     folder, known = weights_of(recipe).parent, probe(recipe)
     scored = replace(recipe, run_dir=str(folder.parent / "evaluation"))
     return {
