@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 
 import pytest
 import yaml
 
+from pipeline.core.terminal import Console
 from pipeline.evaluation.lm_eval_tasks import load_tasks, run_task
+from pipeline.evaluation.results import Generation, Score
 from pipeline.evaluation.statistics import wilson
+from pipeline.evaluation.sweep import SweepPoint
+from pipeline.evaluation.tables import print_scores, print_sweep
 from tests.evaluation.tiny import ROWS, SUMS, language_model, run_file, says
 
 
@@ -87,3 +92,15 @@ def test_choices_by_likelihood(folder, choice_file) -> None:
     assert score.likelihood.mean_stderr == pytest.approx(sum(errors) / 16)
     assert score.likelihood.unsure == sum(row.unsure for row in rows) / 4
     assert score.generation is None
+
+
+def test_tables_fit_80_columns() -> None:
+    """As the demo's are: no name is cut, no cell is wrapped."""
+    cost = Generation(2020.4, 1.45, 0.1, 0.2, truncated=0.0, masks_left=0, tokens=900, by_length={})
+    score = Score("demo_arithmetic", "exact_match", 0.64, 300, 0.584, 0.692, generation=cost)
+    console = Console(width=80, file=StringIO())
+    print_scores(console, [score], "preset demo (71668563310e)")
+    print_sweep(console, [SweepPoint("threshold 0.95", score, 3.94, 3.74, 4.14)], "demo_arithmetic: step-00000080")
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["demo_arithmetic", "exact_match", "0.640", "0.584", "to", "0.692", "300", "0%", "2020", "1.45"] in lines
+    assert ["threshold", "0.95", "3.94", "3.74", "to", "4.14", "0.640", "0.584", "to", "0.692", "2020", "300"] in lines
