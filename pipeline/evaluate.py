@@ -40,7 +40,7 @@ def main() -> None:
     if argv and argv[0] in COMMANDS:
         return import_module(COMMANDS[argv[0]]).main(argv[1:])
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness draws a bar for prompts that take it a second to build
-    from pipeline.evaluation.stage import Request, export_of, run
+    from pipeline.evaluation.stage import Request, export_of, model_folder, run
 
     p = parser(__doc__)
     p.add_class_arguments(Request)
@@ -55,7 +55,7 @@ def main() -> None:
     sampling = Sampling.of(flags)
     if flags.prompt is not None:
         check_prompt("--prompt", flags.prompt)
-        folder = flags.model or str(export_of(Path(recipe.run_dir), flags.step))
+        folder = model_folder(flags.model) if flags.model else str(export_of(Path(recipe.run_dir), flags.step))
         from pipeline.conversation.prompt import answer_prompt
 
         return answer_prompt(recipe.evaluation, folder, flags.prompt, sampling)

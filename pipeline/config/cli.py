@@ -32,7 +32,8 @@ _PARTS = {"data.sources": Source, "data.validation": Validation, "teachers": Tea
 
 def parser(description: str) -> ArgumentParser:
     """A stage's command line: ``--recipe`` and every field of the recipe. Stages add flags of their own."""
-    usage = "%(prog)s [RUN] [--recipe RECIPE] [--SECTION.FIELD VALUE ...] [options]"  # naming all of them takes a screen
+    # naming every option takes a screen
+    usage = "%(prog)s [RUN] [--recipe RECIPE] [--SECTION.FIELD VALUE ...] [options]"
     p = _Parser(exit_on_error=False, description=description, usage=usage)
     p.add_argument("run", nargs="?", default="", metavar="RUN", help="a run directory: its recipe, and what it holds")
     p.add_argument("--recipe", action="config", help=f"recipe file, or name of a shipped one (default: {DEFAULT})")

@@ -25,7 +25,7 @@ class Request:
     step: str = "latest"
     """checkpoint of the run: `latest` or a step number"""
     model: str = ""
-    """score the model in this folder instead of a checkpoint"""
+    """score this instead: a model's folder or hub name, another run (its newest checkpoint), or a checkpoint"""
     label: str = ""
     """name of the scores (default: the step's, or the folder's name)"""
     shard: str = ""
@@ -54,7 +54,7 @@ def run(recipe: Recipe, request: Request, watched: bool = False) -> None:
 
             return watch(recipe, request.every)
         if request.model:
-            folder, label = request.model, request.label or Path(request.model).resolve().name
+            folder, label = model_folder(request.model), request.label or Path(request.model).resolve().name
         else:
             export = export_of(Path(recipe.run_dir), request.step)
             folder, label = str(export), request.label or export.parent.name

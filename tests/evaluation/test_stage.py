@@ -182,6 +182,9 @@ def test_stage_takes_a_step_a_folder_and_a_limit(monkeypatch, run_dir) -> None:
     export = run_dir / "checkpoints" / "step-00000040" / "export"
     assert stage(monkeypatch, run_dir, "--model", str(export), "--label", "teacher") == 0
     assert (run_dir / "evaluation" / "teacher" / "four_sums.json").is_file()
+    assert stage(monkeypatch, run_dir, "--model", str(run_dir), "--label", "newest") == 0
+    scored = json.loads((run_dir / "evaluation" / "newest" / "four_sums.json").read_text())
+    assert scored["model"] == str(run_dir / "checkpoints" / "step-00000020" / "export")
 
 
 @pytest.mark.parametrize(
