@@ -16,14 +16,16 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.core.checkpoint_files import complete_checkpoints
 from pipeline.core.errors import BadInput
 from pipeline.core.log import rank
 from pipeline.core.run_directory import read_metrics
 from pipeline.distributed.default_ranks import relaunch_command
 from pipeline.distributed.launcher_env import check_hostfile, free_port, normalize_launcher_env
 from pipeline.evaluation.answer_cache import Shard
-from tests import launch
+from tests import launch, tiny
 from tests.loop_sshd import loop_sshd
+from tests.mini_slurm import wait_until
 
 TAIL = "pipeline/distill.py --deepspeed ds_configs/zero3.json"
 LOCAL = f"deepspeed --hostfile hostfiles/local --no_ssh --node_rank 0 --master_addr 127.0.0.1 {TAIL}"
@@ -212,6 +214,55 @@ def test_deepspeed_s_launcher_waits_until_a_long_step_is_saved(tmp_path):
     output, errors = process.communicate(timeout=30)
     assert (tmp_path / "saved").exists() and output == b"ended\n"
     assert errors == b"stopping: the step that runs is taken and saved first\n"
+
+
+@pytest.fixture(scope="module")
+def long_steps(tmp_path_factory) -> Path:
+    """A recipe whose steps take thousands of rows, ten at a time: longer than the 30 s that DeepSpeed's launcher gives."""
+    optim = {"steps": 9, "lr": 0.01, "global_batch": 4000, "micro_tokens": 500}
+    return tiny.make(tmp_path_factory.mktemp("long"), rows=4000, optim=optim)
+
+
+@pytest.mark.slow
+@pytest.mark.launch
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_to_deepspeed_s_group_waits_for_a_step_of_more_than_30_seconds(number, long_steps, tmp_path):
+    """As Ctrl-C does: it comes to `deepspeed`, its launcher and the ranks, all at once."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    words = [*launch.launcher(2), "pipeline/distill.py", "--recipe", long_steps, "--run_dir", run]
+    with log.open("wb") as output:
+        process = launch.popen(*words, stdout=output, stderr=output, start_new_session=True)
+    try:
+        wait_until(lambda: "KL from llada2, step 0" in log.read_text(), 240)  # the first step begins
+        time.sleep(3)
+        os.killpg(process.pid, number)
+        told = time.monotonic()
+        assert process.wait(30) == -number
+        wait_until((run / "status/distill.json").is_file, 500)
+        if (took := time.monotonic() - told) < 31:
+            pytest.skip(f"its step took {took:.0f} s on this machine, which DeepSpeed grants: give it more rows")
+        wait_until(lambda: not group_lives(process.pid), 60)
+    finally:
+        if group_lives(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+    status, said = tiny.status(run), log.read_text()
+    assert (status["state"], status["exit_code"], status["step"]) == ("stopped", 75, 1)
+    assert [folder.name for folder in complete_checkpoints(run)] == ["step-00000001"]
+    ours = [line for line in said.splitlines() if "stop" in line]
+    assert ours == [
+        "stopping: the step that runs is taken and saved first",
+        "distill: stopped as asked at step 1/9: run the same command to go on (exit code 75)",
+    ]
+    assert said.count("Traceback") == (number == signal.SIGINT), "`deepspeed`'s own KeyboardInterrupt"
+
+
+def group_lives(number: int) -> bool:
+    """Whether a process of the group is left."""
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.launch
