@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 from demo.study.evidence import fill
-from demo.study.regimes import DOCUMENT, FIGURES, RESULTS, Cell, Evidence, Known, blocks, families, natives
+from demo.study.regimes import (
+    DOCUMENT,
+    FIGURES,
+    RESULTS,
+    Cell,
+    Evidence,
+    Known,
+    blocks,
+    families,
+    natives,
+    published,
+    read_published,
+)
 from pipeline.study import parse_study
 from pipeline.training.teacher_probe import TeacherProbe
 
@@ -80,6 +92,7 @@ def test_the_protocol_s_families_have_their_sizes():
 
 def test_document_holds_what_its_raw_results_say():
     document = DOCUMENT.read_text(encoding="utf-8")
-    assert fill(document, blocks(Evidence.read(RESULTS)), Path()) == document, "run `python -m demo.study.regimes`"
+    made = blocks(Evidence.read(RESULTS)) | published(read_published(RESULTS))
+    assert fill(document, made, Path()) == document, "run `python -m demo.study.regimes`"
     for figure in re.findall(r"\]\(evidence/([\w-]+\.svg)\)", document):
         assert (FIGURES / figure).is_file(), figure

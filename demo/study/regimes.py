@@ -20,7 +20,7 @@ from pipeline.core.errors import exit_code
 from pipeline.core.files import read_json, write_text
 from pipeline.evaluation.statistics import holm, sign_flip
 from pipeline.experiments.grid import START
-from pipeline.experiments.results import Results, markdown, t_interval
+from pipeline.experiments.results import Results, lines, markdown, t_interval
 from pipeline.training.held_out import TIMESTEPS
 from pipeline.training.teacher_probe import TeacherProbe
 
@@ -269,6 +269,60 @@ def pulls_table(evidence: Evidence) -> str:
     return markdown(header, rows) if rows else "Not measured yet."
 
 
+def published(results: Results | None) -> dict[str, str]:
+    """The blocks of the study of the published reading."""
+    names = ("teachers", "cells", "natives", "compdemo")
+    if results is None:
+        return {f"published {name}": "No runs yet." for name in names}
+    scores = {line.variant: line.scores for line in lines(results.runs, "undistilled")}
+
+    def minus(reading: str, ours: str, other: str) -> Comparison:
+        a, b = scores.get(f"{reading}-{ours}", {}), scores.get(f"{reading}-{other}", {})
+        return [reading, ours, "", other], {seed: a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())}
+
+    whole = len(results.study["variants"]), int(results.study["seeds"].partition("..")[2]) + 1
+    tested = (len(scores), min(map(len, scores.values()))) == whole
+    readings, (reverse, shared) = ("block", "full"), NATIVES["moe"]
+    known = [(name, probe.accuracy["one_view"], probe.accuracy["two_views"]) for name, probe in results.probe.items()]
+    rows = [
+        [
+            name,
+            f"{mean(one):.3f}",
+            f"{mean(two) - mean(one):+.3f}",
+            *(f"{a:.2f} / {b:.2f}" for a, b in zip(one, two, strict=True)),
+        ]
+        for name, one, two in known
+    ]
+    tables = (
+        markdown(["teacher", "reliability", "room", *(f"t = {t}" for t in TIMESTEPS)], rows),
+        markdown(
+            ["variant", "seeds", "score", "95% interval", "minus undistilled", "95% interval"],
+            [
+                [
+                    line.variant,
+                    str(len(line.scores)),
+                    f"{line.mean:.3f}",
+                    f"{line.low:.3f} to {line.high:.3f}",
+                    "" if line.difference is None else f"{line.difference:+.3f}",
+                    "" if line.difference is None else f"{line.difference_low:+.3f} to {line.difference_high:+.3f}",
+                ]
+                for line in lines(results.runs, "undistilled")
+            ],
+        ),
+        family_table(
+            [minus(r, native, BASELINE["moe"]) for r in readings for native in (reverse, shared)], tested=tested
+        ),
+        family_table([minus(r, shared, TIDAL["moe"]) for r in readings], tested=tested),
+    )
+    return {f"published {name}": text for name, text in zip(names, tables, strict=True)}
+
+
+def read_published(folder: Path) -> Results | None:
+    """Its results, where there are any."""
+    entries = read_json(folder / "published.json")
+    return Results.from_json(entries) if entries else None
+
+
 def state(evidence: Evidence) -> str:
     """How far the study is, and where it ran."""
     if not evidence.starts:
@@ -299,7 +353,10 @@ def blocks(evidence: Evidence) -> dict[str, str]:
 def main() -> None:
     """Fills the page and draws its figures."""
     evidence = Evidence.read(RESULTS)
-    write_text(DOCUMENT, fill(DOCUMENT.read_text(encoding="utf-8"), blocks(evidence), RESULTS))
+    write_text(
+        DOCUMENT,
+        fill(DOCUMENT.read_text(encoding="utf-8"), blocks(evidence) | published(read_published(RESULTS)), RESULTS),
+    )
     if evidence.teachers:
         figures.probes(
             {name: known.probe for name, known in evidence.teachers.items()}, FIGURES / "reliability-probe.svg"
