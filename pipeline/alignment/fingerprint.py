@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pipeline.alignment.sources import Maskable, OnBadRow
 from pipeline.config.recipe import Recipe, Source, Validation
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256, json_sha256
+from pipeline.models.files import TOKENIZER_FILES, fetch
 
 FORMAT = 2
 """Version of the columns and of what is in them; a new one makes every older dataset stale."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-
 
 AnySource = TypeVar("AnySource", Source, Validation)
 
@@ -183,15 +181,7 @@ def source_key(source: Source | Validation) -> str:
 
 def tokenizer_fingerprint(path: str) -> TokenizerFiles:
     """The tokenizer's files in a folder or on the hub. Raises BadInput without any."""
-    folder = Path(path)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(path, allow_patterns=list(TOKENIZER_FILES)))
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise BadInput(f"{path}: no such folder, and the hub gives no tokenizer of that name ({reason})") from None
+    folder = fetch(path, TOKENIZER_FILES)
     files = {name: file_sha256(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
     if not files:
         raise BadInput(f"{path}: no tokenizer files; expected {TOKENIZER_FILES[0]}")

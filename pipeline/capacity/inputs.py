@@ -33,7 +33,7 @@ def read_configs(recipe: Recipe, given: Sequence[str]) -> tuple[PreTrainedConfig
     """
     paths = {"student": recipe.student.path, **{teacher.name: teacher.path for teacher in recipe.teachers}}
     files = _parse_given(given, paths)
-    causal = {teacher.name for teacher in recipe.teachers if teacher.input == "causal"}
+    causal = {teacher.name for teacher in recipe.teachers if teacher.causal}
     configs = {name: _read_config(name, path, files, name in causal) for name, path in paths.items()}
     for config in configs.values():
         config.mask_token_id = config.eos_token_id = config.pad_token_id = 0

@@ -17,7 +17,7 @@ LIKELIEST = 4 + 4
 
 def without_stored_teachers(recipe: Recipe) -> Recipe:
     """The recipe as a run computes it."""
-    return replace(recipe, teachers=[teacher for teacher in recipe.teachers if teacher.answers == "live"])
+    return replace(recipe, teachers=[teacher for teacher in recipe.teachers if not teacher.stored])
 
 
 def store_sizes(recipe: Recipe, data: DataStats, shared_vocab: tuple[int, ...]) -> dict[str, float]:
@@ -27,7 +27,7 @@ def store_sizes(recipe: Recipe, data: DataStats, shared_vocab: tuple[int, ...]) 
     """
     sizes = {}
     for teacher, shared, length in zip(recipe.teachers, shared_vocab, data.mean.teachers, strict=True):
-        if teacher.input == "causal" and data.rows is not None:
+        if teacher.causal and data.rows is not None:
             temperatures = stored_temperatures(recipe.objective.temperature, shared)
             token = PLACE_AND_LOG_PROB + 4 * len(temperatures) + LIKELIEST * kept_tokens(teacher, shared)
             sizes[teacher.name] = data.rows * length * data.maskable * token

@@ -96,12 +96,12 @@ def check(recipe: Recipe) -> None:
             f"teacher {t.name} reads from left to right (input: causal): what CompDemo would reveal to it lies to its right or is"
             " read anyway, so it has one view: set objective.compdemo.enabled false"
             for t in recipe.teachers
-            if t.input == "causal"
+            if t.causal
         ]
     problems += [
         f"teacher {t.name}: answers stored needs input causal; those of other inputs depend on the noise"
         for t in recipe.teachers
-        if t.answers == "stored" and t.input != "causal"
+        if t.stored and not t.causal
     ]
     if not any([o.cross_entropy_weight, *(t.weight for t in recipe.teachers)]):
         problems.append("no loss has a weight: set objective.cross_entropy_weight, or a teacher's weight")

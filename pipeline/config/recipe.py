@@ -112,6 +112,13 @@ class Student:
     """Keep only the input of each layer for the backward pass and compute the rest again: less memory for a third more
     of the student's time."""
 
+    causal = stored = False  # as a teacher's
+
+    @property
+    def role(self) -> str:
+        """In messages."""
+        return "student"
+
 
 @dataclass
 class Teacher:
@@ -143,6 +150,21 @@ class Teacher:
     """Ranks that share one set of experts; auto = the largest that divides the experts and the ranks of a node."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights and activations of the teacher; losses are always float32."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether it is autoregressive: it reads x0 from left to right."""
+        return self.input == "causal"
+
+    @property
+    def stored(self) -> bool:
+        """Whether training takes its answers from files, and holds no such model."""
+        return self.answers == "stored"
+
+    @property
+    def role(self) -> str:
+        """In messages."""
+        return f"teacher {self.name}"
 
 
 @dataclass

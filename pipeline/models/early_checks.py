@@ -27,27 +27,23 @@ def check_side(side: Student | Teacher, tokenizer: PreTrainedTokenizerFast, leng
 
     A side that has a tokenizer and no model yet may be aligned.
     """
-    teacher, causal = isinstance(side, Teacher), _is_causal(side)
-    with _named(f"teacher {side.name}" if isinstance(side, Teacher) else "student"):
-        if not causal:
-            require_mask_token(tokenizer, side.tokenizer, student=not teacher)
+    student = isinstance(side, Student)
+    with _named(side.role):
+        if not side.causal:
+            require_mask_token(tokenizer, side.tokenizer, student=student)
         if not _has_config(side):
             return
         file = config_file(side.path)
-        family, fields = family_and_fields(read_raw_config(file), str(file), causal=causal)
-        if not teacher:
+        family, fields = family_and_fields(read_raw_config(file), str(file), causal=side.causal)
+        if student:
             require_student(family, side.path)
             _require_end_token(tokenizer, fields, side.path)
         if size := fields.get("vocab_size"):
             _require_embeddings(tokenizer, size, side.path)
         if positions := fields.get("max_position_embeddings"):
-            require_positions("length" if teacher else "data.student_length", length, positions, side.path)
-        if not causal and (named := fields.get("mask_token_id")) is not None:
+            require_positions("data.student_length" if student else "length", length, positions, side.path)
+        if not side.causal and (named := fields.get("mask_token_id")) is not None:
             require_same_mask(side.path, named, tokenizer.mask_token_id)
-
-
-def _is_causal(side: Student | Teacher) -> bool:
-    return isinstance(side, Teacher) and side.input == "causal"
 
 
 def _has_config(side: Student | Teacher) -> bool:

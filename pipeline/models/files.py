@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
-
 from pipeline.core.errors import BadInput
 
 CONFIG_FILES = ["config.json"]
@@ -21,9 +18,11 @@ def fetch(path: str, patterns: Sequence[str]) -> Path:
     """The folder itself, or the hub's files that match, as a local folder. Raises BadInput when there is neither."""
     if Path(path).is_dir():
         return Path(path)
+    from huggingface_hub import snapshot_download  # here: who finds a folder need not wait for this import
+
     try:
         return Path(snapshot_download(path, allow_patterns=list(patterns)))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # the hub's own errors among them
         reason = str(error).strip().splitlines()[0]
         raise BadInput(f"{path}: no such folder, and the hub gives no model of that name ({reason})") from None
 

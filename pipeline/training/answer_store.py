@@ -121,7 +121,7 @@ def read_answers(recipe: Recipe, manifest: Manifest, split: str) -> dict[str, St
     """Of a split, by teacher whose answers are stored."""
     found = {}
     for teacher in recipe.teachers:
-        if teacher.answers == "stored":
+        if teacher.stored:
             shared = manifest.inputs.teachers[teacher.name].shared_vocab or 0
             temperatures = stored_temperatures(recipe.objective.temperature, shared)
             folder, kept = store_folder(recipe, teacher.name), kept_tokens(teacher, shared)

@@ -108,7 +108,7 @@ def student_with_loss(
 
 def frozen_teacher(plan: Plan, teacher: Teacher, topology: Topology) -> PreTrainedModel | None:
     """A teacher as the plan places it: on this rank's device, with its share of the experts; None where its answers are stored."""
-    if teacher.answers == "stored":
+    if teacher.stored:
         return None
     return load_teacher(
         teacher.path,
@@ -116,9 +116,9 @@ def frozen_teacher(plan: Plan, teacher: Teacher, topology: Topology) -> PreTrain
         device=topology.device,
         expert_parallel_size=plan.expert_parallel_size[teacher.name],
         weights=teacher.weights,
-        tokenizer=load_teacher_tokenizer(teacher.tokenizer, causal=teacher.input == "causal"),
+        tokenizer=load_teacher_tokenizer(teacher.tokenizer, causal=teacher.causal),
         seed=plan.recipe.data.seed,
-        causal=teacher.input == "causal",
+        causal=teacher.causal,
     )
 
 
@@ -160,7 +160,7 @@ def _teacher_layout(plan: Plan, teacher: Teacher, config: PreTrainedConfig | Non
             len(stored_temperatures(plan.recipe.objective.temperature, shared_vocab)),
         )
         return StoredLayout(0, Unread(), shared_vocab, none)
-    if teacher.input == "causal":
+    if teacher.causal:
         return CausalLayout(0, OneBlock(), shared_vocab)
     size = teacher.block_size or getattr(config, "block_size", None) or plan.recipe.student.block_size
     return TeacherLayout(

@@ -50,7 +50,7 @@ def precompute(recipe: Recipe, topology: Topology) -> list[str]:
     Finished files of an earlier run are kept. Raises BadInput without such a teacher, for a dataset that does not fit, and for a
     teacher that understands its tokens hardly better than by guessing (`check_teachers`).
     """
-    teachers = [teacher for teacher in recipe.teachers if teacher.answers == "stored"]
+    teachers = [teacher for teacher in recipe.teachers if teacher.stored]
     if not teachers:
         raise BadInput("no teacher has `answers: stored`: nothing to compute")
     manifest = load_manifest(recipe.data.aligned)

@@ -86,7 +86,7 @@ class Plan:
         sizes = {
             teacher.name: resolve_expert_parallel_size(
                 teacher.expert_parallel_size,
-                experts=expert_count(teachers[teacher.name]) if teacher.answers == "live" else 1,
+                experts=expert_count(teachers[teacher.name]) if not teacher.stored else 1,
                 world_size=topology.world_size,
                 local_world_size=topology.local_world_size,
             )
@@ -139,7 +139,7 @@ def _check_dataset(
     if rank() == 0:  # reads every byte: once is enough
         verify_shards(folder, manifest)
     for teacher in recipe.teachers:
-        if teacher.answers == "stored":
+        if teacher.stored:
             check_store(recipe, teacher, manifest, every_byte=rank() == 0)
     rows = AlignedRows(folder, manifest.files("train"), [t.name for t in recipe.teachers])
     if not len(rows):
@@ -171,10 +171,7 @@ def row_costs(recipe: Recipe, student: np.ndarray, teachers: Sequence[np.ndarray
         student,
         teachers,
         student=blocks,
-        teachers=[
-            Unread() if t.answers == "stored" else build_blocks(t.input, recipe.student.block_size)
-            for t in recipe.teachers
-        ],
+        teachers=[Unread() if t.stored else build_blocks(t.input, recipe.student.block_size) for t in recipe.teachers],
         compdemo=compdemo_ratio(recipe) is not None,
         eos_tail=recipe.student.eos_tail,
     )
@@ -197,7 +194,7 @@ def read_eos_tail(student: Student, config: PreTrainedConfig) -> EosTail:
 
 def _check_model(what: str, length: int, model: Student | Teacher) -> PreTrainedConfig:
     """The model's config. Weights on the hub are not fetched for this."""
-    config = read_config(model.path, causal=isinstance(model, Teacher) and model.input == "causal")
+    config = read_config(model.path, causal=model.causal)
     require_positions(what, length, config.max_position_embeddings, model.path)
     if reads_weights(model) and Path(model.path).is_dir():
         weight_files(Path(model.path))
@@ -206,7 +203,7 @@ def _check_model(what: str, length: int, model: Student | Teacher) -> PreTrained
 
 def reads_weights(model: Student | Teacher) -> bool:
     """Whether a run opens the model's weights."""
-    return model.weights == "pretrained" and not (isinstance(model, Teacher) and model.answers == "stored")
+    return model.weights == "pretrained" and not model.stored
 
 
 def cpu_name(facts: Path = Path("/proc/cpuinfo")) -> str:
