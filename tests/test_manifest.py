@@ -10,12 +10,12 @@ import pytest
 
 from pipeline.alignment.fingerprint import FORMAT, tokenizer_fingerprint
 from pipeline.alignment.manifest import (
-    add_checksum,
     align_command,
     check_manifest,
     load_manifest,
     verify_shards,
 )
+from pipeline.core.checksums import add_checksum
 from pipeline.core.errors import BadInput
 from tests.alignment_stage import ROWS, recipe_of, write_jsonl
 

@@ -13,7 +13,7 @@ from transformers import Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from pipeline.core.errors import BadInput
 from pipeline.models.expert_parallel import resolve_expert_parallel_size
-from pipeline.models.loading import build, load_student, load_teacher, read_config
+from pipeline.models.loading import build, load_student, load_teacher, read_config, read_named_config
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.models.weights import checkpoint_views, shapes
 from tests.test_models_llada2 import DATA, SPECIAL, golden, write_checkpoint
@@ -179,7 +179,7 @@ def test_special_tokens_come_from_the_config_then_from_the_tokenizer(tmp_path):
     config = load_student(str(folder), dtype=torch.float32, weights="random").config
     assert (config.mask_token_id, config.eos_token_id, config.pad_token_id) == (None, None, 7)
     given = load_tokenizer(str(STUDENT))
-    config = load_student(str(folder), dtype=torch.float32, weights="random", tokenizer=given).config
+    config = read_named_config(str(folder), given)
     assert (config.mask_token_id, config.eos_token_id, config.pad_token_id) == (*IDS, 7)
     (folder / "config.json").write_text(json.dumps(written | {"mask_token_id": 999}))
     with pytest.raises(BadInput, match="mask token 999 is outside its"):

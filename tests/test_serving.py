@@ -20,7 +20,7 @@ from pipeline.models.card import ScoreRow, add_scores
 from pipeline.models.export import as_exported, export
 from pipeline.models.export_files.generate import generate as exported_generate
 from pipeline.models.formats import check_format, export_again, export_as
-from pipeline.models.loading import load_student, load_teacher, read_config
+from pipeline.models.loading import load_student, load_teacher, read_named_config
 from pipeline.models.tokenizer import load_tokenizer
 from tests import test_families as families
 from tests.alignment_tokenizers import byte_level
@@ -150,8 +150,9 @@ def test_a_token_in_the_place_of_the_mask_changes_with_it(tmp_path):
 )
 def test_a_student_that_a_format_cannot_hold(name, changes, message, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "block_size": 32, "provenance": {}, **changes}))
+    tokenizer = load_tokenizer(str(STUDENT))
     with pytest.raises(BadInput, match=f"x cannot be exported as {name}: .*{message}"):
-        check_format(name, read_config(str(tmp_path)), load_tokenizer(str(STUDENT)), "x")
+        check_format(name, read_named_config(str(tmp_path), tokenizer), tokenizer, "x")
 
 
 def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -211,7 +212,7 @@ def test_llada2_as_its_server_takes_it(tmp_path):
     tokenizer = tokenizer_of(tmp_path, added=3, words=156_892)
     special = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("mask", "eos", "pad")}
     (tmp_path / "config.json").write_text(json.dumps(golden("llada2_tiny")[0]["config"] | sizes | special))
-    live = load_student(str(tmp_path), dtype=torch.float32, weights="random", tokenizer=tokenizer)
+    live = load_student(str(tmp_path), dtype=torch.float32, weights="random")
     export(live, live.state_dict(), tokenizer, tmp_path / "export", provenance=PROVENANCE)
     export_again(str(tmp_path / "export"), "llada2", tmp_path / "served")
     written = json.loads((tmp_path / "served" / "config.json").read_text())

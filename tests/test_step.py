@@ -25,6 +25,7 @@ from pipeline.method.certainty import certainty
 from pipeline.method.masking import TIME_EPSILON, complete_chunks, touched_chunks
 from pipeline.method.strategies import STRATEGIES
 from pipeline.method.tidal import cross_entropy_weight
+from pipeline.models.tokenizer import load_tokenizer
 from pipeline.training.build import batch_builder
 from pipeline.training.engine import parameter_groups
 from pipeline.training.held_out import FixedNoiseRows, kl_terms, teacher_kl
@@ -328,18 +329,19 @@ def test_weight_decay_leaves_norms_and_biases_alone():
 def test_a_teacher_reads_blocks_of_its_own_size(field, named, size):
     recipe = Recipe("r", Student("", block_size=8), teachers=[Teacher("t", "", input="block", block_size=field)])
     topology = Topology(0, 1, 1, torch.device("cpu"))
-    plan = Plan(recipe, {}, topology, DatasetNumbers((0,), np.array([1])), {"t": 1}, 1)
-    config = SimpleNamespace(mask_token_id=1, block_size=named)
-    builder = batch_builder(plan, SimpleNamespace(mask_token_id=1), [config], None, topology.device)
+    student, teacher = SimpleNamespace(mask_token_id=1), SimpleNamespace(mask_token_id=1, block_size=named)
+    dataset = DatasetNumbers((0,), np.array([1]))
+    plan = Plan(recipe, {}, topology, student, {"t": teacher}, dataset, {"t": 1}, 1)
+    builder = batch_builder(plan, recipe.teachers, None, topology.device)
     assert builder.student.blocks == SequenceBlocks(8) and builder.teachers[0].blocks == SequenceBlocks(size)
 
 
 @pytest.mark.parametrize(
-    ("named", "token"), [(7, 7), (None, 326), ([5, 326, 7], 326), ([5, 7], 5)], ids=["one", "none", "several", "others"]
+    ("named", "token"), [(7, 7), ([5, 326, 7], 326), ([5, 7], 5)], ids=["one", "several", "others"]
 )
 def test_eos_tail_takes_one_of_the_end_tokens(named, token):
     """Llama-3.x names several: the tokenizer's is what the published code fills blocks with."""
-    tail = read_eos_tail(Student("demo/student", tokenizer="demo/student"), SimpleNamespace(eos_token_id=named))
+    tail = read_eos_tail("here", SimpleNamespace(eos_token_id=named), load_tokenizer("demo/student"))
     assert tail.token == token and {token, 326} <= tail.ends
     filled = tail.extend(AlignedRow(torch.tensor([9, 326]), torch.tensor([False, True]), ()), SequenceBlocks(4))
     assert filled.ids.tolist() == [9, 326, token, token]

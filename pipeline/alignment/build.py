@@ -23,8 +23,6 @@ from pipeline.alignment.manifest import (
     Manifest,
     RowCounts,
     ShardEntry,
-    checksum_fits,
-    damaged_shards,
     differences,
     load_manifest,
     restrict_to,
@@ -35,6 +33,7 @@ from pipeline.alignment.sources import ChatRows, open_source
 from pipeline.alignment.summary import chunk_statistics, count_by_split, row_counts, token_counts
 from pipeline.alignment.vocabulary import shared_vocab
 from pipeline.config.recipe import Recipe, Source, Validation
+from pipeline.core.checksums import checksum_fits, damaged_files
 from pipeline.core.errors import BadInput
 from pipeline.core.files import json_sha256, read_json, write_json
 from pipeline.core.log import log
@@ -192,7 +191,7 @@ def mismatch(there: Any, inputs: Inputs, folder: Path, *, overwrite: bool) -> st
             f"{folder} holds a finished dataset that differs in {'; '.join(changes)}: --overwrite replaces it, another "
             "--data.aligned keeps both"
         )
-    damaged = damaged_shards(folder, manifest.shards)
+    damaged = damaged_files(folder, manifest.shards)
     return f"has missing or damaged shards ({', '.join(damaged)})" if damaged else None
 
 

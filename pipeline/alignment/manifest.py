@@ -5,21 +5,19 @@ It is written last: without it there is no dataset.
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline.alignment.fingerprint import FORMAT, Inputs, SourceInputs, fingerprint_inputs, source_key
 from pipeline.alignment.sources import open_source
 from pipeline.config.recipe import Data, Recipe, Source, Validation
+from pipeline.core.checksums import add_checksum, checksum_fits, damaged_files
 from pipeline.core.errors import BadInput
-from pipeline.core.files import file_sha256, json_sha256, read_json
+from pipeline.core.files import json_sha256, read_json
 from pipeline.core.log import rank
 
 AnyInputs = SourceInputs[Source] | SourceInputs[Validation]
@@ -105,17 +103,6 @@ class Manifest:
         )
 
 
-def add_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with a digest of its content, by which a reader sees damage."""
-    written = json.loads(json.dumps(record))
-    return {**written, "digest": json_sha256(written)}
-
-
-def checksum_fits(record: Any) -> bool:
-    """Whether a record is as `add_checksum` made it."""
-    return isinstance(record, dict) and record == add_checksum({k: v for k, v in record.items() if k != "digest"})
-
-
 def load_manifest(folder: Path | str) -> Manifest:
     """The manifest of a complete aligned dataset. Raises BadInput naming the align command if there is none."""
     record = read_json(Path(folder) / "manifest.json")
@@ -130,6 +117,15 @@ def load_manifest(folder: Path | str) -> Manifest:
         return Manifest.from_json(record)
     except (KeyError, TypeError):
         raise BadInput(damaged) from None
+
+
+def require_dataset(recipe: Recipe, *, every_byte: bool) -> Manifest:
+    """The manifest of the recipe's dataset. Raises BadInput unless there is one that fits (`every_byte`: and whose shards are intact)."""
+    manifest = load_manifest(recipe.data.aligned)
+    check_manifest(manifest, recipe)
+    if every_byte:
+        verify_shards(recipe.data.aligned, manifest)
+    return manifest
 
 
 def check_manifest(manifest: Manifest, recipe: Recipe) -> None:
@@ -194,32 +190,8 @@ def _short(value: Any) -> str:
 
 def verify_shards(folder: Path | str, manifest: Manifest, rank: int = 0, world_size: int = 1) -> None:
     """Compares this rank's share of the shards with their digests. Raises BadInput for missing or damaged ones."""
-    damaged = damaged_shards(Path(folder), manifest.shards[rank::world_size])
-    if damaged:
+    if damaged := damaged_files(Path(folder), manifest.shards[rank::world_size]):
         raise BadInput(f"{folder}: missing or damaged {', '.join(damaged)}: run `{align_command()}`")
-
-
-class ShardFile(Protocol):
-    """A file of the dataset and its digest."""
-
-    @property
-    def file(self) -> str: ...
-
-    @property
-    def sha256(self) -> str: ...
-
-
-def damaged_shards(folder: Path, shards: Sequence[ShardFile]) -> list[str]:
-    """Files that are not there or do not have their digest. Hashing in threads, at the speed of the disk."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        intact = pool.map(lambda shard: is_intact(folder, shard), shards)
-        return [shard.file for shard, good in zip(shards, intact, strict=True) if not good]
-
-
-def is_intact(folder: Path, shard: ShardFile) -> bool:
-    """Whether a shard's file is there and has its digest."""
-    path = folder / shard.file
-    return path.is_file() and file_sha256(path) == shard.sha256
 
 
 def align_command(argv: Sequence[str] | None = None) -> str:

@@ -22,7 +22,7 @@ from pipeline.models.conversion import end_of_turn
 from pipeline.models.families.family import Input
 from pipeline.models.families.table import family_of, is_shifted
 from pipeline.models.forward import score_tokens
-from pipeline.models.loading import load_teacher, read_config
+from pipeline.models.loading import load_teacher, read_config, read_named_config
 from pipeline.models.tokenizer import load_teacher_tokenizer, load_tokenizer
 
 SHARES = (0.15, 0.5, 0.9)
@@ -58,7 +58,7 @@ def check_pair(
         aligned = align_rows(Side(tokenizers[0], length), {"t": Side(tokenizers[1], length)}, rows)
         _chunks(report, aligned)
         if likelihood and not report.problems:
-            _likelihood(report, teacher, reads, aligned)
+            _likelihood(report, teacher, tokenizers[1], reads, aligned)
     return report
 
 
@@ -112,14 +112,16 @@ def _chunks(report: PairReport, aligned: AlignedBatch) -> None:
     report.lines.append(("tokens", f"{sums['student_tokens']:,} of the student, {sums['t.tokens']:,} of the teacher"))
 
 
-def _likelihood(report: PairReport, path: str, reads: Input, aligned: AlignedBatch) -> None:
+def _likelihood(
+    report: PairReport, path: str, tokenizer: PreTrainedTokenizerFast, reads: Input, aligned: AlignedBatch
+) -> None:
     """Mean log-probability of the answers' tokens under the teacher's own ids, some of them masked."""
     if not list(Path(path).glob("*.safetensors")):
         report.lines.append(("teacher's likelihood", "not measured: no weights in a local folder"))
         return
     causal = reads == "causal"
-    tokenizer = load_teacher_tokenizer(path, causal=causal)
-    model = load_teacher(path, dtype=torch.float32, device="cpu", tokenizer=tokenizer, causal=causal)
+    config = read_named_config(path, tokenizer, causal=causal)
+    model = load_teacher(path, dtype=torch.float32, device="cpu", config=config, causal=causal)
     blocks = build_blocks(reads, getattr(model.config, "block_size", None) or 32)
     names = ("t_input_ids", "maskable", "t_student_chunk_ids", "t_chunk_ids")
     split = [torch.from_numpy(x).split(lengths.tolist()) for x, lengths in map(aligned.columns.__getitem__, names)]

@@ -19,10 +19,10 @@ import pyarrow as pa
 from pipeline.alignment.chat import Messages
 from pipeline.alignment.fingerprint import Inputs, source_key
 from pipeline.alignment.formats import BadRow
-from pipeline.alignment.manifest import add_checksum, checksum_fits, is_intact
 from pipeline.alignment.rows import AlignedBatch, align_rows
 from pipeline.alignment.sides import Side
 from pipeline.alignment.sources import ChatRows, Maskable, OnBadRow, repeats
+from pipeline.core.checksums import add_checksum, checksum_fits, is_intact
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256, json_sha256, read_json, write_json
 

@@ -55,12 +55,12 @@ def plan_run(
     topology = Topology(0, ranks, gpus_per_node, torch.device(device))
     shared = shared_vocab(recipe, configs, data)
     eos_tail = EosTail(0, frozenset({0})) if recipe.student.eos_tail else None
-    plan = Plan.resolve(recipe, engine, topology, teachers, DatasetNumbers(shared, data.costs), eos_tail)
+    plan = Plan.resolve(recipe, engine, topology, student, teachers, DatasetNumbers(shared, data.costs), eos_tail)
     longest = int(data.costs.max())
     return PlannedRun(
         plan,
         data,
-        builder=batch_builder(plan, student, list(teachers.values()), compdemo_ratio(recipe), torch.device(device)),
+        builder=batch_builder(plan, recipe.teachers, compdemo_ratio(recipe), torch.device(device)),
         rows=max(1, math.ceil(batch * data.costs.mean() / (ranks * plan.accumulation * longest))),
         row_tokens=longest,
     )

@@ -20,7 +20,7 @@ from pipeline.core.files import file_sha256
 from pipeline.decoding.sampler import SpecialTokens
 from pipeline.models.chat_template import check_chat_template
 from pipeline.models.files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, fetch
-from pipeline.models.loading import load_teacher, read_config
+from pipeline.models.loading import load_teacher, read_config, read_named_config
 from pipeline.models.tokenizer import load_tokenizer
 
 Cut = Literal["training", "reference"]
@@ -101,7 +101,8 @@ class CheckpointUnderTest:
     @cached_property
     def model(self) -> PreTrainedModel:
         """Frozen, in eval mode, of any architecture."""
-        return load_teacher(self.path, dtype=self.dtype, device=self.device, tokenizer=self.tokenizer)
+        config = read_named_config(self.path, self.tokenizer)
+        return load_teacher(self.path, dtype=self.dtype, device=self.device, config=config)
 
     @cached_property
     def special(self) -> SpecialTokens:

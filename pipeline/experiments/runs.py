@@ -26,7 +26,6 @@ from pipeline.evaluation.results import read_samples, read_scores
 from pipeline.evaluation.runner import evaluate
 from pipeline.experiments.grid import START, Study
 from pipeline.experiments.results import RunResult, Scores, TaskResult
-from pipeline.models.forward import config_of
 from pipeline.models.loading import load_teacher
 from pipeline.training.build import fixed_noise_rows, frozen_teacher
 from pipeline.training.held_out import cloze_accuracy, kl_terms, teacher_kl
@@ -171,6 +170,6 @@ def _teacher_kl(study: Study, folder: str) -> dict[str, list[float]]:
     student = load_teacher(folder, dtype=torch.float32, device=topology.device)
     module = StudentWithLoss(student, (), torch.ones_like).eval()
     terms = kl_terms(plan.recipe.teachers, plan.dataset.shared_vocab, teachers)
-    rows = fixed_noise_rows(plan, "validation", student.config, [config_of(teacher) for teacher in teachers], topology)
+    rows = fixed_noise_rows(plan, "validation", plan.recipe.teachers, topology)
     kl = teacher_kl(module, list(zip(terms, teachers, strict=True)), rows)
     return {name: [round(value, 5) for value in by_t.values()] for name, by_t in kl.items()}

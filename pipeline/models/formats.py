@@ -20,7 +20,7 @@ from pipeline.models import sdar_export
 from pipeline.models.card import LLADA2_USAGE, copy_scores, model_card
 from pipeline.models.export import EXPORT_FILES, as_exported, export, write_generate
 from pipeline.models.families.table import is_shifted
-from pipeline.models.loading import load_student, read_config
+from pipeline.models.loading import load_student, read_named_config
 from pipeline.models.tokenizer import load_tokenizer
 
 LLADA2_MASK_ID = 156895  # in SGLang's code
@@ -39,8 +39,6 @@ class Format:
 
 def check_format(name: ExportFormat, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast, where: str) -> None:
     """Raises BadInput with every reason why a model cannot be exported so. `config`: see `as_exported`."""
-    if getattr(config, "mask_token_id", None) is None:
-        config.mask_token_id = tokenizer.mask_token_id
     if reasons := list(FORMATS[name].obstacles(config, tokenizer)):
         raise BadInput(f"{where} cannot be exported as {name}: {'; '.join(reasons)}")
 
@@ -65,11 +63,12 @@ def export_again(source: str, name: ExportFormat, folder: Path) -> None:
     """
     if folder.exists():
         raise BadInput(f"{folder} exists already: choose another --output or delete it")
-    config, tokenizer = read_config(source), load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
+    config = read_named_config(source, tokenizer)
     provenance = getattr(config, "provenance", None) or {"source": source}
     check_format(name, as_exported(config, provenance), tokenizer, source)
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    model = load_student(source, dtype=dtype, tokenizer=tokenizer)
+    model = load_student(source, dtype=dtype, config=config)
     tmp_dir = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(tmp_dir, ignore_errors=True)
     export_as(name, model, model.state_dict(), tokenizer, tmp_dir, provenance=provenance)

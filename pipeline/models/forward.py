@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pipeline.data.packing import Packed
 from pipeline.method.attention_mask import attention_mask
@@ -26,13 +26,8 @@ def head_weight(model: nn.Module) -> Tensor:
     return cast(PreTrainedModel, model).get_output_embeddings().weight
 
 
-def config_of(model: PreTrainedModel | None) -> PreTrainedConfig | None:
-    """Of a model that may not be there, as its answers are stored."""
-    return None if model is None else model.config
-
-
 def head_of(model: PreTrainedModel | None) -> Tensor | None:
-    """`head_weight` of such a model."""
+    """`head_weight` of a model that may not be there, as its answers are stored."""
     return None if model is None else head_weight(model)
 
 

@@ -61,21 +61,35 @@ def library_config(raw: Raw, where: str, *, causal: bool = False) -> PreTrainedC
     return config
 
 
+def read_named_config(
+    path: str, tokenizer: PreTrainedTokenizerFast | None = None, *, causal: bool = False
+) -> PreTrainedConfig:
+    """As `read_config`, and with the ids of special roles: config.json's, else the tokenizer's (default: the model's own, if any).
+
+    An autoregressive model's stay as they are. Raises BadInput, too, for ids that cannot be, and for another family's tokenizer.
+    """
+    config = read_config(path, causal=causal)
+    if not causal:
+        _name_special_tokens(config, path, tokenizer)
+    return config
+
+
 def load_student(
     path: str,
     *,
     dtype: torch.dtype,
     weights: Weights = "pretrained",
-    tokenizer: PreTrainedTokenizerFast | None = None,
+    config: PreTrainedConfig | None = None,
     seed: int = 0,
 ) -> PreTrainedModel:
     """A trainable model on the CPU: `model(input_ids, attention_mask=bool 4-D, position_ids=...)`.
 
-    `weights="random"` reads config.json only and draws from `seed`. Ids of special roles come from config.json, else
-    from the tokenizer (default: the model's own, if any). Raises BadInput naming every tensor that does not fit.
+    `weights="random"` reads config.json only and draws from `seed`. `config`: its `read_named_config`, where that is read already.
+    Raises BadInput naming every tensor that does not fit.
     """
-    config, folder = _prepare(path, weights, tokenizer)
+    config = config or read_named_config(path)
     require_student(family_of(config), path)
+    folder = _checked_weights(path, weights, config)
     model = build(config, dtype=dtype, device="cpu")
     _write_weights(model, folder, seed)
     return model.train()
@@ -88,7 +102,7 @@ def load_teacher(
     device: torch.device | str,
     expert_parallel_size: int = 1,
     weights: Weights = "pretrained",
-    tokenizer: PreTrainedTokenizerFast | None = None,
+    config: PreTrainedConfig | None = None,
     seed: int = 0,
     causal: bool = False,
 ) -> PreTrainedModel:
@@ -99,7 +113,8 @@ def load_teacher(
 
     causal: an autoregressive model (`input: causal`), which names no mask token.
     """
-    config, folder = _prepare(path, weights, tokenizer, causal)
+    config = config or read_named_config(path, causal=causal)
+    folder = _checked_weights(path, weights, config)
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     size = resolve_expert_parallel_size(
         expert_parallel_size, experts=expert_count(config), world_size=ranks, local_world_size=ranks
@@ -194,15 +209,10 @@ def read_causally(model: PreTrainedModel, path: str) -> None:
         )
 
 
-def _prepare(
-    path: str, weights: Weights, tokenizer: PreTrainedTokenizerFast | None, causal: bool = False
-) -> tuple[PreTrainedConfig, Path | None]:
-    """All that can be refused before memory is taken; gives the config and the folder of its weights (random: none)."""
-    config = read_config(path, causal=causal)
-    if not causal:
-        _name_special_tokens(config, path, tokenizer)
+def _checked_weights(path: str, weights: Weights, config: PreTrainedConfig) -> Path | None:
+    """The folder of the weights (random: none), after all that can be refused of them before memory is taken."""
     if weights == "random":
-        return config, None
+        return None
     folder = fetch(path, CONFIG_FILES + WEIGHT_FILES)
     try:
         model = build(config, dtype=torch.float32, device="meta")
@@ -211,7 +221,7 @@ def _prepare(
     except Exception as error:  # the library raises what it likes for settings that make no model
         raise BadInput(f"{path}: config.json describes no model ({one_line(error)})") from None
     check_files(folder, shapes(checkpoint_views(model)), tied_head=TiedHead.of(model))
-    return config, folder
+    return folder
 
 
 def _name_special_tokens(config: PreTrainedConfig, path: str, tokenizer: PreTrainedTokenizerFast | None) -> None:

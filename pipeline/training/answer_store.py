@@ -5,13 +5,14 @@ Written by `precompute`, read by `distill`. The manifest is written last; its ke
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.alignment.manifest import Manifest, add_checksum, align_command, checksum_fits, damaged_shards
+from pipeline.alignment.manifest import Manifest, align_command
 from pipeline.config.recipe import Recipe, Teacher
+from pipeline.core.checksums import add_checksum, checksum_fits, damaged_files
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256, json_sha256, read_json
 from pipeline.data.answers import StoredAnswers
@@ -112,18 +113,14 @@ def check_store(recipe: Recipe, teacher: Teacher, manifest: Manifest, *, every_b
         raise BadInput(
             f"the stored answers in {folder} were computed with another {', '.join(changed)}: run `{command}` again"
         )
-    if every_byte and (damaged := damaged_shards(folder, store.shards)):
+    if every_byte and (damaged := damaged_files(folder, store.shards)):
         raise BadInput(f"{folder}: missing or damaged {', '.join(damaged)}: run `{command}` again")
     return store
 
 
-def read_answers(recipe: Recipe, manifest: Manifest, split: str) -> dict[str, StoredAnswers]:
-    """Of a split, by teacher whose answers are stored."""
-    found = {}
-    for teacher in recipe.teachers:
-        if teacher.stored:
-            shared = manifest.inputs.teachers[teacher.name].shared_vocab or 0
-            temperatures = stored_temperatures(recipe.objective.temperature, shared)
-            folder, kept = store_folder(recipe, teacher.name), kept_tokens(teacher, shared)
-            found[teacher.name] = StoredAnswers(folder, manifest.files(split), kept, len(temperatures))
-    return found
+def read_answers(recipe: Recipe, teacher: Teacher, shared_vocab: int, files: Sequence[str]) -> StoredAnswers:
+    """Of the rows in these shards."""
+    temperatures = stored_temperatures(recipe.objective.temperature, shared_vocab)
+    return StoredAnswers(
+        store_folder(recipe, teacher.name), files, kept_tokens(teacher, shared_vocab), len(temperatures)
+    )

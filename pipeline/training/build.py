@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from pipeline.alignment.manifest import load_manifest
 from pipeline.config.recipe import Recipe, Student, Teacher, compdemo_ratio
 from pipeline.data.aligned_dataset import AlignedRows
 from pipeline.data.answers import Answers
@@ -25,9 +24,8 @@ from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
 from pipeline.models.families.table import is_shifted
 from pipeline.models.files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, fetch
 from pipeline.models.flex_attention import TILE, use_flex
-from pipeline.models.forward import config_of, head_of
+from pipeline.models.forward import head_of
 from pipeline.models.loading import load_student, load_teacher
-from pipeline.models.tokenizer import load_teacher_tokenizer, load_tokenizer
 from pipeline.training.answer_store import kept_tokens, read_answers
 from pipeline.training.engine import build_engine, student_dtype
 from pipeline.training.held_out import FixedNoiseRows
@@ -55,14 +53,14 @@ def build_trainer(plan: Plan, topology: Topology) -> Trainer:
         recipe.student.path,
         dtype=student_dtype(plan.engine_config),
         weights=recipe.student.weights,
-        tokenizer=load_tokenizer(recipe.student.tokenizer),
+        config=plan.student,
         seed=recipe.data.seed,
     )
     teachers = [frozen_teacher(plan, teacher, topology) for teacher in recipe.teachers]
     if reads_with_flex(recipe, topology.device):
         for loaded in filter(None, (model, *teachers)):
             use_flex(loaded)
-    rows = aligned_rows(recipe, "train", recipe.teachers)
+    rows = aligned_rows(plan, "train", recipe.teachers)
     batches = GlobalBatches(len(rows), recipe.optim.global_batch, recipe.data.seed)
     module = student_with_loss(plan, model, teachers)
     return Trainer(
@@ -72,9 +70,7 @@ def build_trainer(plan: Plan, topology: Topology) -> Trainer:
         teachers=list(zip(module.terms, teachers, strict=True)),
         rows=rows,
         batches=batches,
-        builder=batch_builder(
-            plan, model.config, [config_of(t) for t in teachers], compdemo_ratio(recipe), topology.device
-        ),
+        builder=batch_builder(plan, recipe.teachers, compdemo_ratio(recipe), topology.device),
         weights=torch.tensor(
             [
                 recipe.objective.cross_entropy_weight,
@@ -116,7 +112,7 @@ def frozen_teacher(plan: Plan, teacher: Teacher, topology: Topology) -> PreTrain
         device=topology.device,
         expert_parallel_size=plan.expert_parallel_size[teacher.name],
         weights=teacher.weights,
-        tokenizer=load_teacher_tokenizer(teacher.tokenizer, causal=teacher.causal),
+        config=plan.teachers[teacher.name],
         seed=plan.recipe.data.seed,
         causal=teacher.causal,
     )
@@ -129,32 +125,28 @@ def _router_balance(model: nn.Module, recipe: Recipe) -> Callable[[], None]:
     return lambda: None
 
 
-def aligned_rows(recipe: Recipe, split: str, teachers: Sequence[Teacher]) -> AlignedRows:
-    """The rows of a split, with these teachers' sides."""
-    folder = Path(recipe.data.aligned)
-    manifest = load_manifest(folder)
-    answers = read_answers(recipe, manifest, split)
-    return AlignedRows(folder, manifest.files(split), [t.name for t in teachers], answers)
+def aligned_rows(plan: Plan, split: str, teachers: Sequence[Teacher]) -> AlignedRows:
+    """The rows of a split, with the sides of these teachers: all of the recipe's, or none."""
+    folder, files = Path(plan.recipe.data.aligned), plan.dataset.files[split]
+    answers = {
+        teacher.name: read_answers(plan.recipe, teacher, shared, files)
+        for teacher, shared in zip(teachers, plan.dataset.shared_vocab, strict=False)
+        if teacher.stored
+    }
+    return AlignedRows(folder, files, [t.name for t in teachers], answers)
 
 
 def fixed_noise_rows(
-    plan: Plan,
-    split: str,
-    student: PreTrainedConfig,
-    teachers: Sequence[PreTrainedConfig | None],
-    topology: Topology,
-    *,
-    compdemo_ratio: float | None = None,
+    plan: Plan, split: str, teachers: Sequence[Teacher], topology: Topology, *, compdemo_ratio: float | None = None
 ) -> FixedNoiseRows:
-    """The rows of a split to measure models on; see `batch_builder` for the configs."""
-    builder = batch_builder(plan, student, teachers, compdemo_ratio, topology.device)
-    rows = aligned_rows(plan.recipe, split, plan.recipe.teachers[: len(teachers)])
-    return FixedNoiseRows(rows, builder, topology, plan.recipe.optim.micro_tokens)
+    """The rows of a split to measure models on: the student, and these teachers (all of the recipe's, or none)."""
+    builder = batch_builder(plan, teachers, compdemo_ratio, topology.device)
+    return FixedNoiseRows(aligned_rows(plan, split, teachers), builder, topology, plan.recipe.optim.micro_tokens)
 
 
-def _teacher_layout(plan: Plan, teacher: Teacher, config: PreTrainedConfig | None, shared_vocab: int) -> TeacherLayout:
+def _teacher_layout(plan: Plan, teacher: Teacher, shared_vocab: int) -> TeacherLayout:
     """A teacher reads blocks of the size that it was trained with, where that is known."""
-    if config is None:
+    if teacher.stored:
         none = Answers.empty(
             kept_tokens(teacher, shared_vocab),
             len(stored_temperatures(plan.recipe.objective.temperature, shared_vocab)),
@@ -162,6 +154,7 @@ def _teacher_layout(plan: Plan, teacher: Teacher, config: PreTrainedConfig | Non
         return StoredLayout(0, Unread(), shared_vocab, none)
     if teacher.causal:
         return CausalLayout(0, OneBlock(), shared_vocab)
+    config = plan.teachers[teacher.name]
     size = teacher.block_size or getattr(config, "block_size", None) or plan.recipe.student.block_size
     return TeacherLayout(
         config.mask_token_id, build_blocks(teacher.input, size), shared_vocab, shifted=is_shifted(config)
@@ -174,24 +167,14 @@ def reads_with_flex(recipe: Recipe, device: torch.device) -> bool:
 
 
 def batch_builder(
-    plan: Plan,
-    student: PreTrainedConfig,
-    teachers: Sequence[PreTrainedConfig | None],
-    compdemo_ratio: float | None,
-    device: torch.device,
+    plan: Plan, teachers: Sequence[Teacher], compdemo_ratio: float | None, device: torch.device
 ) -> BatchBuilder:
-    """How models are fed: the configs of the student and of the teachers that take part (all of them, or none); None for stored
-    answers."""
-    recipe, own = plan.recipe, plan.recipe.student
-    layouts = tuple(
-        _teacher_layout(plan, teacher, config, shared)
-        for config, teacher, shared in zip(teachers, recipe.teachers, plan.dataset.shared_vocab, strict=False)
-    )
+    """How the student is fed, and the teachers that take part: all of the recipe's, or none."""
+    recipe, student = plan.recipe, plan.recipe.student
+    blocks = build_blocks(student.input, student.block_size, student.blocks)
     return BatchBuilder(
-        InputLayout(
-            student.mask_token_id, build_blocks(own.input, own.block_size, own.blocks), shifted=is_shifted(student)
-        ),
-        layouts,
+        InputLayout(plan.student.mask_token_id, blocks, shifted=is_shifted(plan.student)),
+        tuple(_teacher_layout(plan, *pair) for pair in zip(teachers, plan.dataset.shared_vocab, strict=False)),
         compdemo_ratio=compdemo_ratio,
         by_chunk=recipe.objective.mask_unit == "chunk",
         t_range=recipe.objective.t_range,

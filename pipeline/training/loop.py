@@ -199,12 +199,12 @@ class Trainer:
 
     def _log(self, metrics: Metrics, done: int) -> None:
         mixes = [term.mix for term, _ in self.teachers if term.mix]
-        facts = {
+        values = {
             "grad_norm": read(torch.as_tensor(self.engine.get_global_grad_norm()).view(1))[0],
             "lr": self.engine.optimizer.param_groups[0]["lr"],
             "lambda": float(mixes[0]((done - 1) / self.steps, torch.zeros(()))) if mixes else None,
         }
-        metrics.write(done, weights=self.weights.tolist(), **facts)
+        metrics.write(done, weights=self.weights.tolist(), **values)
 
 
 def _every(interval: int, step: int) -> bool:

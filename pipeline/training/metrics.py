@@ -90,7 +90,7 @@ class Metrics:
                 log.warning(f"{self.path}: metrics after step {written}, up to step {step - self._count}, are lost")
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
-    def write(self, step: int, *, weights: list[float], **facts: Any) -> dict[str, Any]:
+    def write(self, step: int, *, weights: list[float], **values: Any) -> dict[str, Any]:
         """Averages since the last line, over all ranks: appends them to metrics.jsonl and prints them (rank 0)."""
         reduced = torch.cat([self._sums, torch.tensor([self._tokens], dtype=torch.float64, device=self.device)])
         dist.all_reduce(reduced)
@@ -104,7 +104,7 @@ class Metrics:
             "step": step,
             "loss": sum(w * m for w, m in zip(weights, means, strict=True)),
             **dict(zip(self.names, means, strict=True)),
-            **facts,
+            **values,
             "tokens": int(tokens),
             "seconds": round(seconds, 4),
             "tokens_per_second": round(tokens / seconds, 1),

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.alignment.manifest import Manifest, add_checksum, check_manifest, checksum_fits, is_intact, load_manifest
+from pipeline.alignment.manifest import Manifest, require_dataset
 from pipeline.config.recipe import Recipe, Teacher
+from pipeline.core.checksums import add_checksum, checksum_fits, is_intact
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256, read_json, write_json
 from pipeline.core.log import log
@@ -53,8 +54,7 @@ def precompute(recipe: Recipe, topology: Topology) -> list[str]:
     teachers = [teacher for teacher in recipe.teachers if teacher.stored]
     if not teachers:
         raise BadInput("no teacher has `answers: stored`: nothing to compute")
-    manifest = load_manifest(recipe.data.aligned)
-    check_manifest(manifest, recipe)
+    manifest = require_dataset(recipe, every_byte=False)
     return [_store(recipe, teacher, manifest, topology) for teacher in teachers]
 
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
-from pipeline.alignment.manifest import check_manifest, load_manifest, verify_shards
+from pipeline.alignment.manifest import require_dataset
 from pipeline.config.recipe import Recipe, Student, Teacher, compdemo_ratio, without_idle_teachers
 from pipeline.core.errors import BadInput
 from pipeline.core.log import rank
-from pipeline.core.version import code_version
 from pipeline.data.aligned_dataset import AlignedRows
 from pipeline.data.batch import row_tokens
 from pipeline.data.blocks import EosTail, Unread, build_blocks
@@ -28,8 +23,8 @@ from pipeline.models.config_file import require_positions
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
 from pipeline.models.export import as_exported
 from pipeline.models.formats import check_format
-from pipeline.models.loading import read_config
-from pipeline.models.tokenizer import load_tokenizer
+from pipeline.models.loading import read_named_config
+from pipeline.models.tokenizer import load_teacher_tokenizer, load_tokenizer
 from pipeline.models.weights import weight_files
 from pipeline.training.answer_store import check_store
 from pipeline.training.engine import read_engine_config, student_dtype, zero_stage
@@ -38,12 +33,14 @@ from pipeline.training.terms import teacher_strategy
 
 @dataclass(frozen=True)
 class DatasetNumbers:
-    """What a run needs to know of its training rows before it reads them."""
+    """What a run needs to know of its rows before it reads them."""
 
     shared_vocab: tuple[int, ...]
     """Id prefix that the student shares with each teacher, 0 = none."""
     costs: np.ndarray
-    """The most tokens that each row can take over all inputs, int64 [rows]."""
+    """The most tokens that each training row can take over all inputs, int64 [rows]."""
+    files: dict[str, list[str]] = field(default_factory=dict)
+    """Shards of each split."""
     key: str = ""
     """Of the manifest."""
 
@@ -56,6 +53,8 @@ class Plan:
     engine_config: dict[str, Any]
     """DeepSpeed's settings, as the file has them."""
     topology: Topology
+    student: PreTrainedConfig
+    teachers: Mapping[str, PreTrainedConfig]
     dataset: DatasetNumbers
     expert_parallel_size: dict[str, int]
     """Of each teacher; 1 for a dense one."""
@@ -63,6 +62,8 @@ class Plan:
     """Micro-batches per rank and optimizer step."""
     eos_tail: EosTail | None = None
     """What fills the last block of rows, if anything."""
+    tokenizer: PreTrainedTokenizerFast | None = None
+    """The student's; None where nothing is saved."""
 
     @classmethod
     def resolve(
@@ -70,14 +71,16 @@ class Plan:
         recipe: Recipe,
         engine_config: dict[str, Any],
         topology: Topology,
+        student: PreTrainedConfig,
         teachers: Mapping[str, PreTrainedConfig],
         dataset: DatasetNumbers,
         eos_tail: EosTail | None = None,
+        tokenizer: PreTrainedTokenizerFast | None = None,
     ) -> Plan:
         """Fits a recipe to ranks, models and rows.
 
         Args:
-            teachers: each teacher's model config.
+            student, teachers: the models' configs (`read_named_config`).
 
         Raises BadInput for a size of expert parallelism that does not divide ranks and experts, a token budget that cannot
         hold the longest row, and an objective that the tokenizers do not allow.
@@ -95,7 +98,7 @@ class Plan:
         for teacher, shared in zip(recipe.teachers, dataset.shared_vocab, strict=True):
             teacher_strategy(recipe.objective, teacher, shared)
         steps = accumulation_steps(dataset.costs, optim.global_batch, topology.world_size, optim.micro_tokens)
-        return cls(recipe, engine_config, topology, dataset, sizes, steps, eos_tail)
+        return cls(recipe, engine_config, topology, student, teachers, dataset, sizes, steps, eos_tail, tokenizer)
 
     def summary(self) -> list[str]:
         """Ranks, expert parallelism and the student's engine, a line each."""
@@ -114,43 +117,44 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
     """
     recipe = without_idle_teachers(recipe)
     engine, topology = read_engine_config(engine_config), launched()
-    student = _check_model("data.student_length", recipe.data.student_length, recipe.student)
-    _check_formats(recipe, student)
-    tail = read_eos_tail(recipe.student, student) if recipe.student.eos_tail else None
-    configs = {t.name: _check_model(f"teacher {t.name}: length", t.length, t) for t in recipe.teachers}
-    return Plan.resolve(recipe, engine, topology, configs, _check_dataset(recipe, student, configs), tail)
-
-
-def _check_formats(recipe: Recipe, student: PreTrainedConfig) -> None:
-    """Raises BadInput for a student that cannot be exported as `checkpoint.formats` asks."""
+    tokenizer = load_tokenizer(recipe.student.tokenizer)
+    student = _check_model(recipe.student, tokenizer, "data.student_length", recipe.data.student_length)
     for name in recipe.checkpoint.formats:
-        config = as_exported(student, {"recipe": asdict(recipe)})
-        check_format(
-            name, config, load_tokenizer(recipe.student.tokenizer), f"checkpoint.formats: {recipe.student.path}"
+        exported = as_exported(student, {"recipe": asdict(recipe)})
+        check_format(name, exported, tokenizer, f"checkpoint.formats: {recipe.student.path}")
+    tail = read_eos_tail(recipe.student.path, student, tokenizer) if recipe.student.eos_tail else None
+    teachers = {
+        teacher.name: _check_model(
+            teacher,
+            load_teacher_tokenizer(teacher.tokenizer, causal=teacher.causal),
+            f"{teacher.role}: length",
+            teacher.length,
         )
+        for teacher in recipe.teachers
+    }
+    dataset = _check_dataset(recipe, student, teachers)
+    return Plan.resolve(recipe, engine, topology, student, teachers, dataset, tail, tokenizer)
 
 
 def _check_dataset(
     recipe: Recipe, student: PreTrainedConfig, teachers: Mapping[str, PreTrainedConfig]
 ) -> DatasetNumbers:
-    folder = Path(recipe.data.aligned)
-    manifest = load_manifest(folder)
-    check_manifest(manifest, recipe)
-    if rank() == 0:  # reads every byte: once is enough
-        verify_shards(folder, manifest)
+    manifest = require_dataset(recipe, every_byte=rank() == 0)  # once is enough
+    folder, files = Path(recipe.data.aligned), {split: manifest.files(split) for split in ("train", "validation")}
     for teacher in recipe.teachers:
         if teacher.stored:
             check_store(recipe, teacher, manifest, every_byte=rank() == 0)
-    rows = AlignedRows(folder, manifest.files("train"), [t.name for t in recipe.teachers])
+    rows = AlignedRows(folder, files["train"], [t.name for t in recipe.teachers])
     if not len(rows):
         raise BadInput(f"{folder} holds no training rows: see the reasons in its manifest.json")
     if rank() == 0:
-        held_out = AlignedRows(folder, manifest.files("validation"), [t.name for t in recipe.teachers])
+        held_out = AlignedRows(folder, files["validation"], [t.name for t in recipe.teachers])
         for part in (rows, held_out) if recipe.data.validation else (rows,):
             _check_ids(part, [(recipe.student, student), *((t, teachers[t.name]) for t in recipe.teachers)])
     return DatasetNumbers(
         shared_vocab=tuple(manifest.inputs.teachers[t.name].shared_vocab or 0 for t in recipe.teachers),
         costs=row_costs(recipe, rows.student_lengths, rows.teacher_lengths),
+        files=files,
         key=manifest.key,
     )
 
@@ -177,24 +181,25 @@ def row_costs(recipe: Recipe, student: np.ndarray, teachers: Sequence[np.ndarray
     )
 
 
-def read_eos_tail(student: Student, config: PreTrainedConfig) -> EosTail:
-    """What `student.eos_tail` fills blocks with: the end token of config.json. Raises BadInput without any.
+def read_eos_tail(path: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> EosTail:
+    """What `student.eos_tail` fills blocks with: the end token of the model's config. Raises BadInput without any.
 
     Of several, the tokenizer's: that is what the published code fills blocks with. Answers end with any of them, or with
     another special token of the tokenizer's: templates may end a turn otherwise than the model ends a text.
     """
-    tokenizer, named = load_tokenizer(student.tokenizer), config.eos_token_id
-    ends = named if isinstance(named, list) else [tokenizer.eos_token_id if named is None else named]
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     token = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0]
     if token is None:
-        raise BadInput(f"student.eos_tail: {student.path} names no end token: set eos_token_id in its config.json")
+        raise BadInput(f"student.eos_tail: {path} names no end token: set eos_token_id in its config.json")
     special = (index for index, added in tokenizer.added_tokens_decoder.items() if added.special)
     return EosTail(token, frozenset({*ends, *special}))
 
 
-def _check_model(what: str, length: int, model: Student | Teacher) -> PreTrainedConfig:
+def _check_model(
+    model: Student | Teacher, tokenizer: PreTrainedTokenizerFast, what: str, length: int
+) -> PreTrainedConfig:
     """The model's config. Weights on the hub are not fetched for this."""
-    config = read_config(model.path, causal=model.causal)
+    config = read_named_config(model.path, tokenizer, causal=model.causal)
     require_positions(what, length, config.max_position_embeddings, model.path)
     if reads_weights(model) and Path(model.path).is_dir():
         weight_files(Path(model.path))
@@ -204,26 +209,3 @@ def _check_model(what: str, length: int, model: Student | Teacher) -> PreTrained
 def reads_weights(model: Student | Teacher) -> bool:
     """Whether a run opens the model's weights."""
     return model.weights == "pretrained" and not model.stored
-
-
-def cpu_name(facts: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor as Linux calls it; its architecture where it says no name."""
-    lines = facts.read_text(errors="replace").splitlines() if facts.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.machine()
-
-
-def environment(plan: Plan) -> dict[str, Any]:
-    """What environment.json says of where a run ran."""
-    packages = ("torch", "deepspeed", "transformers", "datasets")
-    return {
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
-        "commit": code_version(),
-        "command": sys.argv,
-        "world_size": plan.topology.world_size,
-        "accumulation": plan.accumulation,
-        "expert_parallel_size": plan.expert_parallel_size,
-        "zero_stage": zero_stage(plan.engine_config),
-        "engine": plan.engine_config,
-    }

@@ -6,34 +6,30 @@ import socket
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 from pipeline.config.checks import advice
 from pipeline.config.recipe import Recipe, dump
 from pipeline.core.checkpoint_files import saved_step, step_of
-from pipeline.core.files import read_json, write_json, write_text
+from pipeline.core.files import write_text
 from pipeline.core.log import log, rank
 from pipeline.core.stage_status import record_status, status_file, write_status
-from pipeline.core.terminal import by_timestep
 from pipeline.distributed import flight_recorder
 from pipeline.distributed.collectives import all_or_error
 from pipeline.distributed.signals import StopSignals
 from pipeline.distributed.topology import Topology, check_expert_parallel_groups, start
 from pipeline.distributed.watchdog import Watchdog
-from pipeline.models.forward import config_of
-from pipeline.models.tokenizer import load_tokenizer
 from pipeline.training import zero_state
-from pipeline.training.build import build_trainer, fetch_models, fixed_noise_rows
+from pipeline.training.build import build_trainer, fetch_models
 from pipeline.training.checkpoint import Checkpoints, newest_intact
-from pipeline.training.held_out import TIMESTEPS, kl_terms, teacher_kl, validation_loss
-from pipeline.training.loop import Trainer
+from pipeline.training.environment import write_environment
+from pipeline.training.measurements import Measurements
 from pipeline.training.metrics import Metrics
 from pipeline.training.monitor import build_monitor
-from pipeline.training.preflight import Plan, environment, prepare
+from pipeline.training.preflight import Plan, prepare
 from pipeline.training.run_lock import finished, run_lock, stop_requests
-from pipeline.training.teacher_checks import check_teachers, probe_teacher
 
 
 def distill(recipe: Recipe, engine_config: Path, stop: StopSignals, timeout_minutes: float) -> None:
@@ -111,19 +107,19 @@ def _train(
     metrics.truncate_after(first)
     if rank() == 0:
         write_text(run_dir / "recipe.yaml", dump(recipe))
-        file = run_dir / "environment.json"
-        before = (read_json(file) or {}).get("started", [])
-        started = {"started": [*before, datetime.now(UTC).isoformat("T", "seconds")]}
-        write_json(file, environment(plan) | {"steps": trainer.steps} | started)
+        write_environment(plan, trainer.steps)
     heartbeat("checking the teachers")
-    _check_teachers(plan, trainer, first)
+    measurements = Measurements(plan, trainer, metrics)
+    measurements.check_teachers()
     if first == 0:
+        measurements.probe_teachers()
         heartbeat("measuring the KL to the teachers")
-        _measure_kl(plan, trainer, 0)
+        measurements.teacher_kl(0)
+    assert plan.tokenizer is not None
     checkpoints = Checkpoints(
         run_dir,
         trainer.engine,
-        load_tokenizer(recipe.student.tokenizer),
+        plan.tokenizer,
         metrics,
         topology,
         provenance={"recipe": asdict(recipe), "manifest_key": plan.dataset.key},
@@ -136,61 +132,6 @@ def _train(
         metrics,
         lambda: stop.seen or requested(),
         heartbeat=heartbeat,
-        validate=partial(_validate, plan, trainer, metrics),
+        validate=measurements.validate,
         save=checkpoints.save,
     )
-
-
-def _check_teachers(plan: Plan, trainer: Trainer, first: int) -> None:
-    """Refuses teachers that understand nothing; before step 0, writes what they know to teacher_probe.json."""
-    recipe = plan.recipe
-    models = [model for _, model in trainer.teachers]
-    rows = partial(
-        fixed_noise_rows,
-        plan,
-        student=trainer.engine.module.model.config,
-        teachers=[config_of(model) for model in models],
-        topology=trainer.topology,
-    )
-    check_teachers(list(zip(recipe.teachers, models, strict=True)), rows("train"))
-    views = {"one_view": rows("validation")}
-    if first or not recipe.teachers or not len(views["one_view"]):
-        return
-    views["two_views"] = rows("validation", compdemo_ratio=recipe.objective.compdemo.ratio)
-    probes = {
-        teacher.name: probe_teacher(teacher.name, model, k, views).to_json()
-        for k, (teacher, model) in enumerate(zip(recipe.teachers, models, strict=True))
-        if model is not None
-    }
-    if rank() == 0:
-        write_json(Path(recipe.run_dir) / "teacher_probe.json", {"t": list(TIMESTEPS), "teachers": probes})
-
-
-def _validate(plan: Plan, trainer: Trainer, metrics: Metrics, step: int) -> None:
-    student = trainer.engine
-    rows = fixed_noise_rows(plan, "validation", student.module.model.config, [], trainer.topology)
-    if len(rows):
-        student.eval()
-        metrics.validation(step, validation_loss(student, student.module.cross_entropy_weight, rows))
-        student.train()
-    if step == trainer.steps:
-        _measure_kl(plan, trainer, step)
-
-
-def _measure_kl(plan: Plan, trainer: Trainer, step: int) -> None:
-    """Says how far the student is from its teachers, and adds it to distance.json."""
-    models = [model for _, model in trainer.teachers]
-    configs = [config_of(model) for model in models]
-    student = trainer.engine
-    rows = fixed_noise_rows(plan, "validation", student.module.model.config, configs, trainer.topology)
-    if not models or not len(rows):
-        return
-    terms = kl_terms(plan.recipe.teachers, plan.dataset.shared_vocab, models)
-    student.eval()
-    kl = teacher_kl(student, list(zip(terms, models, strict=True)), rows)
-    student.train()
-    if rank() == 0:
-        path = Path(plan.recipe.run_dir) / "distance.json"
-        write_json(path, (read_json(path) or {} if step else {}) | {str(step): kl})
-    for name, by_t in kl.items():
-        log.info(f"KL from {name}, step {step}  {by_timestep(by_t, '.3f')}")

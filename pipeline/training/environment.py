@@ -1,0 +1,45 @@
+"""environment.json: where a run runs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from pipeline.core.files import read_json, write_json
+from pipeline.core.version import code_version
+from pipeline.training.engine import zero_stage
+from pipeline.training.preflight import Plan
+
+
+def cpu_name() -> str:
+    """The processor as Linux calls it; its architecture where it says no name."""
+    table = Path("/proc/cpuinfo")
+    lines = table.read_text(errors="replace").splitlines() if table.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.machine()
+
+
+def write_environment(plan: Plan, steps: int) -> None:
+    """Writes environment.json: where a run runs, and when each of its starts began to train."""
+    file = Path(plan.recipe.run_dir) / "environment.json"
+    before = (read_json(file) or {}).get("started", [])
+    packages = ("torch", "deepspeed", "transformers", "datasets")
+    value = {
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "commit": code_version(),
+        "command": sys.argv,
+        "world_size": plan.topology.world_size,
+        "accumulation": plan.accumulation,
+        "expert_parallel_size": plan.expert_parallel_size,
+        "zero_stage": zero_stage(plan.engine_config),
+        "engine": plan.engine_config,
+        "steps": steps,
+        "started": [*before, datetime.now(UTC).isoformat("T", "seconds")],
+    }
+    write_json(file, value)
