@@ -47,7 +47,7 @@ def align_one(student: Side, teacher: Side, messages: list[dict[str, str]]) -> d
 
 
 def texts(side: Side, ids: np.ndarray) -> list[bytes]:
-    return [side._table[index] for index in ids]
+    return [side.spelled[index] for index in ids]
 
 
 def masked_text(side: Side, row: dict[str, np.ndarray]) -> str:

@@ -258,9 +258,10 @@ def test_vary_adds_to_a_file_s_variants():
 
 
 def test_a_signal_that_has_come_ends_a_run_when_all_is_saved(monkeypatch):
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    handlers = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
     stop = StopSignals()
     stop.defer()
-    stop._note(signal.SIGUSR1, None)
+    handlers[signal.SIGUSR1](signal.SIGUSR1, None)
     with pytest.raises(StoppedEarly, match="stopped by a signal: run the same command"):
         stop.settle()

@@ -96,7 +96,11 @@ _NO_ROW = _Row([], [], [], 0, None)
 
 
 class Side:
-    """A tokenizer with its byte table, its chat template and the longest length of a row."""
+    """A tokenizer with its byte table, its chat template and the longest length of a row.
+
+    Attributes:
+        spelled: the bytes of every token, by id; None for a tokenizer whose tokens are not made of bytes.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, length: int):
         self._template = ChatTemplate(tokenizer)
@@ -105,10 +109,10 @@ class Side:
         self._length = length
         size = max(tokenizer.get_vocab().values()) + 1
         try:
-            self._table: list[bytes] | None = token_bytes(tokenizer)
+            self.spelled: list[bytes] | None = token_bytes(tokenizer)
         except ValueError:
-            self._table = None
-        table = self._table or [b""] * size
+            self.spelled = None
+        table = self.spelled or [b""] * size
         self._lengths = np.array([len(token) for token in table], np.int64)
         self._added = np.isin(np.arange(size), list(tokenizer.added_tokens_decoder))
         self._control = np.isin(np.arange(size), list(self._control_tokens.ids))
@@ -145,7 +149,7 @@ class Side:
                 return "control_token_in_content"
             ids, offsets = self._control_tokens.encode_with_offsets(hidden)
         spans = None
-        pieces = self._table and list(map(self._table.__getitem__, ids))
+        pieces = self.spelled and list(map(self.spelled.__getitem__, ids))
         if pieces is None or b"".join(pieces) != raw:
             offsets = offsets or self._backend.encode(text, add_special_tokens=False).offsets
             spans = spans_from_offsets(pieces, text, offsets)
