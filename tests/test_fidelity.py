@@ -19,7 +19,7 @@ from pipeline.method.masking import touched_chunks
 from pipeline.method.tidal import cross_entropy_weight
 from pipeline.training.step import StudentWithLoss
 from tests import golden
-from tests.test_alignment_rows import PUBLISHED, align_one, published_teacher_row, published_tokenizers
+from tests.alignment_rows import PUBLISHED, align_one, published_teacher_row, published_tokenizers
 from tests.test_objectives import chunk_log_probs
 from tests.test_step import FixedLogits, published_noise
 

@@ -9,12 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.alignment.fingerprint import FORMAT, tokenizer_fingerprint
-from pipeline.alignment.manifest import (
-    align_command,
-    check_manifest,
-    load_manifest,
-    verify_shards,
-)
+from pipeline.alignment.manifest import align_command, check_manifest, load_manifest, verify_shards
 from pipeline.core.checksums import add_checksum
 from pipeline.core.errors import BadInput
 from tests.alignment_stage import ROWS, recipe_of, write_jsonl

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from pipeline.alignment.sides import Side as AlignmentSide
 from pipeline.config.recipe import CompDemo, Objective, Teacher
 from pipeline.core.rng import generator_for
 from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
@@ -23,8 +24,7 @@ from pipeline.models.loading import load_teacher
 from pipeline.training.step import StudentWithLoss, counts
 from pipeline.training.terms import build_term
 from tests import golden
-from tests.test_alignment_rows import PUBLISHED, align_one, chunk_texts, published_tokenizers
-from tests.test_alignment_rows import Side as AlignmentSide
+from tests.alignment_rows import PUBLISHED, align_one, chunk_texts, published_tokenizers
 from tests.test_models_llada2 import write_checkpoint
 
 VOCAB, MASK, LENGTH = 40, 1, 24
