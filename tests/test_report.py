@@ -6,156 +6,28 @@ import itertools
 import json
 import math
 import re
-import time
 from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import yaml
 
-from pipeline.alignment.chunks import align_chunks
-from pipeline.alignment.vocabulary import token_bytes
-from pipeline.evaluation.compare import Comparison
-from pipeline.evaluation.results import Score
-from pipeline.models.tokenizer import load_tokenizer
-from pipeline.reporting import chunk_view, figures
-from pipeline.reporting.figures import smooth
-from pipeline.reporting.headline import headline, points
-from pipeline.reporting.page import number, render
-from pipeline.reporting.picture import SIZE, SPOTS, Spot, picture, spots
+from pipeline.reporting import figures
+from pipeline.reporting.headline import headline
+from pipeline.reporting.page import render
 from pipeline.reporting.run_record import read_run
 from pipeline.reporting.sections import comparisons, losses, sections, validation
 from pipeline.reporting.summary import read_models, scored_tasks, summary
 from tests import launch
+from tests.report_runs import SCORES, TS, write, write_aligned, write_run, write_scores
 
-ROOT = Path(__file__).resolve().parents[1]
-TS = [0.1, 0.3, 0.5, 0.7, 0.9]
-SCORES = {"teacher": (0.97, 0.95, 0.99), "undistilled": (0.83, 0.80, 0.86), "distilled": (0.96, 0.94, 0.975)}
 SECTIONS = [
     "Scores: arithmetic", "Tokens per forward: arithmetic", "Training", "Validation loss by t", "What the teacher knows",
     "KL to the teachers", "Gradient of CALM and Reverse CALM", "TIDAL lambda",
     "Alignment", "Sample chunks", "Throughput", "Sample generations", "Recipe", "Environment",
 ]  # fmt: skip
-
-
-def write(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(value if isinstance(value, str) else json.dumps(value))
-
-
-def recipe(folder: Path, teachers: list[dict]) -> dict:
-    return {
-        "name": folder.name,
-        "student": {"path": "demo/student", "tokenizer": str(ROOT / "demo/student")},
-        "data": {"aligned": str(folder.parent / "aligned"), "validation": {"path": "held_out.jsonl", "rows": 9}},
-        "teachers": teachers,
-        "objective": {
-            "strategy": "tide_shared",
-            "temperature": 2.0,
-            "tidal": {"axes": "both", "schedule": "cosine", "init": 0.1, "maximum": 0.9},
-        },
-        "evaluation": {"tasks": ["arithmetic"]},
-    }
-
-
-def write_run(folder: Path, model: str, floor: float, teacher: str | None) -> None:
-    """Metrics, status, environment and one evaluation."""
-    teachers = [{"name": teacher, "path": "demo/teacher", "tokenizer": str(ROOT / "demo/teacher")}] if teacher else []
-    write(folder / "recipe.yaml", yaml.safe_dump(recipe(folder, teachers)))
-    lines = []
-    for step in range(10, 401, 10):
-        entropy = floor + 2.5 * math.exp(-step / 90) + 0.05 * math.sin(step)
-        term = {teacher: 0.4 + entropy / 3} if teacher else {}
-        loss = entropy + sum(term.values())
-        pace = {
-            "lr": 1e-3 * (1 - step / 500),
-            "grad_norm": 0.5,
-            "memory_gb": 1.5,
-            "lambda": step / 400 if teacher else None,
-        }
-        pace |= {"tokens": 40_000, "seconds": 5.0, "tokens_per_second": 8000 + 300 * math.sin(step / 7)}
-        lines.append({"kind": "train", "step": step, "loss": loss, "cross_entropy": entropy, **term, **pace})
-        if step % 100 == 0:
-            by_t = {str(t): entropy * (0.2 + t) for t in TS}
-            lines.append({"kind": "validation", "step": step, "loss": entropy, "by_t": by_t})
-    if teacher:
-        kl = {step: {teacher: {str(t): t * nats for t in TS}} for step, nats in (("0", 2), ("400", 0.2))}
-        write(folder / "distance.json", kl)
-    write(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    write(
-        folder / "status" / "distill.json",
-        {"state": "done", "step": 400, "exit_code": 0, "message": "", "seconds": 200.5},
-    )
-    write(folder / "status" / "report.json", {"state": "done", "seconds": 1.0})
-    facts = {
-        "torch": "2.13.0",
-        "device": "Toy CPU",
-        "commit": "0123456789abcdef-dirty",
-        "started": ["2026-11-26T08:00:00+00:00", "2026-11-27T08:00:00+00:00"],
-        "steps": 400,
-        "world_size": 2,
-        "zero_stage": 3,
-        "expert_parallel_size": {teacher: 2} if teacher else {},
-    }
-    write(folder / "environment.json", facts)
-    write_scores(folder, "step-00000400", model)
-
-
-def write_scores(folder: Path, label: str, model: str) -> None:
-    value, low, high = SCORES[model]
-    score = {
-        "task": "arithmetic",
-        "metric": "exact_match",
-        "value": value,
-        "n": 500,
-        "low": low,
-        "high": high,
-        "preset": "demo",
-        "alarms": ["30% of the responses"] if model == "distilled" else [],
-    }
-    write(folder / "evaluation" / label / "arithmetic.json", score)
-    samples = [
-        {
-            "prompt": f"What is {a} plus 5?",
-            "response": f"The sum is {a + 5 + a % 3 // 2}.",
-            "target": str(a + 5),
-            "correct": (right := a % 3 < 2 or (model == "teacher" and a % 2 == 0)),
-            "exact_match": float(right),
-            "id": a,
-            "pieces": ["The", " $um$", " is", f" {a + 5}", "."],
-            "filled": [4, 2, 3, 1, 1],
-            "tokens": 5,
-            "forwards": 4,
-            "ended": True,
-        }
-        for a in range(10, 30)
-    ]
-    lines = "".join(json.dumps(sample) + "\n" for sample in samples)
-    write(folder / "evaluation" / label / "arithmetic.samples.jsonl", lines)
-
-
-def write_aligned(folder: Path, text: str) -> None:
-    """One aligned row and a manifest."""
-    student, teacher = load_tokenizer(ROOT / "demo/student"), load_tokenizer(ROOT / "demo/teacher")
-    ids = [tokenizer(text, add_special_tokens=False).input_ids for tokenizer in (student, teacher)]
-    spelled = [[token_bytes(tokenizer)[i] for i in row] for tokenizer, row in zip((student, teacher), ids, strict=True)]
-    student_chunks, teacher_chunks = align_chunks(*spelled)
-    row = {
-        "input_ids": ids[0], "maskable": [True] * len(ids[0]), "llada2_input_ids": ids[1],
-        "llada2_chunk_ids": list(teacher_chunks), "llada2_student_chunk_ids": list(student_chunks),
-    }  # fmt: skip
-    table = pa.Table.from_pylist([row])
-    folder.mkdir(parents=True)
-    with pa.OSFile(str(folder / "shard-00000.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-        writer.write_table(table)
-    statistics = {"chunks_per_row": 9.5, "one_to_one_share": 0.78}
-    rows = {"train": {"read": 2001, "kept": 2000, "dropped": {"no_assistant_content": 1}}}
-    shards = [{"file": "shard-00000.arrow", "split": "train", "rows": 1, "sha256": "0"}]
-    manifest = {"rows": rows, "tokens": {"student": 90_000}, "statistics": {"llada2": statistics}, "shards": shards}
-    write(folder / "manifest.json", manifest)
 
 
 @pytest.fixture
@@ -304,12 +176,6 @@ def test_the_first_sentence_says_what_came_out(run_dirs):
     )
 
 
-def test_differences_of_shares_are_points():
-    pair = Comparison("t", "m", "a", "b", 300, 0.5, 0.64, 0.14, 0.091, 0.187, "exact McNemar", 0.001, 0.002, [])
-    assert points(pair) == "+14.0 points, 95% interval +9.1 to +18.7"
-    assert points(replace(pair, value_a=-1.0), "a") == "+0.140 against a, 95% interval +0.091 to +0.187"
-
-
 def test_no_section_about_what_the_run_does_not_use(run_dirs):
     """TIDAL and the gradient of CALM belong to strategies; everything about teachers to runs that have some."""
     folder, untaught = run_dirs
@@ -357,19 +223,6 @@ def test_a_run_that_was_validated_once_has_a_table_of_it(run_dirs):
     assert len(validation(models).figures) == 1
     del run.validation[:-1]
     assert not validation(models).figures and len(validation(models).tables[0]) == 2
-
-
-def test_points_of_a_line_say_their_values_and_ink_is_the_pages():
-    """Values are written out in full; coordinates are not."""
-    drawn = picture("a <b>", lambda axes: [*axes.plot([0, 1], [0, 0.123456]), Spot(1, 0.123456, "0.123456 & more")][1:])
-    assert 'aria-label="a &lt;b&gt;"' in drawn and "<title>0.123456 &amp; more</title>" in drawn
-    assert "currentColor" in drawn and not re.search(r'[" ]\d+\.\d{3,}', drawn)
-    circle = re.search(r'class="spot" cx="([\d.]+)" cy="([\d.]+)"', drawn)
-    assert circle, "inside the axes"
-    assert float(circle[1]) > 0.9 * 72 * SIZE[0] and float(circle[2]) < 0.15 * 72 * SIZE[1], (
-        "the last point: right and on top"
-    )
-    assert len(spots(range(10_000), range(10_000), "")) == SPOTS
 
 
 def test_twelve_runs_side_by_side(run_dirs, tmp_path):
@@ -448,13 +301,6 @@ def test_a_repeated_step_counts_once(run_dirs):
     assert [line["step"] for line in state.training] == list(range(10, 401, 10)) and state.training[0]["loss"] == 7.0
 
 
-def test_chunks_are_drawn_with_visible_bytes():
-    table = [b"in", b" all", b"\n", b"\xf0\x9f", b"", b"\x98\x80"]
-    assert chunk_view.by_chunk([0, 1, 2, 3], [0, 0, -1, 1], table) == {0: ["in", "␣all"], 1: ["\\xf0\\x9f"]}
-    drawn = chunk_view.pair(chunk_view.by_chunk([1, 2], [0, 1], table), chunk_view.by_chunk([1, 2], [0, 1], table))
-    assert drawn == [chunk_view.Chunk(["␣all"], ["␣all"]), chunk_view.Chunk(["⏎"], ["⏎"])]
-
-
 def test_text_of_a_run_cannot_become_markup(run_dirs):
     run, _ = run_dirs
     bad = {"prompt": "<script>x</script>", "response": "<b>", "target": "&", "correct": False}
@@ -478,18 +324,3 @@ def test_bad_input_is_one_line(tmp_path, flags, message):
     done = report("--recipe", minimal_recipe(tmp_path, run), *flags)
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert list(run.iterdir()) == []
-
-
-def test_small_helpers():
-    bounds = [Score("t", "m", 0.2, 9, low, high).bounds for low, high in ((0.1, 0.25), (None, None))]
-    assert bounds == ["0.100 to 0.250", ""]
-    assert [number(x) for x in (12345, 0.123456, 12345.6, "a", True)] == ["12,345", "0.1235", "12,346", "a", "True"]
-    assert smooth([1.0, 2.0]).tolist() == [1.0, 2.0]
-    flat = smooth([0.0, 2.0] * 100)
-    assert abs(flat[50:150] - 1).max() < 0.2
-
-
-def test_a_long_curve_is_smoothed_in_one_pass():
-    started = time.process_time()
-    smooth([0.0, 2.0] * 100_000)
-    assert time.process_time() - started < 2  # a window a point took minutes
