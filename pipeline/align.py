@@ -41,14 +41,14 @@ def main() -> None:
     processes = flags.processes or (os.cpu_count() or 1 if ranks.size == 1 else 1)
     manifest_file = Path(recipe.data.aligned) / "manifest.json"
     with record_status(Path(recipe.run_dir), "align", keeps=manifest_file.is_file) as status:
-        message = "stopped by a signal; finished shards stay, the same command goes on"
-        stop_early_on(signal.SIGTERM, signal.SIGINT, message=message)
-        manifest, message = align(recipe, ranks, processes, flags.shard_rows, overwrite=flags.overwrite)
-        status["message"] = message
+        stopped = "stopped by a signal; finished shards stay, the same command goes on"
+        stop_early_on(signal.SIGTERM, signal.SIGINT, message=stopped)
+        manifest, built = align(recipe, ranks, processes, flags.shard_rows, overwrite=flags.overwrite)
+        status["message"] = built
     if ranks.rank == 0:
         console = Console()
         console.print(table(manifest))
-        console.print(f"{recipe.data.aligned}: {message}", soft_wrap=True)
+        console.print(f"{recipe.data.aligned}: {built}", soft_wrap=True)
 
 
 command = partial(exit_code, "align", main)

@@ -118,3 +118,8 @@ def write_generate(folder: Path) -> None:
     """The code that `model.generate(custom_generate=FOLDER)` runs where the user asks for it."""
     (folder / "custom_generate").mkdir(exist_ok=True)
     shutil.copyfile(EXPORT_FILES / "generate.py", folder / "custom_generate" / "generate.py")
+
+
+def write_sglang_settings(folder: Path, block_size: int) -> None:
+    """dllm.yaml, for SGLang's `--dllm-algorithm-config`."""
+    write_text(folder / "dllm.yaml", f"threshold: 0.95\nblock_size: {block_size}\n")

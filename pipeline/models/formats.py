@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from pipeline.core.errors import BadInput
 from pipeline.core.files import read_json, write_json, write_text
 from pipeline.models import sdar_export
 from pipeline.models.card import LLADA2_USAGE, copy_scores, model_card
-from pipeline.models.export import EXPORT_FILES, as_exported, export, write_generate
+from pipeline.models.export import EXPORT_FILES, as_exported, export, write_generate, write_sglang_settings
 from pipeline.models.families.table import is_shifted
 from pipeline.models.loading import load_student, read_named_config
 from pipeline.models.tokenizer import load_tokenizer
@@ -27,14 +27,22 @@ LLADA2_MASK_ID = 156895  # in SGLang's code
 LLADA2_CLASS = "configuration_llada2_moe"
 
 
+class Exported(NamedTuple):
+    """What `export` writes."""
+
+    model: PreTrainedModel
+    state_dict: Mapping[str, Tensor]
+    tokenizer: PreTrainedTokenizerFast
+
+
 @dataclass(frozen=True)
 class Format:
     """One format."""
 
     obstacles: Callable[[PreTrainedConfig, PreTrainedTokenizerFast], Iterator[str]]
     """Why a model, with the configuration of its export, cannot have it."""
-    write: Callable[..., None]
-    """Arguments of `export_as` behind its name."""
+    write: Callable[[Exported, Path, dict[str, Any]], None]
+    """Into a folder, with its provenance."""
 
 
 def check_format(name: ExportFormat, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast, where: str) -> None:
@@ -53,7 +61,7 @@ def export_as(
     provenance: dict[str, Any],
 ) -> None:
     """As `export`, in a format that `check_format` has not refused."""
-    FORMATS[name].write(model, state_dict, tokenizer, folder, provenance=provenance)
+    FORMATS[name].write(Exported(model, state_dict, tokenizer), folder, provenance)
 
 
 def export_again(source: str, name: ExportFormat, folder: Path) -> None:
@@ -77,55 +85,34 @@ def export_again(source: str, name: ExportFormat, folder: Path) -> None:
     os.rename(tmp_dir, folder)
 
 
-def _write_sdar(
-    model: PreTrainedModel,
-    state_dict: Mapping[str, Tensor],
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    *,
-    provenance: dict[str, Any],
-) -> None:
-    config = as_exported(model.config, provenance)
-    sdar_export.write(config, state_dict, tokenizer, folder)
+def _write_sdar(exported: Exported, folder: Path, provenance: dict[str, Any]) -> None:
+    config = as_exported(exported.model.config, provenance)
+    sdar_export.write(config, exported.state_dict, exported.tokenizer, folder)
     write_generate(folder)
     config.mask_token_id = sdar_export.MASK_ID
     usage = sdar_export.USAGE.format(block_size=config.block_size)
     write_text(folder / "README.md", model_card("SDARForCausalLM", config, usage))
 
 
-def _write_llada2(
-    model: PreTrainedModel,
-    state_dict: Mapping[str, Tensor],
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    *,
-    provenance: dict[str, Any],
-) -> None:
+def _write_llada2(exported: Exported, folder: Path, provenance: dict[str, Any]) -> None:
     """As every export of LLaDA2, and the class of config.json, which transformers lacks."""
-    export(model, state_dict, tokenizer, folder, provenance=provenance)
+    export(*exported, folder, provenance=provenance)
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", config | {"auto_map": {"AutoConfig": f"{LLADA2_CLASS}.LLaDA2MoeConfig"}})
     shutil.copyfile(EXPORT_FILES / f"{LLADA2_CLASS}.py", folder / f"{LLADA2_CLASS}.py")
-    card = model_card(type(model).__name__, as_exported(model.config, provenance), LLADA2_USAGE)
+    card = model_card(type(exported.model).__name__, as_exported(exported.model.config, provenance), LLADA2_USAGE)
     write_text(folder / "README.md", card)
-    write_text(folder / "dllm.yaml", f"threshold: 0.95\nblock_size: {config['block_size']}\n")
+    write_sglang_settings(folder, config["block_size"])
 
 
-def _write_transformers(
-    model: PreTrainedModel,
-    state_dict: Mapping[str, Tensor],
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    *,
-    provenance: dict[str, Any],
-) -> None:
+def _write_transformers(exported: Exported, folder: Path, provenance: dict[str, Any]) -> None:
     """As the class of transformers that computes it, whatever the family calls it; `shifted` in config.json says what it predicts."""
-    config, shifted = model.config, is_shifted(model.config)
+    config, shifted = exported.model.config, is_shifted(exported.model.config)
     published = config.__dict__.pop("published", None)
     if shifted:
         config.shifted = True
     try:
-        export(model, state_dict, tokenizer, folder, provenance=provenance)
+        export(*exported, folder, provenance=provenance)
     finally:
         if published is not None:
             config.published = published

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from pipeline.core.files import read_json, write_json, write_text
-from pipeline.models.export import EXPORT_FILES, save_tensors, save_tokenizer
+from pipeline.models.export import EXPORT_FILES, save_tensors, save_tokenizer, write_sglang_settings
 from pipeline.models.weights import HEAD
 
 MASK_ID = 151669  # in both servers' code
@@ -114,7 +114,7 @@ def write(
     write_json(folder / "config.json", written)
     every = list(dict.fromkeys([*ends, tokenizer.eos_token_id]))
     write_json(folder / "generation_config.json", {**special, "eos_token_id": every})
-    write_text(folder / "dllm.yaml", f"threshold: 0.95\nblock_size: {config.block_size}\n")
+    write_sglang_settings(folder, config.block_size)
     shutil.copyfile(EXPORT_FILES / "configuration_sdar.py", folder / "configuration_sdar.py")
 
 
