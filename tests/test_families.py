@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from pipeline.core.errors import BadInput
 from pipeline.decoding import GenerateConfig, generate
 from pipeline.decoding.rules import BLOCK_DIFFUSION, counts_by_time, even_counts, published, published_blocks
+from pipeline.models.configs import library_config, read_config, read_named_config
 from pipeline.models.families.table import FAMILIES, family_of
-from pipeline.models.loading import library_config, load_student, load_teacher, read_config, read_named_config
+from pipeline.models.loading import load_student, load_teacher
 from pipeline.models.tokenizer import load_tokenizer
 from tests import launch
 from tests.alignment_tokenizers import byte_level

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.models.configs import read_config
 from pipeline.models.expert_parallel import expert_count
-from pipeline.models.loading import load_student, load_teacher, read_config
+from pipeline.models.loading import load_student, load_teacher
 from tests import launch
 from tests.test_models_llada2 import write_checkpoint
 

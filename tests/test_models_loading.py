@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from pipeline.core.errors import BadInput
+from pipeline.models.configs import read_config, read_named_config
 from pipeline.models.expert_parallel import resolve_expert_parallel_size
-from pipeline.models.loading import build, load_student, load_teacher, read_config, read_named_config
+from pipeline.models.loading import build, load_student, load_teacher
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.models.weights import checkpoint_views, shapes
 from tests.test_models_llada2 import DATA, SPECIAL, golden, write_checkpoint

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3ForCausalLM
 
 from pipeline.core.errors import BadInput
+from pipeline.models.configs import read_config
 from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
-from pipeline.models.loading import build, load_student, load_teacher, read_config
+from pipeline.models.loading import build, load_student, load_teacher
 from pipeline.models.tokenizer import load_tokenizer
 from tests.test_models_llada2 import DATA
 from tests.test_models_loading import STUDENT

@@ -29,7 +29,8 @@ from pipeline.capacity.zero3 import gathered_elements
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Source
 from pipeline.core.errors import BadInput, exit_code
-from pipeline.models.loading import build, read_config
+from pipeline.models.configs import read_config
+from pipeline.models.loading import build
 from pipeline.training.engine import read_engine_config
 from tests import launch
 

@@ -17,10 +17,11 @@ from pipeline.core.errors import BadInput, exit_code
 from pipeline.decoding.canvas import GenerateConfig
 from pipeline.decoding.sampler import generate
 from pipeline.models.card import ScoreRow, add_scores
+from pipeline.models.configs import read_named_config
 from pipeline.models.export import as_exported, export
 from pipeline.models.export_files.generate import generate as exported_generate
 from pipeline.models.formats import check_format, export_again, export_as
-from pipeline.models.loading import load_student, load_teacher, read_named_config
+from pipeline.models.loading import load_student, load_teacher
 from pipeline.models.tokenizer import load_tokenizer
 from tests import test_families as families
 from tests.alignment_tokenizers import byte_level

@@ -18,11 +18,12 @@ from pipeline.core.rng import generator_for
 from pipeline.data.blocks import build_blocks, lay_out, lay_out_causal
 from pipeline.data.packing import pack
 from pipeline.method.masking import predictable
+from pipeline.models.configs import read_config, read_named_config
 from pipeline.models.conversion import end_of_turn
 from pipeline.models.families.family import Input
 from pipeline.models.families.table import family_of, is_shifted
 from pipeline.models.forward import score_tokens
-from pipeline.models.loading import load_teacher, read_config, read_named_config
+from pipeline.models.loading import load_teacher
 from pipeline.models.tokenizer import load_teacher_tokenizer, load_tokenizer
 
 SHARES = (0.15, 0.5, 0.9)

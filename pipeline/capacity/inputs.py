@@ -16,7 +16,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.core.errors import BadInput
 from pipeline.data.aligned_dataset import AlignedRow, AlignedRows, AlignedTeacher
 from pipeline.data.batch import Sample
-from pipeline.models.loading import read_config
+from pipeline.models.configs import read_config
 from pipeline.training.preflight import row_costs
 
 PUBLISHED = Path(__file__).parent / "published"

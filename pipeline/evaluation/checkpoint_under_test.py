@@ -19,8 +19,9 @@ from pipeline.core.errors import BadInput, one_line
 from pipeline.core.files import file_sha256
 from pipeline.decoding.sampler import SpecialTokens
 from pipeline.models.chat_template import check_chat_template
+from pipeline.models.configs import read_config, read_named_config
 from pipeline.models.files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, fetch
-from pipeline.models.loading import load_teacher, read_config, read_named_config
+from pipeline.models.loading import load_teacher
 from pipeline.models.tokenizer import load_tokenizer
 
 Cut = Literal["training", "reference"]

@@ -18,9 +18,10 @@ from pipeline.core.errors import BadInput
 from pipeline.core.files import read_json, write_json, write_text
 from pipeline.models import sdar_export
 from pipeline.models.card import LLADA2_USAGE, copy_scores, model_card
+from pipeline.models.configs import read_named_config
 from pipeline.models.export import EXPORT_FILES, as_exported, export, write_generate, write_sglang_settings
 from pipeline.models.families.table import is_shifted
-from pipeline.models.loading import load_student, read_named_config
+from pipeline.models.loading import load_student
 from pipeline.models.tokenizer import load_tokenizer
 
 LLADA2_MASK_ID = 156895  # in SGLang's code

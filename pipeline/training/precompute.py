@@ -27,9 +27,10 @@ from pipeline.data.packing import pack
 from pipeline.distributed.topology import Topology
 from pipeline.method.chunked_lm_head import chunked_lm_head, token_log_prob
 from pipeline.method.masking import predictable
+from pipeline.models.configs import read_config
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
 from pipeline.models.forward import head_weight, hidden_states
-from pipeline.models.loading import load_teacher, read_config
+from pipeline.models.loading import load_teacher
 from pipeline.training.answer_store import (
     Store,
     StoredShard,

@@ -20,10 +20,10 @@ from pipeline.data.blocks import EosTail, Unread, build_blocks
 from pipeline.data.order import accumulation_steps
 from pipeline.distributed.topology import Topology, launched
 from pipeline.models.config_file import require_positions
+from pipeline.models.configs import read_named_config
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
 from pipeline.models.export import as_exported
 from pipeline.models.formats import check_format
-from pipeline.models.loading import read_named_config
 from pipeline.models.tokenizer import load_teacher_tokenizer, load_tokenizer
 from pipeline.models.weights import weight_files
 from pipeline.training.answer_store import check_store
