@@ -52,7 +52,7 @@ def damaged_file(path: Path, below: str = "") -> str | None:
         if step_name(complete["step"]) != path.name:
             return "COMPLETE"
         written = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in complete["files"].items()}
-        written = {name: facts for name, facts in written.items() if name.startswith(below)}
+        written = {name: size_and_digest for name, size_and_digest in written.items() if name.startswith(below)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "COMPLETE"
     for name, (size, _) in written.items():  # costs nothing, and finds most damage

@@ -152,7 +152,7 @@ def _folder(path: Path) -> Path:
     if path.parent.name == "checkpoints":
         return path.parents[1] / "evaluation" / path.name
     if (path / "evaluation").is_dir() or (path / "recipe.yaml").is_file():
-        scored = sorted(place for place in (path / "evaluation").glob("step-*") if any(place.glob("*.json")))
+        scored = sorted(folder for folder in (path / "evaluation").glob("step-*") if any(folder.glob("*.json")))
         return scored[-1] if scored else path / "evaluation" / "latest"
     if not path.exists():
         raise BadInput(f"{path}: no such folder; give a run directory or a folder of its evaluation/")

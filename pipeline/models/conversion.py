@@ -111,9 +111,9 @@ def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:
 
 
 def _read_folder(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, list[Path]]:
-    place = Path(source)
-    files = [place] if place.suffix.lower() == ".gguf" else sorted(place.glob("*.gguf"))
-    if files and not (place / "config.json").is_file():
+    given = Path(source)
+    files = [given] if given.suffix.lower() == ".gguf" else sorted(given.glob("*.gguf"))
+    if files and not (given / "config.json").is_file():
         raise BadInput(
             f"{source}: a GGUF file, no config.json: `--source '{files[0].parent}' --gguf '{files[0].name}'`"
         )

@@ -99,17 +99,17 @@ def sweeps(swept: Sequence[tuple[Model, Sequence[SweepPoint]]]) -> list[Markup]:
 
 def over_steps(runs: Sequence[tuple[Model, Run]], name: str, title: str, *, smoothed: bool = False) -> Markup:
     """One entry of the training lines over steps, a line a run; `smoothed` adds the running mean."""
-    found = [(model, *series(run.training, name)) for model, run in runs]
+    curves = [(model, *series(run.training, name)) for model, run in runs]
 
     def draw(axes: Axes) -> Iterator[Spot]:
-        for model, steps, values in found:
+        for model, steps, values in curves:
             if smoothed:
                 axes.plot(steps, values, color=model.colour, alpha=0.3, linewidth=0.8)
             axes.plot(steps, smooth(values) if smoothed else values, color=model.colour)
             yield from spots(steps, values, "{label}, step {x:,}: {y:.4g}", label=model.label)
         axes.set(xlabel="step", title=title)
 
-    ends = ", ".join(f"{model.label} from {values[0]:.4g} to {values[-1]:.4g}" for model, _, values in found if values)
+    ends = ", ".join(f"{model.label} from {values[0]:.4g} to {values[-1]:.4g}" for model, _, values in curves if values)
     return picture(f"{title} over steps: {ends}", draw)
 
 

@@ -123,14 +123,14 @@ def teacher_kl(
     for t in TIMESTEPS:
         sums, counts = torch.zeros(2, len(terms), dtype=torch.float64, device=rows.topology.device)
         for batch in rows.batches(t):
-            pairs = zip(teachers, batch.teachers, strict=True)
-            outputs = [term.teacher_forward(model, own) for (term, model), own in pairs]
+            taught = list(zip(teachers, batch.teachers, strict=True))
+            outputs = [term.teacher_forward(model, part) for (term, model), part in taught]
             signals = [
-                term.signal(own, output, 0.0) for term, own, output in zip(terms, batch.teachers, outputs, strict=True)
+                term.signal(part, output, 0.0) for ((term, _), part), output in zip(taught, outputs, strict=True)
             ]
             sums += student(batch, outputs, 0.0, terms)[1:]
             sums -= torch.stack([signal.least() for signal in signals])
-            counts += counts.new_tensor([term.count(own) for term, own in zip(terms, batch.teachers, strict=True)])
+            counts += counts.new_tensor([term.count(part) for (term, _), part in taught])
         both = torch.stack([sums, counts])
         dist.all_reduce(both)
         for name, value in zip(kl, read(both[0] / both[1].clamp(min=1)), strict=True):

@@ -135,14 +135,14 @@ class Trainer:
         """
         terms = [term for term, _ in self.teachers]
         own_losses = len(self.weights) - 1 - len(terms)
-        own = torch.stack([counts(batch.host, terms, own_losses) for batch in micro_batches])
-        shared = torch.cat([own.sum(0), torch.tensor([requests.stop, requests.save], dtype=torch.float64)])
+        local = torch.stack([counts(batch.host, terms, own_losses) for batch in micro_batches])
+        shared = torch.cat([local.sum(0), torch.tensor([requests.stop, requests.save], dtype=torch.float64)])
         dist.all_reduce(shared, group=self.topology.control)  # on the CPU: no device is waited for
-        totals, agreed = shared[: own.shape[1]], shared[own.shape[1] :]
+        totals, agreed = shared[: local.shape[1]], shared[local.shape[1] :]
         parts = self.topology.world_size * self.accumulation
-        denominators = totals.expand_as(own) if self.recipe.objective.reduction == "global" else own * parts
+        denominators = totals.expand_as(local) if self.recipe.objective.reduction == "global" else local * parts
         denominators, weights = self.transfer.copy(
-            torch.stack([denominators.clamp(min=1), self.weights.double().expand_as(own)])
+            torch.stack([denominators.clamp(min=1), self.weights.double().expand_as(local)])
         )
         progress = step / self.steps
         self._set_learning_rate(step)

@@ -74,10 +74,10 @@ class Metrics:
         """Goes on from every rank's `state`. Where there were other ranks than now, the first has it all."""
         rank, stacked = dist.get_rank(), torch.stack(list(states))
         if len(stacked) == dist.get_world_size():
-            own = stacked[rank]
+            state = stacked[rank]
         else:
-            own = stacked.sum(0) if rank == 0 else torch.zeros_like(stacked[0])
-        self._sums, self._tokens = own[:-2].to(self.device), int(own[-2])
+            state = stacked.sum(0) if rank == 0 else torch.zeros_like(stacked[0])
+        self._sums, self._tokens = state[:-2].to(self.device), int(state[-2])
         self._count = int(stacked[0, -1])
 
     def truncate_after(self, step: int) -> None:

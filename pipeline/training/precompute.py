@@ -167,15 +167,15 @@ def _answer(
 ) -> list[Row]:
     """Of this rank's rows of a shard. Every rank runs as many forwards."""
     batches = list(_batches(rows, range(topology.rank, len(rows), topology.world_size), recipe.optim.micro_tokens))
-    found: list[Row] = []
+    answered: list[Row] = []
     temperatures = stored_temperatures(recipe.objective.temperature, shared)
     for number in range(max(topology.gather_objects(len(batches)))):
         places = batches[number] if number < len(batches) else []
         samples = [(rows[place], answered_tokens(rows[place])) for place in places]
         answers = answer(model, [(row.teachers[0].ids, wanted) for row, wanted in samples], shared, top_k, temperatures)
-        for place, (_, wanted), own in zip(places, samples, answers, strict=True):
-            found.append((place, to_columns(wanted.nonzero()[:, 0], own)))
-    return found
+        for place, (_, wanted), of_row in zip(places, samples, answers, strict=True):
+            answered.append((place, to_columns(wanted.nonzero()[:, 0], of_row)))
+    return answered
 
 
 def _batches(rows: AlignedRows, places: range, budget: int) -> Iterator[list[int]]:

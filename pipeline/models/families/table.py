@@ -50,15 +50,15 @@ def find_family(raw: Raw, where: str) -> Family:
     Raises BadInput naming the families that there are.
     """
     kind, classes = raw.get("model_type"), raw.get("architectures") or ()
-    found = [family for family in FAMILIES if kind in family.model_types]
-    if len(found) > 1:
-        named = [family for family in found if set(classes) & set(family.architectures)]
-        found = named or [family for family in found if raw.get(family.marker) is not None]
-    if len(found) == 1:
-        return found[0]
-    if found:
+    candidates = [family for family in FAMILIES if kind in family.model_types]
+    if len(candidates) > 1:
+        named = [family for family in candidates if set(classes) & set(family.architectures)]
+        candidates = named or [family for family in candidates if raw.get(family.marker) is not None]
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
         raise BadInput(
-            f"{where}: model_type {kind!r} is {' or '.join(f.name for f in found)}: name the class in `architectures`"
+            f"{where}: model_type {kind!r} is {' or '.join(f.name for f in candidates)}: name the class in `architectures`"
         )
     known = ", ".join(dict.fromkeys(family.model_types[0] for family in FAMILIES))
     written = f" (architectures {', '.join(map(str, classes))})" if classes else ""
