@@ -13,7 +13,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from pipeline.config.checks import check
-from pipeline.config.recipe import Recipe, Source, Teacher, Validation, expand_paths
+from pipeline.config.paths import expand_paths
+from pipeline.config.recipe import Recipe, Source, Teacher, Validation
 from pipeline.config.recipe_file import read_recipe_file
 from pipeline.core.errors import BadInput, one_line
 from pipeline.core.log import set_verbosity

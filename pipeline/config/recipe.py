@@ -9,13 +9,10 @@ nowhere there.
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
 
 import yaml
-
-from pipeline.core.errors import BadInput
 
 Strategy = Literal[
     "tide_cross", "tide_shared",
@@ -341,24 +338,6 @@ class Recipe:
             teacher.tokenizer = teacher.tokenizer or teacher.path
         if self.objective.compdemo.enabled is None:
             self.objective.compdemo.enabled = self.objective.strategy == "tide_shared"
-
-
-PATHS = ("path", "tokenizer", "aligned", "run_dir")
-
-
-def expand_paths(section: Any) -> None:
-    """Puts this machine's `~` and `$NAME` into every path of a recipe, in place. Raises BadInput for a variable that is not
-    set."""
-    for entry in fields(section):
-        value = getattr(section, entry.name)
-        for part in value if isinstance(value, list) else [value]:
-            if is_dataclass(part):
-                expand_paths(part)
-        if entry.name in PATHS and isinstance(value, str):
-            path = os.path.expanduser(os.path.expandvars(value))
-            if path.startswith("$") or "/$" in path:
-                raise BadInput(f"{entry.name} {value}: this variable is not set on this machine")
-            setattr(section, entry.name, path)
 
 
 def without_idle_teachers(recipe: Recipe) -> Recipe:
