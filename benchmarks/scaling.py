@@ -94,7 +94,7 @@ def align_growth(options: Namespace) -> list[dict]:
     """One row for each length."""
     names, source = workload.tokenizers_and_text(options.quick)
     text = "\n".join(m["content"] for chat in workload.mixed_chats(source, 500) for m in chat)
-    sizes = (1000, 4000) if options.quick else (40_000, 400_000, 4_000_000)  # about 4 characters a token
+    sizes = (1000, 4000) if options.quick else (40_000, 400_000, 4_000_000)  # about 4 characters per token
     found = []
     for size in sizes:
         long = (text * (size // len(text) + 1))[:size]

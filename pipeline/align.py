@@ -32,7 +32,7 @@ def main() -> None:
     ranks = Ranks()
     os.environ["RANK"] = str(ranks.rank)  # for messages and the status file, which rank 0 writes
     p = parser(__doc__)
-    p.add_argument("--processes", type=int, default=0, help="worker processes; 0 = all cores, under mpirun 1 a rank")
+    p.add_argument("--processes", type=int, default=0, help="worker processes; 0 = all cores, under mpirun 1 per rank")
     p.add_argument("--shard-rows", type=int, default=4096, help="rows of a source in one shard")
     p.add_argument("--overwrite", action="store_true", help="replace a finished dataset of other settings or data")
     recipe, flags = parse(p)

@@ -54,7 +54,7 @@ def test_a_causal_teacher_of_the_same_tokenizer(folder, tmp_path, monkeypatch, c
         shutil.copy(file, folder / "ar")
     words = ("--input", "causal", "--data", str(folder / "rows.jsonl"))
     code, text = look(monkeypatch, capfd, folder, *words, teacher="ar")
-    assert "ids: KL" in text and "nats a token, 15% masked" in text
+    assert "ids: KL" in text and "nats per token, 15% masked" in text
     assert code == 2 and "check its tokenizer, template and `--input`" in text
 
 

@@ -144,11 +144,11 @@ def _likelihood(
             count += int(masked.sum())
         guess = torch.tensor(float(model.config.vocab_size)).log().item()
         report.lines.append(
-            (f"teacher: nats a token, {share:.0%} masked", f"{nats / max(1, count):.2f} (guessing: {guess:.2f})")
+            (f"teacher: nats per token, {share:.0%} masked", f"{nats / max(1, count):.2f} (guessing: {guess:.2f})")
         )
         if share == SHARES[0] and count and nats / count > guess / 2:
             report.problems.append(
-                f"the teacher needs {nats / count:.2f} nats a token of its own ids: check its tokenizer, template and `--input`"
+                f"the teacher needs {nats / count:.2f} nats per token of its own ids: check its tokenizer, template and `--input`"
             )
 
 

@@ -62,7 +62,7 @@ def balance(costs: Sequence[int] | np.ndarray, parts: int) -> list[list[int]]:
 
 
 def accumulation_steps(costs: np.ndarray, batch: int, ranks: int, budget: int) -> int:
-    """The fewest micro-batches a rank into which `balance` fits every possible global batch.
+    """The fewest micro-batches per rank into which `balance` fits every possible global batch.
 
     Args:
         costs: [rows], tokens that each row takes.
