@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from pipeline.alignment.build import align
@@ -33,11 +32,10 @@ from pipeline.distributed.topology import start
 from pipeline.evaluation.results import read_scores
 from pipeline.evaluation.runner import evaluate
 from pipeline.experiments.workers import set_environment
-from pipeline.models.forward import config_of
-from pipeline.models.loading import load_teacher
 from pipeline.study import parse_study
 from pipeline.training.build import fixed_noise_rows, frozen_teacher
-from pipeline.training.preflight import environment, prepare
+from pipeline.training.environment import environment
+from pipeline.training.preflight import prepare
 from pipeline.training.run import distill
 from pipeline.training.teacher_checks import probe_teacher
 from pipeline.training.teacher_probe import TeacherProbe
@@ -189,8 +187,7 @@ def probe(recipe: Recipe) -> TeacherProbe:
     """What the recipe's one teacher knows of the validation rows, with one view and with two."""
     plan, topology = prepare(recipe, ENGINE), start(timedelta(minutes=TIMEOUT_MINUTES))
     model = frozen_teacher(plan, recipe.teachers[0], topology)
-    student = load_teacher(recipe.student.path, dtype=torch.float32, device=topology.device)
-    rows = partial(fixed_noise_rows, plan, "validation", config_of(student), [config_of(model)], topology)
+    rows = partial(fixed_noise_rows, plan, "validation", plan.recipe.teachers, topology)
     ratio = recipe.objective.compdemo.ratio
     return probe_teacher(
         recipe.teachers[0].name, model, 0, {"one_view": rows(), "two_views": rows(compdemo_ratio=ratio)}

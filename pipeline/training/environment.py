@@ -7,6 +7,7 @@ import platform
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,12 +25,10 @@ def cpu_name() -> str:
     return next(named, "") or platform.machine()
 
 
-def write_environment(plan: Plan, steps: int) -> None:
-    """Writes environment.json: where a run runs, and when each of its starts began to train."""
-    file = Path(plan.recipe.run_dir) / "environment.json"
-    before = (read_json(file) or {}).get("started", [])
+def environment(plan: Plan) -> dict[str, Any]:
+    """Versions, device, code, and how the plan lies on its ranks."""
     packages = ("torch", "deepspeed", "transformers", "datasets")
-    value = {
+    return {
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "commit": code_version(),
@@ -39,7 +38,12 @@ def write_environment(plan: Plan, steps: int) -> None:
         "expert_parallel_size": plan.expert_parallel_size,
         "zero_stage": zero_stage(plan.engine_config),
         "engine": plan.engine_config,
-        "steps": steps,
-        "started": [*before, datetime.now(UTC).isoformat("T", "seconds")],
     }
-    write_json(file, value)
+
+
+def write_environment(plan: Plan, steps: int) -> None:
+    """Writes environment.json, which also says when each start of the run began to train."""
+    file = Path(plan.recipe.run_dir) / "environment.json"
+    before = (read_json(file) or {}).get("started", [])
+    started = [*before, datetime.now(UTC).isoformat("T", "seconds")]
+    write_json(file, environment(plan) | {"steps": steps, "started": started})
