@@ -52,11 +52,11 @@ def read_named_config(
     """
     config = read_config(path, causal=causal)
     if not causal:
-        _name_special_tokens(config, path, tokenizer)
+        name_special_tokens(config, path, tokenizer)
     return config
 
 
-def _name_special_tokens(config: PreTrainedConfig, path: str, tokenizer: PreTrainedTokenizerFast | None) -> None:
+def name_special_tokens(config: PreTrainedConfig, path: str, tokenizer: PreTrainedTokenizerFast | None) -> None:
     """Sets mask_token_id, eos_token_id and pad_token_id where config.json is silent; None without a tokenizer."""
     names = [f"{role}_token_id" for role in ("mask", "eos", "pad")]
     silent = [name for name in names if getattr(config, name, None) is None]

@@ -20,7 +20,7 @@ from pipeline.data.blocks import EosTail, Unread, build_blocks
 from pipeline.data.order import accumulation_steps
 from pipeline.distributed.topology import Topology, launched
 from pipeline.models.config_file import require_positions
-from pipeline.models.configs import read_named_config
+from pipeline.models.configs import name_special_tokens, read_config
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
 from pipeline.models.export import as_exported
 from pipeline.models.formats import check_format
@@ -80,7 +80,7 @@ class Plan:
         """Fits a recipe to ranks, models and rows.
 
         Args:
-            student, teachers: the models' configs (`read_named_config`).
+            student, teachers: the models' configs, their special tokens named.
 
         Raises BadInput for a size of expert parallelism that does not divide ranks and experts, a token budget that cannot
         hold the longest row, and an objective that the tokenizers do not allow.
@@ -117,22 +117,19 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
     """
     recipe = without_idle_teachers(recipe)
     engine, topology = read_engine_config(engine_config), launched()
+    student = _check_model(recipe.student, "data.student_length", recipe.data.student_length)
+    teachers = {t.name: _check_model(t, f"{t.role}: length", t.length) for t in recipe.teachers}
+    dataset = _check_dataset(recipe, student, teachers)
     tokenizer = load_tokenizer(recipe.student.tokenizer)
-    student = _check_model(recipe.student, tokenizer, "data.student_length", recipe.data.student_length)
+    name_special_tokens(student, recipe.student.path, tokenizer)
+    for teacher in recipe.teachers:
+        if not teacher.causal:
+            named = load_teacher_tokenizer(teacher.tokenizer, causal=False)
+            name_special_tokens(teachers[teacher.name], teacher.path, named)
     for name in recipe.checkpoint.formats:
         exported = as_exported(student, {"recipe": asdict(recipe)})
         check_format(name, exported, tokenizer, f"checkpoint.formats: {recipe.student.path}")
     tail = read_eos_tail(recipe.student.path, student, tokenizer) if recipe.student.eos_tail else None
-    teachers = {
-        teacher.name: _check_model(
-            teacher,
-            load_teacher_tokenizer(teacher.tokenizer, causal=teacher.causal),
-            f"{teacher.role}: length",
-            teacher.length,
-        )
-        for teacher in recipe.teachers
-    }
-    dataset = _check_dataset(recipe, student, teachers)
     return Plan.resolve(recipe, engine, topology, student, teachers, dataset, tail, tokenizer)
 
 
@@ -195,11 +192,9 @@ def read_eos_tail(path: str, config: PreTrainedConfig, tokenizer: PreTrainedToke
     return EosTail(token, frozenset({*ends, *special}))
 
 
-def _check_model(
-    model: Student | Teacher, tokenizer: PreTrainedTokenizerFast, what: str, length: int
-) -> PreTrainedConfig:
+def _check_model(model: Student | Teacher, what: str, length: int) -> PreTrainedConfig:
     """The model's config. Weights on the hub are not fetched for this."""
-    config = read_named_config(model.path, tokenizer, causal=model.causal)
+    config = read_config(model.path, causal=model.causal)
     require_positions(what, length, config.max_position_embeddings, model.path)
     if reads_weights(model) and Path(model.path).is_dir():
         weight_files(Path(model.path))
