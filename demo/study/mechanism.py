@@ -27,12 +27,12 @@ from pipeline.core.log import log
 from pipeline.distributed.mpi_ranks import Ranks
 from pipeline.distributed.topology import start
 from pipeline.experiments.workers import datasets, set_environment
-from pipeline.models.forward import config_of
 from pipeline.models.loading import load_teacher
 from pipeline.study import parse_study
 from pipeline.training.build import fixed_noise_rows, frozen_teacher, student_with_loss
+from pipeline.training.environment import environment
 from pipeline.training.held_out import TIMESTEPS, FixedNoiseRows
-from pipeline.training.preflight import environment, prepare
+from pipeline.training.preflight import prepare
 from pipeline.training.step import StudentWithLoss
 
 PROGRESS = 0.5
@@ -64,9 +64,7 @@ def pulls(recipe: Recipe) -> Pulls:
     plan, topology = prepare(recipe, ENGINE), start(timedelta(minutes=TIMEOUT_MINUTES))
     teacher = frozen_teacher(plan, recipe.teachers[0], topology)
     student = load_teacher(recipe.student.path, dtype=torch.float32, device=topology.device).requires_grad_(True)
-    rows = fixed_noise_rows(
-        plan, "validation", config_of(student), [config_of(teacher)], topology, compdemo_ratio=compdemo_ratio(recipe)
-    )
+    rows = fixed_noise_rows(plan, "validation", plan.recipe.teachers, topology, compdemo_ratio=compdemo_ratio(recipe))
     module = student_with_loss(plan, student, [teacher])
     made: Pulls = {"size": [], "cosine": [], "wrong": []}
     for t in TIMESTEPS:
