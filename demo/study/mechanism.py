@@ -64,7 +64,7 @@ def pulls(recipe: Recipe) -> Pulls:
     plan, topology = prepare(recipe, ENGINE), start(timedelta(minutes=TIMEOUT_MINUTES))
     teacher = frozen_teacher(plan, recipe.teachers[0], topology)
     student = load_teacher(recipe.student.path, dtype=torch.float32, device=topology.device).requires_grad_(True)
-    rows = fixed_noise_rows(plan, "validation", plan.recipe.teachers, topology, compdemo_ratio=compdemo_ratio(recipe))
+    rows = fixed_noise_rows(plan, "validation", topology, compdemo_ratio=compdemo_ratio(recipe))
     module = student_with_loss(plan, student, [teacher])
     made: Pulls = {"size": [], "cosine": [], "wrong": []}
     for t in TIMESTEPS:

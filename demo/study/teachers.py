@@ -187,7 +187,7 @@ def probe(recipe: Recipe) -> TeacherProbe:
     """What the recipe's one teacher knows of the validation rows, with one view and with two."""
     plan, topology = prepare(recipe, ENGINE), start(timedelta(minutes=TIMEOUT_MINUTES))
     model = frozen_teacher(plan, recipe.teachers[0], topology)
-    rows = partial(fixed_noise_rows, plan, "validation", plan.recipe.teachers, topology)
+    rows = partial(fixed_noise_rows, plan, "validation", topology)
     ratio = recipe.objective.compdemo.ratio
     return probe_teacher(
         recipe.teachers[0].name, model, 0, {"one_view": rows(), "two_views": rows(compdemo_ratio=ratio)}

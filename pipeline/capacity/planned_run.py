@@ -60,7 +60,7 @@ def plan_run(
     return PlannedRun(
         plan,
         data,
-        builder=batch_builder(plan, recipe.teachers, compdemo_ratio(recipe), torch.device(device)),
+        builder=batch_builder(plan, compdemo_ratio(recipe), torch.device(device)),
         rows=max(1, math.ceil(batch * data.costs.mean() / (ranks * plan.accumulation * longest))),
         row_tokens=longest,
     )

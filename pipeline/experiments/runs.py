@@ -170,6 +170,6 @@ def _teacher_kl(study: Study, folder: str) -> dict[str, list[float]]:
     student = load_teacher(folder, dtype=torch.float32, device=topology.device)
     module = StudentWithLoss(student, (), torch.ones_like).eval()
     terms = kl_terms(plan.recipe.teachers, plan.dataset.shared_vocab, teachers)
-    rows = fixed_noise_rows(plan, "validation", plan.recipe.teachers, topology)
+    rows = fixed_noise_rows(plan, "validation", topology)
     kl = teacher_kl(module, list(zip(terms, teachers, strict=True)), rows)
     return {name: [round(value, 5) for value in by_t.values()] for name, by_t in kl.items()}

@@ -60,7 +60,7 @@ def build_trainer(plan: Plan, topology: Topology) -> Trainer:
     if reads_with_flex(recipe, topology.device):
         for loaded in filter(None, (model, *teachers)):
             use_flex(loaded)
-    rows = aligned_rows(plan, "train", recipe.teachers)
+    rows = aligned_rows(plan, "train")
     batches = GlobalBatches(len(rows), recipe.optim.global_batch, recipe.data.seed)
     module = student_with_loss(plan, model, teachers)
     return Trainer(
@@ -70,7 +70,7 @@ def build_trainer(plan: Plan, topology: Topology) -> Trainer:
         teachers=list(zip(module.terms, teachers, strict=True)),
         rows=rows,
         batches=batches,
-        builder=batch_builder(plan, recipe.teachers, compdemo_ratio(recipe), topology.device),
+        builder=batch_builder(plan, compdemo_ratio(recipe), topology.device),
         weights=torch.tensor(
             [
                 recipe.objective.cross_entropy_weight,
@@ -125,9 +125,10 @@ def _router_balance(model: nn.Module, recipe: Recipe) -> Callable[[], None]:
     return lambda: None
 
 
-def aligned_rows(plan: Plan, split: str, teachers: Sequence[Teacher]) -> AlignedRows:
-    """The rows of a split, with the sides of these teachers: all of the recipe's, or none."""
+def aligned_rows(plan: Plan, split: str, *, with_teachers: bool = True) -> AlignedRows:
+    """The rows of a split."""
     folder, files = Path(plan.recipe.data.aligned), plan.dataset.files[split]
+    teachers = plan.recipe.teachers if with_teachers else []
     answers = {
         teacher.name: read_answers(plan.recipe, teacher, shared, files)
         for teacher, shared in zip(teachers, plan.dataset.shared_vocab, strict=False)
@@ -137,11 +138,12 @@ def aligned_rows(plan: Plan, split: str, teachers: Sequence[Teacher]) -> Aligned
 
 
 def fixed_noise_rows(
-    plan: Plan, split: str, teachers: Sequence[Teacher], topology: Topology, *, compdemo_ratio: float | None = None
+    plan: Plan, split: str, topology: Topology, *, with_teachers: bool = True, compdemo_ratio: float | None = None
 ) -> FixedNoiseRows:
-    """The rows of a split to measure models on: the student, and these teachers (all of the recipe's, or none)."""
-    builder = batch_builder(plan, teachers, compdemo_ratio, topology.device)
-    return FixedNoiseRows(aligned_rows(plan, split, teachers), builder, topology, plan.recipe.optim.micro_tokens)
+    """The rows of a split to measure models on: the student, and the teachers."""
+    rows = aligned_rows(plan, split, with_teachers=with_teachers)
+    builder = batch_builder(plan, compdemo_ratio, topology.device, with_teachers=with_teachers)
+    return FixedNoiseRows(rows, builder, topology, plan.recipe.optim.micro_tokens)
 
 
 def _teacher_layout(plan: Plan, teacher: Teacher, shared_vocab: int) -> TeacherLayout:
@@ -167,10 +169,11 @@ def reads_with_flex(recipe: Recipe, device: torch.device) -> bool:
 
 
 def batch_builder(
-    plan: Plan, teachers: Sequence[Teacher], compdemo_ratio: float | None, device: torch.device
+    plan: Plan, compdemo_ratio: float | None, device: torch.device, *, with_teachers: bool = True
 ) -> BatchBuilder:
-    """How the student is fed, and the teachers that take part: all of the recipe's, or none."""
+    """How the student is fed, and the teachers."""
     recipe, student = plan.recipe, plan.recipe.student
+    teachers = recipe.teachers if with_teachers else []
     blocks = build_blocks(student.input, student.block_size, student.blocks)
     return BatchBuilder(
         InputLayout(plan.student.mask_token_id, blocks, shifted=is_shifted(plan.student)),

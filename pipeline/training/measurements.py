@@ -36,26 +36,23 @@ class Measurements:
     @cached_property
     def held_out(self) -> FixedNoiseRows:
         """With one view of every teacher."""
-        return self._rows("validation", teachers=True)
+        return fixed_noise_rows(self.plan, "validation", self.trainer.topology)
 
     @cached_property
     def held_out_student(self) -> FixedNoiseRows:
-        return self._rows("validation", teachers=False)
-
-    def _rows(self, split: str, *, teachers: bool, compdemo_ratio: float | None = None) -> FixedNoiseRows:
-        taking_part = self.plan.recipe.teachers if teachers else ()
-        return fixed_noise_rows(self.plan, split, taking_part, self.trainer.topology, compdemo_ratio=compdemo_ratio)
+        return fixed_noise_rows(self.plan, "validation", self.trainer.topology, with_teachers=False)
 
     def check_teachers(self) -> None:
         """Raises BadInput for teachers that understand nothing."""
-        check_teachers(self.teachers, self._rows("train", teachers=True))
+        check_teachers(self.teachers, fixed_noise_rows(self.plan, "train", self.trainer.topology))
 
     def probe_teachers(self) -> None:
         """Writes what the teachers know to teacher_probe.json."""
         if not self.teachers or not len(self.held_out):
             return
         ratio = self.plan.recipe.objective.compdemo.ratio
-        views = {"one_view": self.held_out, "two_views": self._rows("validation", teachers=True, compdemo_ratio=ratio)}
+        two_views = fixed_noise_rows(self.plan, "validation", self.trainer.topology, compdemo_ratio=ratio)
+        views = {"one_view": self.held_out, "two_views": two_views}
         probes = {
             teacher.name: probe_teacher(teacher.name, model, k, views).to_json()
             for k, (teacher, model) in enumerate(self.teachers)

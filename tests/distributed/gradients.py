@@ -43,7 +43,7 @@ def main() -> None:
         student.eval()
         models = [model for _, model in trainer.teachers]
         terms = kl_terms(plan.recipe.teachers, plan.dataset.shared_vocab, models)
-        rows = fixed_noise_rows(plan, "validation", recipe.teachers, topology)
+        rows = fixed_noise_rows(plan, "validation", topology)
         kl = teacher_kl(student, list(zip(terms, models, strict=True)), rows) if models and len(rows) else {}
         student.train()
         found = {f"kl.{teacher}": torch.tensor(list(by_t.values())) for teacher, by_t in kl.items()}
