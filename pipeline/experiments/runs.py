@@ -157,7 +157,7 @@ def _accuracy(recipe: Recipe, engine: str, folder: str) -> list[float]:
     plan = prepare(replace(recipe, teachers=[]), Path(engine))
     topology = start(timedelta(minutes=TIMEOUT_MINUTES))
     student = load_teacher(folder, dtype=torch.float32, device=topology.device)
-    rows = fixed_noise_rows(plan, "validation", student.config, [], topology)
+    rows = fixed_noise_rows(plan, "validation", topology)
     return [round(share, 5) for share in cloze_accuracy(student, rows).values()]
 
 
