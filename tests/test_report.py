@@ -9,17 +9,20 @@ import re
 from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipeline.core.terminal import Console
+from pipeline.evaluation.results import Score
 from pipeline.reporting import figures
 from pipeline.reporting.headline import headline
 from pipeline.reporting.page import render
 from pipeline.reporting.run_record import read_run
 from pipeline.reporting.sections import comparisons, losses, sections, validation
-from pipeline.reporting.summary import read_models, scored_tasks, summary
+from pipeline.reporting.summary import Model, read_models, score_table, scored_tasks, summary
 from tests import launch
 from tests.report_runs import SCORES, TS, write, write_aligned, write_run, write_scores
 
@@ -215,6 +218,15 @@ def test_certainty_has_a_picture_where_a_run_was_trained_with_it(run_dirs):
     for line in run.training:
         line["certainty"] = 0.1
     assert pictures() == without + 1
+
+
+def test_the_table_of_scores_fits_80_columns(run_dirs):
+    run = replace(read_run(run_dirs[0]), tasks=["demo_arithmetic"])
+    score = Score("demo_arithmetic", "exact_match", 0.88, 300, 0.838, 0.912)
+    console = Console(width=80, file=StringIO())
+    console.print(score_table([Model("undistilled", "", run_dirs[0], {"demo_arithmetic": score}, run)]))
+    row = ["demo_arithmetic", "undistilled", "TIDE-Shared", "0.880", "0.838", "to", "0.912", "300"]
+    assert row in [line.split() for line in console.file.getvalue().splitlines()]
 
 
 def test_a_run_that_was_validated_once_has_a_table_of_it(run_dirs):

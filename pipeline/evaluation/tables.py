@@ -48,14 +48,14 @@ def print_samples(console: Console, samples: Sequence[Sample]) -> None:
                 console.print(f"{c.log_likelihood:9.3f} ± {c.stderr:.3f} {c.text!r}")
 
 
-def _table(title: str) -> Table:
+def narrow_table(title: str) -> Table:
     """As narrow as it can be: a terminal has 80 columns."""
     return Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
 
 
 def print_scores(console: Console, scores: Sequence[Score], title: str) -> None:
     """The scores, and every alarm with five raw outputs."""
-    table = _table(title)
+    table = narrow_table(title)
     for column in ("task", "metric", "value", "95% interval", "n", "cut\noff", "tokens\n/s", "forwards\n/token"):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right", overflow="fold")
     for s in scores:
@@ -93,7 +93,7 @@ def sweep_rows(points: Sequence[SweepPoint]) -> list[list[str]]:
 
 def print_sweep(console: Console, points: Sequence[SweepPoint], title: str) -> None:
     """Cost and score of one model on one task, a line a setting."""
-    table = _table(title)
+    table = narrow_table(title)
     for heading in SWEEP_HEADINGS:
         table.add_column(heading.replace(" per ", "\nper "), overflow="fold")
     for row in sweep_rows(points):

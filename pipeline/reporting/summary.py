@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.colors import hsv_to_rgb, to_hex
-from rich import box
 from rich.table import Table
 
 from pipeline.core.errors import BadInput
 from pipeline.evaluation.results import Score, read_scores
+from pipeline.evaluation.tables import narrow_table
 from pipeline.reporting.run_record import Run, read_run
 
 VIOLET, ORANGE, GREEN, BLUE, PINK, BROWN = "#8b6fd6", "#d9822b", "#1f9e89", "#3f83c9", "#c9568f", "#94764a"
@@ -113,7 +113,9 @@ def strategy_name(strategy: str) -> str:
 
 def score_table(models: Sequence[Model]) -> Table:
     """For the terminal: a row per task and model."""
-    table = Table("task", "model", "strategy", "score", "95% interval", "problems", title="Scores", box=box.SIMPLE_HEAD)
+    table = narrow_table("Scores")
+    for heading in ("task", "model", "strategy", "score", "95% interval", "problems"):
+        table.add_column(heading)
     for task in scored_tasks(models):
         for model in models:
             if score := model.scores.get(task):
