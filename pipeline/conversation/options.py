@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.core.errors import BadInput
 
@@ -28,7 +28,7 @@ class Sampling:
         return cls(**{name: getattr(options, name) for name in cls.__dataclass_fields__})
 
     @property
-    def given(self) -> dict[str, int | float]:
+    def given(self) -> dict[str, Any]:
         """Those that are set."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 

@@ -88,9 +88,14 @@ class Study:
         """Run directory of the run whose weights a seed's variants start from."""
         return Path("runs/study") / (self.start if isinstance(self.start, str) else self.name) / START / str(seed)
 
+    @property
+    def by_name(self) -> Variants:
+        """The variants, as `__post_init__` has read them."""
+        return cast(Variants, self.variants)
+
     def planned(self) -> list[str]:
         """Names of a seed's runs, in order."""
-        return [START] * isinstance(self.start, dict) + list(self.variants)
+        return [START] * isinstance(self.start, dict) + list(self.by_name)
 
     @cached_property
     def base(self) -> Recipe:
@@ -100,7 +105,7 @@ class Study:
     def _fields(self, variant: str) -> dict[str, Any]:
         if variant == START and isinstance(self.start, dict):
             return self.start
-        return cast(Variants, self.variants)[variant]  # read by __post_init__
+        return self.by_name[variant]
 
     def run(self, variant: str, seed: int, student: str | None = None) -> Recipe:
         """The recipe of one run. Raises BadInput, with the variant's name, for fields that do not fit.
@@ -159,9 +164,11 @@ def read_variants(given: str | Variants | list[list[Variants]]) -> Variants:
     """The variants, read from their file where a path is given, products made. Raises BadInput where it cannot be read."""
     if isinstance(given, str):
         try:
-            given = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
+            variants: Any = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise BadInput(f"variants {given}: {' '.join(str(error).split())}") from None
-    if isinstance(given, list):
-        return {name: fields for tables in given for name, fields in product(tables).items()}
-    return given
+    else:
+        variants = given
+    if isinstance(variants, list):
+        return {name: fields for tables in variants for name, fields in product(tables).items()}
+    return variants

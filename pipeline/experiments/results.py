@@ -161,9 +161,9 @@ def collect(study: Study) -> Results:
     known = {run.seed for run in before.runs}
     seeds = [seed for seed in study.seed_numbers() if seed not in known]
     folders = [study.start_dir(seed) for seed in seeds] if study.start is not None else []
-    folders += [study.run_dir(name, seed) for name in study.variants for seed in seeds]
+    folders += [study.run_dir(name, seed) for name in study.by_name for seed in seeds]
     made = [RunResult.from_json(result) for folder in folders if (result := read_json(folder / "result.json"))]
-    order = {name: i for i, name in enumerate([START, *study.variants])}
+    order = {name: i for i, name in enumerate([START, *study.by_name])}
     runs = sorted([*before.runs, *made], key=lambda run: (order[run.variant], run.seed))
     environments = [dict(environment) for environment in before.environments]
     for run in made:

@@ -280,6 +280,7 @@ def alignment(run: Run) -> Section:
     title = "Alignment"
     if not run.alignment:
         return Section(title, note=f"No manifest.json in {run.aligned}: run align.")
+    parts: dict[str, Sequence[tuple[str, float | str]]]
     parts = {"rows": run.alignment.rows, "tokens": run.alignment.tokens, "statistics": run.alignment.statistics}
     tables: list[Rows] = [[[part, ""], *map(list, numbers)] for part, numbers in parts.items() if numbers]
     note = f"From {run.aligned}/manifest.json; tokens and statistics of the training rows."
