@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from pipeline.core.terminal import visible
 
@@ -24,7 +24,7 @@ def launched() -> bool:
     return any(os.environ.get(name) for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
 
 
-class _Handler(logging.StreamHandler[TextIO]):
+class _Handler(logging.StreamHandler[Any]):
     """Writes to what `sys.stdout` is at that moment, as `print` does: stages redirect it, and so does pytest."""
 
     def __init__(self) -> None:
