@@ -17,7 +17,7 @@ import os
 from functools import partial
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from pipeline.config.cli import add_verbosity, apply_verbosity
@@ -40,7 +40,7 @@ def main() -> None:
         raise SystemExit(f"study: {len(failed)} runs failed ({', '.join(failed)}): {where}")
 
 
-def parse_study(argv: list[str]):
+def parse_study(argv: list[str]) -> tuple[Study, Namespace]:
     """The study and the flags. Raises BadInput for what is unknown or of the wrong type."""
     p = ArgumentParser(exit_on_error=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--study", action="config", help="study file: the fields below")

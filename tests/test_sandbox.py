@@ -18,7 +18,8 @@ from pipeline.core.errors import BadInput
 from pipeline.evaluation.benchmarks import read
 from pipeline.evaluation.code import bubblewrap, system_calls
 from pipeline.evaluation.code.extract import human_eval_tests
-from pipeline.evaluation.code.sandbox import Limits, Sandbox, Tests
+from pipeline.evaluation.code.limits import Limits
+from pipeline.evaluation.code.sandbox import Sandbox, Tests
 
 FILE_BYTES = 65_537  # tells this file's processes from others'
 LIMITS = Limits(cpu_seconds=1, memory_bytes=200 << 20, file_bytes=FILE_BYTES, scratch_bytes=1 << 20)

@@ -14,7 +14,8 @@ from pipeline.config.recipe import Recipe
 from pipeline.core.checkpoint_files import complete_checkpoints
 from pipeline.core.errors import BadInput
 from pipeline.evaluation.benchmarks import SOURCES, own_task_file, read
-from pipeline.evaluation.code.sandbox import Limits, Sandbox
+from pipeline.evaluation.code.limits import Limits
+from pipeline.evaluation.code.sandbox import Sandbox
 from pipeline.evaluation.presets import preset
 
 CODE = ("humaneval", "mbpp")

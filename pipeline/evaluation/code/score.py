@@ -25,7 +25,8 @@ from pipeline.core.stage_status import record_status
 from pipeline.distributed.signals import stop_early_on
 from pipeline.evaluation import scoring
 from pipeline.evaluation.answer_cache import AnswerCache, request_key
-from pipeline.evaluation.code.sandbox import Limits, Sandbox, Tests, Verdict
+from pipeline.evaluation.code.limits import Limits
+from pipeline.evaluation.code.sandbox import Sandbox, Tests, Verdict
 from pipeline.evaluation.results import SAMPLES, Mean, Programs, Sample, Score, read_samples, read_score
 from pipeline.evaluation.statistics import interval
 
