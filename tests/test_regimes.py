@@ -19,8 +19,7 @@ from demo.study.regimes import (
     blocks,
     families,
     natives,
-    published,
-    read_published,
+    read_all,
 )
 from pipeline.study import parse_study
 from pipeline.training.teacher_probe import TeacherProbe
@@ -92,7 +91,6 @@ def test_the_protocol_s_families_have_their_sizes():
 
 def test_document_holds_what_its_raw_results_say():
     document = DOCUMENT.read_text(encoding="utf-8")
-    made = blocks(Evidence.read(RESULTS)) | published(read_published(RESULTS))
-    assert fill(document, made, Path()) == document, "run `python -m demo.study.regimes`"
+    assert fill(document, read_all(RESULTS), Path()) == document, "run `python -m demo.study.regimes`"
     for figure in re.findall(r"\]\(evidence/([\w-]+\.svg)\)", document):
         assert (FIGURES / figure).is_file(), figure

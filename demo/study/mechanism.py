@@ -3,7 +3,7 @@
 For every teacher and strategy of the reliability study, on clean held-out rows under fixed noise, by t: the size of the gradient of the
 distillation term in the student's weights, its cosine with the gradient of the cross-entropy of the truth, and the share of
 micro-batches ("steps") in which the two point apart, so that a step along the term makes the truth less likely. The student is the demo's, which
-has learnt to add; nothing is trained. Writes demo/study/reliability/mechanism.json.
+has learnt to add; nothing is trained. Writes the file `mechanism` that the dial names.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from demo.study.teachers import DIAL, ENGINE, TIMEOUT_MINUTES, Dial
+from demo.study.teachers import DIAL, ENGINE, TIMEOUT_MINUTES, Dial, teachers_of, where
 from pipeline.alignment.build import align
-from pipeline.config.recipe import Recipe, compdemo_ratio
+from pipeline.config.recipe import Objective, Recipe, Teacher, compdemo_ratio
 from pipeline.core.errors import exit_code
 from pipeline.core.files import write_json
 from pipeline.core.log import log
 from pipeline.distributed.mpi_ranks import Ranks
 from pipeline.distributed.topology import start
-from pipeline.experiments.workers import datasets, set_environment
+from pipeline.experiments.workers import set_environment
 from pipeline.models.loading import load_teacher
 from pipeline.study import parse_study
 from pipeline.training.build import fixed_noise_rows, frozen_teacher, student_with_loss
@@ -39,23 +39,29 @@ PROGRESS = 0.5
 """Of training, for lambda."""
 MICRO_TOKENS = 2048
 """About eight rows."""
-RESULTS = Path("demo/study/reliability/mechanism.json")
 
 Pulls = dict[str, list[float]]
 """`size`, `cosine`, `wrong`: a value for each of TIMESTEPS."""
 
 
 def main() -> None:
-    """Measures every distilled cell on `carry`; its data play no part."""
+    """Measures every teacher and objective of a dial's study once; the study's data play no part."""
     set_environment(1)
-    study, _ = parse_study(["--study", Dial.read(*sys.argv[1:2] or [DIAL]).study])
-    recipes = {variant: study.run(variant, 0) for variant in study.variants if variant.startswith("carry-")}
-    for recipe in datasets(list(recipes.values())):
+    dial = Dial.read(*sys.argv[1:2] or [DIAL])
+    alone, (study, _) = teachers_of(dial.study), parse_study(["--study", dial.study])
+    cells: dict[str, Recipe] = {}
+    seen: list[tuple[Teacher, Objective]] = []
+    for variant in study.variants:
+        recipe = study.run(variant, 0)
+        for teacher in recipe.teachers:
+            if (teacher, recipe.objective) not in seen:
+                seen.append((teacher, recipe.objective))
+                cells[variant] = replace(recipe, data=alone[teacher.name].data)
+    for recipe in alone.values():
         align(recipe, Ranks(), 1, 4096)
-    measured = {variant: pulls(recipe) for variant, recipe in recipes.items() if recipe.teachers}
-    where = environment(prepare(next(iter(recipes.values())), ENGINE))
-    kept = {name: where[name] for name in ("versions", "device", "commit")}
-    write_json(RESULTS, {"environment": kept, "t": list(TIMESTEPS), "progress": PROGRESS, "cells": measured})
+    measured = {variant: pulls(recipe) for variant, recipe in cells.items()}
+    found = {"environment": where(next(iter(cells.values()))), "t": list(TIMESTEPS), "progress": PROGRESS}
+    write_json(Path(dial.mechanism), {**found, "cells": measured})
 
 
 def pulls(recipe: Recipe) -> Pulls:

@@ -97,11 +97,11 @@ class Evidence:
     """What demo.study.mechanism measured."""
 
     @classmethod
-    def read(cls, folder: Path) -> Evidence:
+    def read(cls, folder: Path, prefix: str = "") -> Evidence:
         """What is there: no file is no teacher, or no run."""
-        teachers, results = read_json(folder / "teachers.json"), read_json(folder / "results.json")
+        teachers, results = read_json(folder / f"{prefix}teachers.json"), read_json(folder / f"{prefix}results.json")
         made = cls.of(teachers or [], Results.from_json(results) if results else None)
-        cells = (read_json(folder / "mechanism.json") or {"cells": {}})["cells"]
+        cells = (read_json(folder / f"{prefix}mechanism.json") or {"cells": {}})["cells"]
         return replace(made, pulls={Cell.of(variant): pulls for variant, pulls in cells.items()})
 
     @classmethod
@@ -142,7 +142,9 @@ def _known(name: str, sets: Sequence[Mapping[str, Any]]) -> Known:
         log_prob=over_sets([p.log_prob for p in probes]),
         accuracy=over_sets([p.accuracy for p in probes]),
     )
-    return Known([each["steps"][name] for each in sets], mean(f["exact_match"] for f in facts), probe)
+    return Known(
+        [each["steps"][name] for each in sets if name in each["steps"]], mean(f["exact_match"] for f in facts), probe
+    )
 
 
 Comparison = tuple[Sequence[str], Scores]
@@ -260,7 +262,7 @@ def pulls_table(evidence: Evidence) -> str:
     header = ["teacher", "strategy", *(f"t = {t}" for t in TIMESTEPS)]
     rows = [
         [
-            cell.teacher,
+            cell.teacher if cell.pipeline else cell.data,
             cell.strategy,
             *(f"{wrong:.0%} / {cosine:+.2f}" for wrong, cosine in zip(of["wrong"], of["cosine"], strict=True)),
         ]
@@ -269,58 +271,45 @@ def pulls_table(evidence: Evidence) -> str:
     return markdown(header, rows) if rows else "Not measured yet."
 
 
-def published(results: Results | None) -> dict[str, str]:
-    """The blocks of the study of the published reading."""
-    names = ("teachers", "cells", "natives", "compdemo")
-    if results is None:
-        return {f"published {name}": "No runs yet." for name in names}
-    scores = {line.variant: line.scores for line in lines(results.runs, "undistilled")}
+def published(evidence: Evidence, results: Results | None) -> dict[str, str]:
+    """The blocks of the study of the published reading; `evidence`: its teachers and pulls."""
+    made = lines(results.runs, "undistilled") if results else []
+    scores = {line.variant: line.scores for line in made}
 
     def minus(reading: str, ours: str, other: str) -> Comparison:
         a, b = scores.get(f"{reading}-{ours}", {}), scores.get(f"{reading}-{other}", {})
         return [reading, ours, "", other], {seed: a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())}
 
-    whole = len(results.study["variants"]), int(results.study["seeds"].partition("..")[2]) + 1
-    tested = (len(scores), min(map(len, scores.values()))) == whole
+    planned = (len(results.study["variants"]), int(results.study["seeds"].partition("..")[2]) + 1) if results else None
+    tested = planned == (len(scores), min(map(len, scores.values()), default=0))
     readings, (reverse, shared) = ("block", "full"), NATIVES["moe"]
-    known = [(name, probe.accuracy["one_view"], probe.accuracy["two_views"]) for name, probe in results.probe.items()]
+    natives_of = [minus(reading, native, BASELINE["moe"]) for reading in readings for native in (reverse, shared)]
+    header = ["variant", "seeds", "score", "95% interval", "minus undistilled", "95% interval"]
     rows = [
         [
-            name,
-            f"{mean(one):.3f}",
-            f"{mean(two) - mean(one):+.3f}",
-            *(f"{a:.2f} / {b:.2f}" for a, b in zip(one, two, strict=True)),
+            line.variant,
+            str(len(line.scores)),
+            f"{line.mean:.3f}",
+            f"{line.low:.3f} to {line.high:.3f}",
+            "" if line.difference is None else f"{line.difference:+.3f}",
+            "" if line.difference is None else f"{line.difference_low:+.3f} to {line.difference_high:+.3f}",
         ]
-        for name, one, two in known
+        for line in made
     ]
-    tables = (
-        markdown(["teacher", "reliability", "room", *(f"t = {t}" for t in TIMESTEPS)], rows),
-        markdown(
-            ["variant", "seeds", "score", "95% interval", "minus undistilled", "95% interval"],
-            [
-                [
-                    line.variant,
-                    str(len(line.scores)),
-                    f"{line.mean:.3f}",
-                    f"{line.low:.3f} to {line.high:.3f}",
-                    "" if line.difference is None else f"{line.difference:+.3f}",
-                    "" if line.difference is None else f"{line.difference_low:+.3f} to {line.difference_high:+.3f}",
-                ]
-                for line in lines(results.runs, "undistilled")
-            ],
-        ),
-        family_table(
-            [minus(r, native, BASELINE["moe"]) for r in readings for native in (reverse, shared)], tested=tested
-        ),
-        family_table([minus(r, shared, TIDAL["moe"]) for r in readings], tested=tested),
-    )
-    return {f"published {name}": text for name, text in zip(names, tables, strict=True)}
+    return {
+        "published teachers": teachers_table(evidence),
+        "published pulls": pulls_table(evidence),
+        "published cells": markdown(header, rows) if rows else "No runs yet.",
+        "published natives": family_table(natives_of, tested=tested),
+        "published compdemo": family_table([minus(r, shared, TIDAL["moe"]) for r in readings], tested=tested),
+    }
 
 
-def read_published(folder: Path) -> Results | None:
-    """Its results, where there are any."""
+def read_all(folder: Path) -> dict[str, str]:
+    """Every block of the page, from its files in a folder; no file is no measurement."""
     entries = read_json(folder / "published.json")
-    return Results.from_json(entries) if entries else None
+    shipped = Evidence.read(folder, "published_")
+    return blocks(Evidence.read(folder)) | published(shipped, Results.from_json(entries) if entries else None)
 
 
 def state(evidence: Evidence) -> str:
@@ -353,10 +342,7 @@ def blocks(evidence: Evidence) -> dict[str, str]:
 def main() -> None:
     """Fills the page and draws its figures."""
     evidence = Evidence.read(RESULTS)
-    write_text(
-        DOCUMENT,
-        fill(DOCUMENT.read_text(encoding="utf-8"), blocks(evidence) | published(read_published(RESULTS)), RESULTS),
-    )
+    write_text(DOCUMENT, fill(DOCUMENT.read_text(encoding="utf-8"), read_all(RESULTS), RESULTS))
     if evidence.teachers:
         figures.probes(
             {name: known.probe for name, known in evidence.teachers.items()}, FIGURES / "reliability-probe.svg"

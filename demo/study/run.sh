@@ -25,6 +25,8 @@ mkdir -p demo/study/results
 [ $# -gt 0 ] || set -- reliability carry noisy scarce scarce_carry
 for study in "$@"; do
   if [ "$study" = reliability ]; then
+    python -m demo.study.teachers demo/study/reliability/published_teachers.yaml
+    [ -f demo/study/reliability/published_mechanism.json ] || python -m demo.study.mechanism demo/study/reliability/published_teachers.yaml
     python pipeline/study.py --study demo/study/reliability/published.yaml --workers "$workers"
     cp runs/study/published/results.json demo/study/reliability/published.json
     python -m demo.study.teachers

@@ -67,6 +67,8 @@ class Dial:
     """of the weights"""
     measured: str
     """where what was measured goes"""
+    mechanism: str
+    """where what demo.study.mechanism measures goes"""
     architectures: Mapping[str, str]
     """name: recipe that trains it"""
     teachers: Mapping[str, Setting]
@@ -99,16 +101,21 @@ def main() -> None:
     sets: list[dict[str, Any]] = read_json(path) or []
     if not any(weights.items() <= known["weights"].items() for known in sets):
         others = [known for known in sets if not known["weights"].items() <= weights.items()]  # than a part of this one
-        write_json(path, [*others, {**measured_in(recipes), "weights": weights}])
+        write_json(path, [*others, {**measured_in(recipes, Path(dial.folder)), "weights": weights}])
 
 
-def measured_in(recipes: Mapping[str, Recipe]) -> dict[str, Any]:
-    """A set of teachers: where it was measured, steps of their trainings, and what is known of each."""
-    teachers = {name: measure(recipe) for name, recipe in recipes.items()}
-    where = environment(prepare(next(iter(recipes.values())), ENGINE))
-    steps = {name: int((weights_of(recipe).parent / "STEP").read_text("utf-8")) for name, recipe in recipes.items()}
-    kept = {name: where[name] for name in ("versions", "device", "commit")}
-    return {"environment": kept, "steps": steps, "teachers": teachers}
+def measured_in(recipes: Mapping[str, Recipe], folder: Path) -> dict[str, Any]:
+    """A set of teachers: where it was measured, steps of the trainings that are known, and what is known of each."""
+    teachers = {name: measure(recipe, folder) for name, recipe in recipes.items()}
+    files = {name: weights_of(recipe).parent / "STEP" for name, recipe in recipes.items()}
+    steps = {name: int(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
+    return {"environment": where(next(iter(recipes.values()))), "steps": steps, "teachers": teachers}
+
+
+def where(recipe: Recipe) -> dict[str, Any]:
+    """Versions, device and commit of this measurement."""
+    found = environment(prepare(recipe, ENGINE))
+    return {name: found[name] for name in ("versions", "device", "commit")}
 
 
 def make(dial: Dial, architecture: str, recipe: str, name: str, stop: StopSignals) -> None:
@@ -172,11 +179,11 @@ def weights_of(recipe: Recipe) -> Path:
     return Path(recipe.teachers[0].path) / "model.safetensors"
 
 
-def measure(recipe: Recipe) -> dict[str, Any]:
+def measure(recipe: Recipe, into: Path) -> dict[str, Any]:
     """Exact match on the test problems, and the probe, of the recipe's one teacher."""
     align(recipe, Ranks(), 1, 4096)
     folder, known = weights_of(recipe).parent, probe(recipe)
-    scored = replace(recipe, run_dir=str(folder.parent / "evaluation"))
+    scored = replace(recipe, run_dir=str(into))
     return {
         "exact_match": exact_match(scored, str(folder), folder.name),
         "probe": {"t": known.t, **known.to_json()},
