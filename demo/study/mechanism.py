@@ -30,7 +30,6 @@ from pipeline.experiments.workers import set_environment
 from pipeline.models.loading import load_teacher
 from pipeline.study import parse_study
 from pipeline.training.build import fixed_noise_rows, frozen_teacher, student_with_loss
-from pipeline.training.environment import environment
 from pipeline.training.held_out import TIMESTEPS, FixedNoiseRows
 from pipeline.training.preflight import prepare
 from pipeline.training.step import StudentWithLoss
