@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 import time
 from collections.abc import Iterator
@@ -88,4 +89,17 @@ def test_a_link_that_is_gone_ends_both_sides_and_the_run_goes_on_later(network, 
     assert status["state"] == "failed" and any(host in status["message"] for host in HOSTS)
     network.cut = False
     finished(network.start(run_dir, "--recipe", recipe), run_dir)
+    tiny.assert_same(run_dir, whole)
+
+
+def test_a_full_disk_of_one_host_costs_a_save_and_is_named(network, recipe, whole, tmp_path):
+    """A file of the third rank may not grow beyond 20 kB for a while."""
+    run_dir = tmp_path / "run"
+    ranks = network.start(run_dir, "--recipe", recipe)
+    wait_for(begun, run_dir, ranks)
+    limits = resource.prlimit(ranks[2].pid, resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    said = re.compile(rf"could not be written \(rank 2 on {HOSTS[1]}: .*File too large")
+    wait_for(lambda _: said.search(tiny.log(run_dir, 0).read_text()), run_dir, ranks)
+    resource.prlimit(ranks[2].pid, resource.RLIMIT_FSIZE, limits)
+    finished(ranks, run_dir)
     tiny.assert_same(run_dir, whole)
