@@ -72,9 +72,9 @@ def test_no_p_value_before_the_last_seed():
 
 
 def test_pulls_by_t():
-    pulls = {"wrong": [0.0, 0.125, 1.0, 0.0, 0.0], "cosine": [0.5, -0.25, 0.0, 1.0, 1.0]}
+    pulls = {"wrong": [0.0, 0.125, 1.0, 0.0, 0.0], "cosine": [0.5, -0.25, 0.0, 1.0, 1.0], "size": [2.0] * 5}
     made = replace(evidence(), pulls={Cell.of("carry-moe_t30-calm"): pulls})
-    assert "| moe_t30 | calm | 0% / +0.50 | 12% / -0.25 | 100% / +0.00 |" in blocks(made)["pulls"]
+    assert "| moe_t30 | calm | 0% / +0.50 / 2.00 | 12% / -0.25 / 2.00 | 100% / +0.00 / 2.00 |" in blocks(made)["pulls"]
 
 
 def test_the_protocol_s_families_have_their_sizes():

@@ -258,13 +258,16 @@ def cells_table(evidence: Evidence) -> str:
 
 
 def pulls_table(evidence: Evidence) -> str:
-    """Where each objective pulls: steps away from the truth, and cosine with it, at each t."""
+    """Where each objective pulls: steps away from the truth, cosine with it, and size, at each t."""
     header = ["teacher", "strategy", *(f"t = {t}" for t in TIMESTEPS)]
     rows = [
         [
             cell.teacher if cell.pipeline else cell.data,
             cell.strategy,
-            *(f"{wrong:.0%} / {cosine:+.2f}" for wrong, cosine in zip(of["wrong"], of["cosine"], strict=True)),
+            *(
+                f"{wrong:.0%} / {cosine:+.2f} / {size:.2f}"
+                for wrong, cosine, size in zip(of["wrong"], of["cosine"], of["size"], strict=True)
+            ),
         ]
         for cell, of in evidence.pulls.items()
     ]
