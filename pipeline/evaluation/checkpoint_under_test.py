@@ -115,7 +115,8 @@ class CheckpointUnderTest:
         size: where config.json names none. Raises BadInput without either: scored with another block size than its own, a model
         may know nothing.
         """
-        size, blocks = getattr(self.config, "block_size", None) or size, getattr(self.config, "blocks", "sequence")
+        named, blocks = getattr(self.config, "block_size", None), getattr(self.config, "blocks", "sequence")
+        size = size if named is None else named
         if size is None:
             raise BadInput(
                 f"{self.path}: config.json names no block_size, the one that the model was trained with: add it, or take a "

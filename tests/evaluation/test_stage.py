@@ -11,10 +11,12 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from pipeline import evaluate
 from pipeline.core.errors import BadInput, exit_code
+from pipeline.evaluation.checkpoint_under_test import CheckpointUnderTest
 from pipeline.evaluation.lm_eval_model import BlockDiffusionLM
 from pipeline.evaluation.tables import colour, ordered
 from tests.evaluation.tiny import ROOT, SUMS
@@ -95,6 +97,14 @@ def test_a_model_that_names_no_block_size_is_not_scored_under_the_student_s(
         BlockDiffusionLM.create_from_arg_string(f"pretrained={other},preset=smoke")
     named = BlockDiffusionLM.create_from_arg_string(f"pretrained={other},preset=smoke,block_size=2")
     assert named.config.block_size == 2 and named.config.blocks == "training"
+
+
+@pytest.mark.parametrize("wrong", [{"block_size": 0}, {"block_size": "8"}, {"blocks": "x"}])
+def test_blocks_that_cannot_be_are_refused(folder, tmp_path, wrong) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | wrong))
+    with pytest.raises(BadInput, match="config.json has block_size"):
+        CheckpointUnderTest(str(tmp_path), torch.float32, "cpu").blocks(4)
 
 
 def test_samples_in_colour(monkeypatch, run_dir, capsys) -> None:
