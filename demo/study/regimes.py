@@ -293,9 +293,11 @@ def published(evidence: Evidence, results: Results | None) -> dict[str, str]:
             line.variant,
             str(len(line.scores)),
             f"{line.mean:.3f}",
-            f"{line.low:.3f} to {line.high:.3f}",
+            f"{line.low:.3f} to {line.high:.3f}" if len(line.scores) > 1 else "",
             "" if line.difference is None else f"{line.difference:+.3f}",
-            "" if line.difference is None else f"{line.difference_low:+.3f} to {line.difference_high:+.3f}",
+            ""
+            if line.difference is None or len(line.scores) == 1
+            else f"{line.difference_low:+.3f} to {line.difference_high:+.3f}",
         ]
         for line in made
     ]
