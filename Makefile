@@ -103,7 +103,8 @@ code: code-data
 real: $(VENV)/.installed
 	bash demo/real/run.sh
 
-# The study of docs/evidence.md: hours on two cores, stopped and started at will; STUDY=--quick for minutes.
+# The studies of docs/evidence.md and docs/reliability.md: hours on two cores, stopped and started at will; STUDY=--quick for
+# minutes, STUDY="2 reliability" for one of them on two workers.
 study: $(VENV)/.installed
 	bash demo/study/run.sh $(STUDY)
 
