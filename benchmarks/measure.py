@@ -26,6 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.core.machine import cpu_name
 from pipeline.distributed.launcher_env import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -228,14 +229,8 @@ def environment() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
         "commit": commit.stdout.strip() or None,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "cores": os.cpu_count(),
         "load": os.getloadavg(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-
-
-def _cpu_name() -> str:
-    with suppress(OSError, IndexError):
-        return Path("/proc/cpuinfo").read_text().split("model name")[1].split("\n")[0].strip("\t: ")
-    return platform.processor() or platform.machine()

@@ -18,7 +18,7 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from demo.study.teachers import DIAL, ENGINE, TIMEOUT_MINUTES, Dial, teachers_of, where
+from demo.study.teachers import DIAL, ENGINE, TIMEOUT_MINUTES, Dial, teachers_of
 from pipeline.alignment.build import align
 from pipeline.config.recipe import Objective, Recipe, Teacher, compdemo_ratio
 from pipeline.core.errors import exit_code
@@ -30,6 +30,7 @@ from pipeline.experiments.workers import set_environment
 from pipeline.models.loading import load_teacher
 from pipeline.study import parse_study
 from pipeline.training.build import fixed_noise_rows, frozen_teacher, student_with_loss
+from pipeline.training.environment import machine
 from pipeline.training.held_out import TIMESTEPS, FixedNoiseRows
 from pipeline.training.preflight import prepare
 from pipeline.training.step import StudentWithLoss
@@ -59,7 +60,7 @@ def main() -> None:
     for recipe in alone.values():
         align(recipe, Ranks(), 1, 4096)
     measured = {variant: pulls(recipe) for variant, recipe in cells.items()}
-    found = {"environment": where(next(iter(cells.values()))), "t": list(TIMESTEPS), "progress": PROGRESS}
+    found = {"environment": machine(), "t": list(TIMESTEPS), "progress": PROGRESS}
     write_json(Path(dial.mechanism), {**found, "cells": measured})
 
 

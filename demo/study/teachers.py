@@ -34,7 +34,7 @@ from pipeline.evaluation.runner import evaluate
 from pipeline.experiments.workers import set_environment
 from pipeline.study import parse_study
 from pipeline.training.build import fixed_noise_rows, frozen_teacher
-from pipeline.training.environment import environment
+from pipeline.training.environment import machine
 from pipeline.training.preflight import prepare
 from pipeline.training.run import distill
 from pipeline.training.teacher_checks import probe_teacher
@@ -109,13 +109,7 @@ def measured_in(recipes: Mapping[str, Recipe], folder: Path) -> dict[str, Any]:
     teachers = {name: measure(recipe, folder) for name, recipe in recipes.items()}
     files = {name: weights_of(recipe).parent / "STEP" for name, recipe in recipes.items()}
     steps = {name: int(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
-    return {"environment": where(next(iter(recipes.values()))), "steps": steps, "teachers": teachers}
-
-
-def where(recipe: Recipe) -> dict[str, Any]:
-    """Versions, device and commit of this measurement."""
-    found = environment(prepare(recipe, ENGINE))
-    return {name: found[name] for name in ("versions", "device", "commit")}
+    return {"environment": machine(), "steps": steps, "teachers": teachers}
 
 
 def make(dial: Dial, architecture: str, recipe: str, name: str, stop: StopSignals) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from pipeline.alignment.manifest import load_manifest
 from pipeline.config.recipe import Recipe
@@ -21,7 +22,7 @@ from pipeline.core.errors import BadInput
 from pipeline.core.files import json_sha256, read_json, write_json
 from pipeline.core.run_directory import read_metrics
 from pipeline.distributed.signals import StopSignals
-from pipeline.distributed.topology import start
+from pipeline.distributed.topology import Topology, start
 from pipeline.evaluation.results import read_samples, read_scores
 from pipeline.evaluation.runner import evaluate
 from pipeline.experiments.grid import START, Study
@@ -110,14 +111,16 @@ def _train_and_score(study: Study, variant: str, seed: int, initial: str | None,
     evaluate(recipe, str(checkpoint / "export"), checkpoint.name)
     scores = _scores(run_dir / "evaluation" / checkpoint.name)
     lines = [line for line in read_metrics(run_dir) if line["kind"] == "train"]
+    topology = start(timedelta(minutes=TIMEOUT_MINUTES))
+    student = load_teacher(str(checkpoint / "export"), dtype=torch.float32, device=topology.device)
     return RunResult(
         variant=variant,
         seed=seed,
         digest=digest(study.run(variant, seed)),
         score=scores.score,
         tasks=scores.tasks,
-        kl=_teacher_kl(study, str(checkpoint / "export")),
-        accuracy=_accuracy(recipe, study.engine, str(checkpoint / "export")),
+        kl=_teacher_kl(study, student, topology),
+        accuracy=_accuracy(recipe, study.engine, student, topology),
         steps=lines[-1]["step"],
         tokens=sum(line["tokens"] for line in lines),
         seconds=round(sum(line["seconds"] for line in lines), 1),
@@ -151,23 +154,19 @@ def _scores(folder: Path) -> Scores:
     return Scores(sum(task.value for task in tasks.values()) / len(tasks), tasks)
 
 
-def _accuracy(recipe: Recipe, engine: str, folder: str) -> list[float]:
+def _accuracy(recipe: Recipe, engine: str, student: PreTrainedModel, topology: Topology) -> list[float]:
     if not recipe.data.validation:
         return []
-    plan = prepare(replace(recipe, teachers=[]), Path(engine))
-    topology = start(timedelta(minutes=TIMEOUT_MINUTES))
-    student = load_teacher(folder, dtype=torch.float32, device=topology.device)
-    rows = fixed_noise_rows(plan, "validation", topology)
+    rows = fixed_noise_rows(prepare(replace(recipe, teachers=[]), Path(engine)), "validation", topology)
     return [round(share, 5) for share in cloze_accuracy(student, rows).values()]
 
 
-def _teacher_kl(study: Study, folder: str) -> dict[str, list[float]]:
+def _teacher_kl(study: Study, student: PreTrainedModel, topology: Topology) -> dict[str, list[float]]:
     base = study.base
     if not base.teachers or not base.data.validation:
         return {}
-    plan, topology = prepare(base, Path(study.engine)), start(timedelta(minutes=TIMEOUT_MINUTES))
+    plan = prepare(base, Path(study.engine))
     teachers = [frozen_teacher(plan, teacher, topology) for teacher in plan.recipe.teachers]
-    student = load_teacher(folder, dtype=torch.float32, device=topology.device)
     module = StudentWithLoss(student, (), torch.ones_like).eval()
     terms = kl_terms(plan.recipe.teachers, plan.dataset.shared_vocab, teachers)
     rows = fixed_noise_rows(plan, "validation", topology)

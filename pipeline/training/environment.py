@@ -12,26 +12,25 @@ from typing import Any
 import torch
 
 from pipeline.core.files import read_json, write_json
+from pipeline.core.machine import cpu_name
 from pipeline.core.version import code_version
 from pipeline.training.engine import zero_stage
 from pipeline.training.preflight import Plan
 
 
-def cpu_name() -> str:
-    """The processor as Linux calls it; its architecture where it says no name."""
-    table = Path("/proc/cpuinfo")
-    lines = table.read_text(errors="replace").splitlines() if table.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.machine()
-
-
-def environment(plan: Plan) -> dict[str, Any]:
-    """Versions, device, code, and how the plan lies on its ranks."""
+def machine() -> dict[str, Any]:
+    """Versions, device and code."""
     packages = ("torch", "deepspeed", "transformers", "datasets")
     return {
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "commit": code_version(),
+    }
+
+
+def environment(plan: Plan) -> dict[str, Any]:
+    """What the machine is, and how the plan lies on its ranks."""
+    return machine() | {
         "command": sys.argv,
         "world_size": plan.topology.world_size,
         "accumulation": plan.accumulation,
