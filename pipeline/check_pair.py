@@ -50,8 +50,8 @@ def main() -> None:
         require_rows(rows, options.data)
     report = check_pair(options.student, options.teacher, options.input, rows, options.length, likelihood=True)
     table = Table(show_header=False)
-    for name, found in report.lines:
-        table.add_row(name, found)
+    for line in report.lines:
+        table.add_row(*line)
     for warning in report.warnings:
         table.add_row("WARNING", warning)
     Console(width=140).print(table)

@@ -64,7 +64,7 @@ def test_an_answer_is_the_samplers_and_its_forwards_tell_all_of_it(answerer, cha
     assert [told[i] for i in range(len(spelled))] == list(zip(spelled, expected.filled, strict=True))
     assert all(max(place for place, _ in f.decided) < f.opened <= 30 for f in seen)
     assert answer.cost.startswith(
-        f"{len(body)} tokens, {expected.forwards} forwards ({expected.forwards / len(body):.2f} a token)"
+        f"{len(body)} tokens, {expected.forwards} forwards ({expected.forwards / len(body):.2f} per token)"
     )
 
 

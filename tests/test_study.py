@@ -117,7 +117,7 @@ def test_complete_seeds_of_earlier_results_stand(tmp_path, monkeypatch):
     assert [(run.variant, run.seed, run.score) for run in collect(planned).runs] == [
         ("undistilled", 0, 0.5), ("calm", 0, 0.5), ("calm", 1, 0.7),
     ]  # fmt: skip
-    assert earlier_results(study(results="no/such.json")) is None
+    assert earlier_results(study(results="no/such.json")).runs == []
 
 
 def test_a_run_is_the_recipe_with_settings_then_the_variant_s_own_fields_and_the_seed():

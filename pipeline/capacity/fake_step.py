@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,21 +135,10 @@ class FakeStep:
 def _line(low: StepTrace, high: StepTrace, share: float) -> StepTrace:
     """The point at `share` of the way from one to the other, or beyond."""
 
-    def at(a: int, b: int) -> int:
-        return round(a + (b - a) * share)
+    def at(a: Any, b: Any) -> Any:
+        return tuple(map(at, a, b)) if isinstance(a, tuple) else round(a + (b - a) * share)
 
-    def each(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(map(at, a, b))
-
-    return StepTrace(
-        at(low.batch, high.batch),
-        each(low.teachers, high.teachers),
-        each(low.teacher_tokens, high.teacher_tokens),
-        at(low.teacher_outputs, high.teacher_outputs),
-        at(low.activations, high.activations),
-        at(low.student, high.student),
-        each(low.operations, high.operations),
-    )
+    return StepTrace(*map(at, astuple(low), astuple(high)))
 
 
 def _with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:

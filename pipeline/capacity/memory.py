@@ -1,8 +1,7 @@
-"""Bytes of one GPU: by part, by phase, and how much fits."""
+"""Bytes of one GPU: by part and by phase."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.capacity.fake_step import FakeStep, StepTrace
@@ -49,14 +48,3 @@ def gpu_memory(run: PlannedRun, step: FakeStep, shards: Shards, traced: StepTrac
         "student: optimizer step": shards.stepping,
     }
     return GpuMemory({part: size for part, size in always.items() if size}, phases)
-
-
-def largest_rows(total: Callable[[int], int], limit: float) -> int:
-    """Longest rows that fit at once; 0 = not even one. `total`: bytes of a GPU with so many."""
-    low, high = 0, 1
-    while total(high) <= limit:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if total(middle) <= limit else (low, middle)
-    return low

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.capacity.compute import (
-    Arithmetic,
-    Epoch,
-    Machine,
-    StepTime,
-    arithmetic,
-    epoch,
-    step_time,
-    traffic,
-)
+from pipeline.capacity.compute import Arithmetic, Epoch, Machine, StepTime, arithmetic, epoch, step_time, traffic
 from pipeline.capacity.fake_step import FakeStep, StepTrace
-from pipeline.capacity.memory import GpuMemory, gpu_memory, largest_rows
+from pipeline.capacity.memory import GpuMemory, gpu_memory
 from pipeline.capacity.planned_run import PlannedRun, RowMeans
 from pipeline.capacity.zero import Shards, ZeroSettings
 
 GB = 1e9
+MANY_ROWS = 1 << 20  # no micro-batch has so many
 
 
 @dataclass(frozen=True)
@@ -184,6 +177,6 @@ def _option(
         offload,
         total(run.rows, step.trace),
         total(1),
-        largest_rows(total, machine.limit) * run.row_tokens,
+        bisect_right(range(1, MANY_ROWS), machine.limit, key=total) * run.row_tokens,
         machine.gpus_per_node * shards.host,
     )

@@ -14,7 +14,7 @@ from pipeline.capacity.report import GB, CapacityReport, Option
 
 def details(report: CapacityReport) -> Group:
     """One number of GPUs, in full."""
-    return Group(_memory(report), _options(report), _work(report))
+    return Group(_memory(report), _options(report), _compute(report))
 
 
 def summary(reports: Sequence[CapacityReport]) -> Table:
@@ -100,8 +100,8 @@ def _options(report: CapacityReport) -> Table:
     return table
 
 
-def _work(report: CapacityReport) -> Table:
-    table, flops, machine = _table("Work", ""), report.arithmetic, report.machine
+def _compute(report: CapacityReport) -> Table:
+    table, flops, machine = _table("Compute", ""), report.arithmetic, report.machine
     for name, size in report.sent.items():
         table.add_row(f"sent per GPU and step: {name}", f"{size / GB:,.3f} GB" if size > 1e5 else f"{size:.0f} bytes")
     table.add_section()

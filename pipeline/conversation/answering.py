@@ -45,7 +45,7 @@ class ChatAnswer:
     def cost(self) -> str:
         """For people. End tokens do not count."""
         tokens = len(self.pieces)
-        per_token = f" ({self.forwards / tokens:.2f} a token)" if tokens else ""
+        per_token = f" ({self.forwards / tokens:.2f} per token)" if tokens else ""
         return f"{tokens} tokens, {self.forwards} forwards{per_token}, {tokens / self.seconds:.0f} tokens/s"
 
 
@@ -70,7 +70,7 @@ class Answerer:
             response = canvas.response[0]
             filled, ids, blocks = canvas.filled[0, response], canvas.ids[0, response], canvas.blocks[0, response]
             now = (filled == canvas.forwards[0]).nonzero()[:, 0]
-            decided = [(place, spelled[token]) for place, token in zip(now.tolist(), ids[now].tolist(), strict=True)]
+            decided = [(i, spelled[token]) for i, token in zip(now.tolist(), ids[now].tolist(), strict=True)]
             opened = int((blocks <= blocks[now].max()).sum())
             if watch:
                 watch(Forward(int(canvas.forwards[0]), opened, decided))

@@ -32,10 +32,10 @@ class BlockPrinter:
     def see(self, forward: Forward) -> None:
         """A forward; the first one of a block has the block before it printed."""
         if forward.opened > self.opened:
-            block = [self.decided[place] for place in range(self.printed, self.opened)]
+            block = [self.decided[i] for i in range(self.printed, self.opened)]
             self._print([self.decoder.decode(spelled) for spelled, _ in block], [number for _, number in block])
             self.opened = forward.opened
-        self.decided |= {place: (spelled, forward.number) for place, spelled in forward.decided}
+        self.decided |= {i: (spelled, forward.number) for i, spelled in forward.decided}
 
     def end(self, pieces: list[str], filled: list[int]) -> None:
         """Prints what is left of an answer."""

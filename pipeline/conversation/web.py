@@ -32,8 +32,10 @@ class PageServer(ThreadingHTTPServer):
         except OSError as error:
             raise BadInput(f"--web {port}: {error.strerror}; give another port") from None
         self.answerer, self.turn = answerer, Lock()
-        facts = {"model": name, "block": answerer.config.block_size, "colours": COLOURS}
-        self.page = PAGE.read_text(encoding="utf-8").replace("{{facts}}", json.dumps(facts).replace("<", "\\u003c"))
+        settings = {"model": name, "block": answerer.config.block_size, "colours": COLOURS}
+        self.page = PAGE.read_text(encoding="utf-8").replace(
+            "{{settings}}", json.dumps(settings).replace("<", "\\u003c")
+        )
 
     @property
     def address(self) -> str:
@@ -81,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         self._line({"pieces": answer.pieces, "filled": answer.filled, "text": answer.text, "cost": answer.cost})
 
     def _forward(self, forward: Forward) -> None:
-        decided = [(place, spelled.decode("utf-8", "replace")) for place, spelled in forward.decided]
+        decided = [(i, spelled.decode("utf-8", "replace")) for i, spelled in forward.decided]
         self._line({"forward": forward.number, "opened": forward.opened, "decided": decided})
 
     def _line(self, value: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import zip_longest
 
 import torch
@@ -93,58 +94,41 @@ class Decoder:
         cached_model = CachedModel.of(model, lambda: static_buffers(columns, target))
         return cls(cached_model, target, columns, ends, suppressed_ids, config.least_probability, repeat)
 
-    def mask(self, canvas: Canvas, rows: Tensor, new: slice) -> Tensor:
-        """bool [R, 1, new columns, all columns]. Padding sees everything, lest it be NaN."""
+    def inputs(self, canvas: Canvas, rows: Tensor, new: slice, lead: int) -> Inputs:
+        """Of the new columns, `lead` of which lie before the block. Padding sees everything, lest it be NaN."""
         blocks = canvas.blocks[rows]
         keys = blocks.new_full((blocks.shape[0], self.columns), PADDING)
         keys[:, : blocks.shape[1]] = blocks
-        return keys[:, None, None, :] <= blocks[:, None, new, None]
+        return Inputs(
+            canvas.ids[rows, new][:, :lead].clone(),
+            canvas.positions[rows, new],
+            keys[:, None, None, :] <= blocks[:, None, new, None],
+            torch.arange(new.start, new.stop, device=rows.device),
+        )
 
-    def forward(
-        self, ids: Tensor, positions: Tensor, mask: Tensor, columns: Tensor, state: BlockState, count: Tensor
-    ) -> None:
+    def forward(self, inputs: Inputs, state: BlockState, count: Tensor) -> None:
         """Reads new columns, of which the block's are the last ones, and decides `count` [R] of its tokens."""
         state.count_forward(self.ends)
         index = state.masked_first()
-        self.target.columns = columns
-        logits = self.cached_model.logits(ids, positions, mask, index + (ids.shape[1] - index.shape[1]))
+        self.target.columns = inputs.columns
+        ids = torch.cat([inputs.before, state.ids], 1)
+        logits = self.cached_model.logits(ids, inputs.positions, inputs.mask, index + inputs.before.shape[1])
         tokens, confidence = choose(logits, self.suppressed_ids)
         state.commit(index, tokens, confidence, count, self.threshold)
 
 
 @dataclass
-class Steps:
-    """Forwards that read the block, and `lead` columns before it, again and again."""
+class Inputs:
+    """What a forward reads beside the block's ids."""
 
-    decoder: Decoder
-    state: BlockState
-    counts: Tensor
-    """int64 [forwards, R]: tokens to decide at each forward of the block"""
-    turn: Tensor
-    """int64 [1]: forwards of the block so far"""
     before: Tensor
-    """int64 [R, lead]: the ids of those columns"""
+    """int64 [R, lead]: ids of the columns before the block"""
     positions: Tensor
+    """int64 [R, new columns]"""
     mask: Tensor
+    """bool [R, 1, new columns, all columns]"""
     columns: Tensor
-    run: Callable[[], None] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.run = self.decoder.repeat(self._once)
-
-    def _once(self) -> None:
-        ids = torch.cat([self.before, self.state.ids], 1)
-        count = self.counts.index_select(0, self.turn)[0]
-        self.decoder.forward(ids, self.positions, self.mask, self.columns, self.state, count)
-        self.turn += 1
-
-    def load(self, canvas: Canvas, rows: Tensor, new: slice) -> None:
-        """Goes on to another block."""
-        lead = self.before.shape[1]
-        self.before.copy_(canvas.ids[rows, new.start : new.start + lead])
-        self.positions.copy_(canvas.positions[rows, new])
-        self.mask.copy_(self.decoder.mask(canvas, rows, new))
-        self.columns.copy_(torch.arange(new.start, new.stop, device=self.columns.device))
+    """int64 [new columns]"""
 
 
 @dataclass
@@ -155,9 +139,11 @@ class Batch:
     rows: Tensor
     state: BlockState
     counts: Tensor
+    """int64 [forwards, R]: tokens to decide at each forward of the block"""
     turn: Tensor
-    steps: dict[int, Steps] = field(default_factory=dict)
-    """by the columns before the block that are read with it"""
+    """int64 [1]: forwards of the block so far"""
+    repeated: dict[int, tuple[Inputs, Callable[[], None]]] = field(default_factory=dict)
+    """Forwards by the columns before the block that they read with it"""
 
     @classmethod
     def of(cls, decoder: Decoder, canvas: Canvas, rows: Tensor, block: slice) -> Batch:
@@ -168,38 +154,34 @@ class Batch:
 
     def load(self, canvas: Canvas, block: slice, counts: Tensor) -> None:
         """Goes on to another block, with the tokens to decide at each forward [forwards, R]."""
-        fresh = BlockState.of(canvas, self.rows, block)
-        for name in fields(BlockState):
-            getattr(self.state, name.name).copy_(getattr(fresh, name.name))
+        _copy(BlockState.of(canvas, self.rows, block), self.state)
         self.counts.zero_()
         self.counts[: counts.shape[0]].copy_(counts)
         self.turn.zero_()
 
+    def forward(self, inputs: Inputs) -> None:
+        """The next one of the block."""
+        self.decoder.forward(inputs, self.state, self.counts.index_select(0, self.turn)[0])
+        self.turn += 1
+
     def read_prompt(self, canvas: Canvas, block: slice) -> None:
         """The first forward of all: whatever lies before the first block, and the block."""
-        new = slice(0, block.stop)
-        columns = torch.arange(block.stop, device=self.rows.device)
-        mask, ids = self.decoder.mask(canvas, self.rows, new), canvas.ids[self.rows, new]
-        self.decoder.forward(ids, canvas.positions[self.rows, new], mask, columns, self.state, self.counts[0])
-        self.turn += 1
+        self.forward(self.decoder.inputs(canvas, self.rows, slice(0, block.stop), block.start))
 
     def at(self, canvas: Canvas, block: slice, lead: int) -> Callable[[], None]:
         """The forward that reads the block and so many columns before it."""
-        new = slice(block.start - lead, block.stop)
-        if lead not in self.steps:
-            self.steps[lead] = Steps(
-                self.decoder,
-                self.state,
-                self.counts,
-                self.turn,
-                canvas.ids[self.rows, new][:, :lead].clone(),
-                canvas.positions[self.rows, new].clone(),
-                self.decoder.mask(canvas, self.rows, new),
-                torch.arange(new.start, new.stop, device=self.rows.device),
-            )
-        else:
-            self.steps[lead].load(canvas, self.rows, new)
-        return self.steps[lead].run
+        fresh = self.decoder.inputs(canvas, self.rows, slice(block.start - lead, block.stop), lead)
+        if lead not in self.repeated:
+            self.repeated[lead] = fresh, self.decoder.repeat(partial(self.forward, fresh))
+        inputs, run = self.repeated[lead]
+        _copy(fresh, inputs)
+        return run
+
+
+def _copy(fresh: Inputs | BlockState, kept: Inputs | BlockState) -> None:
+    """The contents, into tensors that stay where they are."""
+    for tensor in fields(kept):
+        getattr(kept, tensor.name).copy_(getattr(fresh, tensor.name))
 
 
 def fill_repeating(

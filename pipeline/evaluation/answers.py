@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.evaluation.results import Filling
 
-@dataclass(frozen=True)
-class GeneratedAnswer:
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedAnswer(Filling):
     """A response to a prompt."""
 
     response: str
-    pieces: list[str]
-    """Each token as text."""
-    filled: list[int]
-    """The forward that decided each token, counted from 1."""
-    tokens: int
-    """Before the end token."""
-    forwards: int
-    ended: bool
-    """By a token or a stop string, not by the length limit."""
     masks: int
     """Mask tokens among them: the sampler promises none."""
     seconds: float

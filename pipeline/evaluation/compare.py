@@ -186,11 +186,11 @@ def main(argv: Sequence[str]) -> None:
             write_json(flags.output, [asdict(c) | {"real": c.real} for c in comparisons])
         except OSError as error:
             raise BadInput(f"--output {flags.output}: {error.strerror}: choose another file") from None
-    show(Console(), comparisons)
+    print_comparisons(Console(), comparisons)
 
 
-def show(console: Console, comparisons: Sequence[Comparison]) -> None:
-    """In 80 columns: models by letters, a row a difference, and what else differs."""
+def print_comparisons(console: Console, comparisons: Sequence[Comparison]) -> None:
+    """In 80 columns: models by letters, a row per difference, and what else differs."""
     names = list(dict.fromkeys(name for c in comparisons for name in (c.a, c.b)))
     letters = {name: _letter(number) for number, name in enumerate(names)}
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)

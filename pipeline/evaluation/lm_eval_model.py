@@ -154,9 +154,10 @@ class BlockDiffusionLM(LM):
 
     def respond(self, prompts: list[str], repeat: int = 0) -> list[GeneratedAnswer]:
         """Decodes one batch; a repetition draws other tokens."""
-        special, model, seed = self.checkpoint.special, self.checkpoint.model, self.config.seed + repeat
+        special, spelled = self.checkpoint.special, self.checkpoint.spelled
+        config = replace(self.config, seed=self.config.seed + repeat)
         started = time.perf_counter()
-        responses = decode(model, [self.encode(prompt) for prompt in prompts], replace(self.config, seed=seed))
+        responses = decode(self.checkpoint.model, [self.encode(prompt) for prompt in prompts], config)
         seconds = time.perf_counter() - started
         answers = []
         for response in responses:
@@ -165,7 +166,7 @@ class BlockDiffusionLM(LM):
             answers.append(
                 GeneratedAnswer(
                     response=str(self.checkpoint.tokenizer.decode(body, skip_special_tokens=True)),
-                    pieces=self.pieces(body),
+                    pieces=[spelled[token].decode("utf-8", "backslashreplace") for token in body],
                     filled=response.filled[: len(body)],
                     tokens=len(body),
                     forwards=response.forwards,
@@ -214,11 +215,6 @@ class BlockDiffusionLM(LM):
         differ = [i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b]
         length = min([*differ[:1], len(alone), len(whole) - 1])
         return whole[:length], whole[length:]
-
-    def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """Each token as text; bytes that are no character alone are escaped."""
-        table = self.checkpoint.spelled
-        return [table[token].decode("utf-8", "backslashreplace") for token in tokens]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """See `CheckpointUnderTest.render_chat`."""

@@ -68,9 +68,9 @@ def evaluate_sweep(recipe: Recipe, folder: str, label: str, sweep: Sweep, shard:
     if not tasks:
         raise BadInput(f"--sweep: none of {', '.join(every)} generates text: name one in evaluation.tasks")
     into = evaluation_folder(Path(recipe.run_dir), label)
-    for place, threshold in sweep.settings():
+    for subfolder, threshold in sweep.settings():
         configs = {name: replace(decoding(recipe.evaluation, checkpoint, name), threshold=threshold) for name in tasks}
-        _score(recipe, checkpoint, tasks, configs, label, into / place, shard)
+        _score(recipe, checkpoint, tasks, configs, label, into / subfolder, shard)
     for name in tasks:
         if points := read_sweep(into, name):
             print_sweep(Console(), points, f"{name}: {label}")

@@ -54,7 +54,7 @@ def generated_sample(sample: Mapping[str, Any], metric: str | None, answer: Gene
     return Sample(
         response=answer.response,
         answer=sample["filtered_resps"][0],
-        filling=Filling(answer.tokens, answer.forwards, answer.ended, answer.pieces, answer.filled),
+        filling=Filling.from_json(vars(answer)),
         **_common(sample, metric),
     )
 

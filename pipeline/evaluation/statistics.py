@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import binomtest, permutation_test
-
-Z95 = 1.959963984540054  # 97.5% quantile of the standard normal distribution
 
 
 def interval(scores: Sequence[float]) -> tuple[float, float]:
@@ -25,14 +22,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
     Raises ValueError for n < 1 or successes outside 0..n.
     """
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} of {n} is no proportion")
-    p, z2 = successes / n, Z95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, min(p, centre - half)), min(
-        1.0, max(p, centre + half)
-    )  # at 0 and 1, rounding would leave p outside
+    low, high = binomtest(successes, n).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def bootstrap(scores: Sequence[float], resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from pipeline.evaluation.results import Score, read_samples, read_score
 from pipeline.evaluation.statistics import ratio_interval
 
 FOLDER = "sweep"
-"""In a model's folder of scores; below it, a folder a threshold."""
+"""In a model's folder of scores; below it, a folder per threshold."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,6 @@ def read_sweep(folder: Path, task: str) -> list[SweepPoint]:
         SweepPoint.read(path, task, f"threshold {threshold:g}")
         for threshold, path in sorted(swept.items(), reverse=True)
     ]
-    found = [point for point in points if point]
-    preset = SweepPoint.read(folder, task) if found else None
-    return [preset, *found] if preset else found
+    scored = [point for point in points if point]
+    preset = SweepPoint.read(folder, task) if scored else None
+    return [preset, *scored] if preset else scored

@@ -92,7 +92,7 @@ def sweep_rows(points: Sequence[SweepPoint]) -> list[list[str]]:
 
 
 def print_sweep(console: Console, points: Sequence[SweepPoint], title: str) -> None:
-    """Cost and score of one model on one task, a line a setting."""
+    """Cost and score of one model on one task, a line per setting."""
     table = narrow_table(title)
     for heading in SWEEP_HEADINGS:
         table.add_column(heading.replace(" per ", "\nper "), overflow="fold")

@@ -142,11 +142,10 @@ class Line:
     tokens: float
 
 
-def earlier_results(study: Study) -> Results | None:
-    """What the study's `results` holds of complete seeds; None where there is no such file."""
-    if not (entries := read_json(Path(study.results)) if study.results else None):
-        return None
-    results = Results.from_json(entries)
+def earlier_results(study: Study) -> Results:
+    """What the study's `results` holds of complete seeds; nothing where there is no such file."""
+    entries = read_json(Path(study.results)) if study.results else None
+    results = Results.from_json(entries) if entries else Results({}, [], {}, {}, [])
     done: dict[int, set[str]] = {}
     for run in results.runs:
         done.setdefault(run.seed, set()).add(run.variant)
@@ -157,7 +156,7 @@ def earlier_results(study: Study) -> Results | None:
 
 def collect(study: Study) -> Results:
     """Everything that the study's finished runs left, also written to STUDY/results.json; seeds of earlier results in front."""
-    before = earlier_results(study) or Results({}, [], {}, {}, [])
+    before = earlier_results(study)
     known = {run.seed for run in before.runs}
     seeds = [seed for seed in study.seed_numbers() if seed not in known]
     folders = [study.start_dir(seed) for seed in seeds] if study.start is not None else []
@@ -200,8 +199,8 @@ def lines(runs: Sequence[RunResult], baseline: str) -> list[Line]:
 
 def baseline_of(variant: str, baseline: str, variants: Collection[str]) -> str:
     """What a variant is compared with: A-B with A-BASELINE where there is one, else with BASELINE; itself where there is neither."""
-    own = f"{variant.partition('-')[0]}-{baseline}"
-    return next((name for name in (own, baseline) if name in variants), variant)
+    of_its_group = f"{variant.partition('-')[0]}-{baseline}"
+    return next((name for name in (of_its_group, baseline) if name in variants), variant)
 
 
 def _line(name: str, runs: Mapping[int, RunResult], base: Mapping[int, float]) -> Line:

@@ -61,7 +61,7 @@ def _chosen(value: Any) -> Any:
     if not is_dataclass(value):
         return value
     defaults = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(value)}
-    return {name: _chosen(own) for name, default in defaults.items() if (own := getattr(value, name)) != default}
+    return {n: _chosen(set_to) for n, default in defaults.items() if (set_to := getattr(value, n)) != default}
 
 
 def run_one(study: Study, variant: str, seed: int, stop: StopSignals) -> None:

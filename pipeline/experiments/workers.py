@@ -46,10 +46,9 @@ def run_study(study: Study, shard: Shard, workers: int) -> list[str]:
             prepare(recipe, Path(study.engine))
         except BadInput as error:
             raise BadInput(f"variant {variant}: {error}") from None
-    before = earlier_results(study)
-    known = before.runs if before else []
-    complete = {run.seed for run in known}
-    for run in known:
+    earlier = earlier_results(study).runs
+    complete = {run.seed for run in earlier}
+    for run in earlier:
         if run.seed == min(complete) and run.digest != digest(study.run(run.variant, run.seed)):
             raise BadInput(f"{study.results}: {run.variant} was made with other settings or data: name another file")
     seeds = [seed for seed in seeds if seed not in complete]

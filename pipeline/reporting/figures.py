@@ -64,7 +64,7 @@ def scores(models: Sequence[Model], task: str) -> Markup:
 
 
 def sweeps(swept: Sequence[tuple[Model, Sequence[SweepPoint]]]) -> list[Markup]:
-    """Score over tokens per forward with the intervals of both, and over tokens per second; a line a model."""
+    """Score over tokens per forward with the intervals of both, and over tokens per second; a line per model."""
     metric = swept[0][1][0].score.metric or ""
 
     def per_forward(axes: Axes) -> Iterator[Spot]:
@@ -98,7 +98,7 @@ def sweeps(swept: Sequence[tuple[Model, Sequence[SweepPoint]]]) -> list[Markup]:
 
 
 def over_steps(runs: Sequence[tuple[Model, Run]], name: str, title: str, *, smoothed: bool = False) -> Markup:
-    """One entry of the training lines over steps, a line a run; `smoothed` adds the running mean."""
+    """One entry of the training lines over steps, a line per run; `smoothed` adds the running mean."""
     curves = [(model, *series(run.training, name)) for model, run in runs]
 
     def draw(axes: Axes) -> Iterator[Spot]:
@@ -245,7 +245,7 @@ def series(lines: Sequence[Mapping[str, float]], name: str) -> tuple[list[float]
 
 def smooth(values: Sequence[float]) -> np.ndarray:
     """Centred running mean over about a twentieth of the run, shorter windows at the ends."""
-    half, places = len(values) // 40, np.arange(len(values))
-    first, end = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    half, indices = len(values) // 40, np.arange(len(values))
+    first, end = np.maximum(indices - half, 0), np.minimum(indices + half + 1, len(values))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     return (sums[end] - sums[first]) / (end - first)

@@ -76,7 +76,7 @@ def picture(alt: str, draw: Callable[[Axes], Iterable[Spot]], size: tuple[float,
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name, "svg.id": f"picture-{name}"}):
         figure = Figure(figsize=size, dpi=72, layout="constrained")  # SVG's unit is a point
         axes = figure.subplots()
-        found = list(draw(axes))
+        drawn = list(draw(axes))
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})  # `savefig` would lay it out twice
     markup = text.getvalue()
     markup = markup[markup.index("<svg") :].replace(INK, "currentColor")
@@ -87,12 +87,12 @@ def picture(alt: str, draw: Callable[[Axes], Iterable[Spot]], size: tuple[float,
     )  # not what is written between
     wide = f' class="wide" style="width: {size[0]}in"' if size[0] > SIZE[0] else ""
     markup = markup.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"{wide}', 1)
-    return Markup(markup.replace("</svg>", f"{_circles(axes, found, 72 * size[1])}</svg>"))
+    return Markup(markup.replace("</svg>", f"{_circles(axes, drawn, 72 * size[1])}</svg>"))
 
 
-def _circles(axes: Axes, found: Sequence[Spot], height: float) -> str:
+def _circles(axes: Axes, drawn: Sequence[Spot], height: float) -> str:
     """Invisible until the pointer is on them."""
-    placed = ((axes.transData.transform((spot.x, spot.y)), spot.says) for spot in found)
+    placed = ((axes.transData.transform((spot.x, spot.y)), spot.says) for spot in drawn)
     inside = axes.bbox.padded(3)
     return "".join(
         f'<circle class="spot" cx="{x:.1f}" cy="{height - y:.1f}" r="5"><title>{escape(says)}</title></circle>'

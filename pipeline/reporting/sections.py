@@ -157,7 +157,7 @@ def sweeps(models: Sequence[Model]) -> Iterator[Section]:
     """A section per task that was decoded under several thresholds, whether it was scored otherwise or not."""
     swept_alone = sorted({task for model in models for task in swept_tasks(model.results)} - set(scored_tasks(models)))
     for task in [*scored_tasks(models), *swept_alone]:
-        swept = [(model, found) for model in models if (found := read_sweep(model.results, task))]
+        swept = [(model, points) for model in models if (points := read_sweep(model.results, task))]
         if not swept:
             continue
         note = (
@@ -165,7 +165,7 @@ def sweeps(models: Sequence[Model]) -> Iterator[Section]:
             "fewer forwards. Further right at equal height is better. Bars: 95% intervals over problems."
         )
         rows: Rows = [["model", *SWEEP_HEADINGS]]
-        rows += [[model.label, *row] for model, found in swept for row in sweep_rows(found)]
+        rows += [[model.label, *row] for model, points in swept for row in sweep_rows(points)]
         yield Section(
             f"Tokens per forward: {task}",
             note=note,
@@ -184,7 +184,7 @@ def losses(models: Sequence[Model]) -> Section:
     terms = {"loss": "loss", "cross_entropy": "cross-entropy"}
     terms |= {name: f"distillation: {name}" for _, run in trained for name in run.teachers}
     drawn = [figures.over_steps(having(trained, name), name, label, smoothed=True) for name, label in terms.items()]
-    drawn += [figures.over_steps(found, n, label) for n, label in TRAINING.items() if (found := having(trained, n))]
+    drawn += [figures.over_steps(logged, n, label) for n, label in TRAINING.items() if (logged := having(trained, n))]
     note = (
         "Thin: one logging line; thick: running mean. The loss is the weighted sum of its terms; losses of different strategies do "
         "not compare."
@@ -270,8 +270,8 @@ def tidal(run: Run, models: Sequence[Model]) -> Section:
     assert run.objective is not None
     note = f"The share of the teacher in TIDAL's target, lambda(p, t); axes: {run.objective.axes}."
     drawn = [figures.tidal(run.objective)]
-    if found := having(runs_with(models, lambda run: run.training), "lambda"):
-        drawn.append(figures.over_steps(found, "lambda", "lambda at t = 0"))
+    if logged := having(runs_with(models, lambda run: run.training), "lambda"):
+        drawn.append(figures.over_steps(logged, "lambda", "lambda at t = 0"))
     return Section("TIDAL lambda", note=note, figures=drawn)
 
 

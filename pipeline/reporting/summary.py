@@ -1,4 +1,4 @@
-"""The models that a report compares, and summary.json: their scores and the facts of the run, for scripts."""
+"""The models that a report compares, and summary.json: their scores and numbers of the run, for scripts."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def score_table(models: Sequence[Model]) -> Table:
 
 
 def summary(run: Run, models: Sequence[Model]) -> dict[str, Any]:
-    """The contents of summary.json: scores of the first task, and the facts of the run; only what is known has an entry."""
+    """The contents of summary.json: scores of the first task and numbers of the run; only what is known has an entry."""
     first = next(iter(scored_tasks(models)), "")
     seconds = dict(run.seconds)
     for model in models[:-1]:

@@ -60,65 +60,73 @@ class CandidateError(Exception):
 # What a message of the candidate's may call: types that nothing can patch, and functions for what has no such type.
 
 
-def keys_view(keys):
-    return dict.fromkeys(keys).keys()
-
-
-def values_view(values):
-    return dict(enumerate(values)).values()
-
-
-def items_view(items):
-    return dict(items).items()
+def view(kind, values):
+    """Of a dict: its `keys`, `values` or `items`."""
+    entries = {"keys": zip(values, values, strict=True), "values": enumerate(values), "items": values}[kind]
+    return getattr(dict(entries), kind)()
 
 
 def fraction(numerator, denominator):
     return fractions.Fraction(numerator, denominator)
 
 
-VIEWS = {type({}.keys()): keys_view, type({}.values()): values_view, type({}.items()): items_view}
-CALLED: tuple = (*BUILT_IN, *VALUES, *VIEWS.values(), fraction)
-
-
-def send(pipe, body):
-    try:
-        pipe.write(struct.pack(">I", len(body)) + body)
-        pipe.flush()
-    except BrokenPipeError:
-        raise Gone from None
-
-
-def receive(pipe):
-    head = pipe.read(4)
-    length = struct.unpack(">I", head)[0] if len(head) == 4 else MAX_MESSAGE + 1
-    body = pipe.read(length) if length <= MAX_MESSAGE else b""
-    if len(body) != length:
-        raise Gone
-    return body
+VIEWS = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
+CALLED: tuple = (*BUILT_IN, *VALUES, view, fraction)
 
 
 class Pickler(pickle.Pickler):
     """What both sides' picklers do."""
 
-    side: Candidate | Judge
+    def __init__(self, side, buffer):
+        super().__init__(buffer)
+        self.side = side
 
     def reducer_override(self, value):
         if type(value) in VIEWS:
-            return VIEWS[type(value)], (list(value),)
+            return view, (VIEWS[type(value)], list(value))
         if type(value) is fractions.Fraction:
             return fraction, (value.numerator, value.denominator)
         return NotImplemented
 
-    @classmethod
-    def bytes(cls, side, message):
+
+class Unpickler(pickle.Unpickler):
+    def __init__(self, side, body):
+        super().__init__(io.BytesIO(body))
+        self.side = side
+
+
+class Side:
+    """One of the two processes; its `pickler` and `unpickler` know what leaves it and what it takes in."""
+
+    pickler: type[Pickler]
+    unpickler: type[Unpickler]
+
+    def __init__(self, reading, writing):
+        self.reading, self.writing = reading, writing
+
+    def pickled(self, message):
         """Raises Unsupported for what is too large."""
         buffer = io.BytesIO()
-        pickler = cls(buffer)
-        pickler.side = side
-        pickler.dump(message)
+        self.pickler(self, buffer).dump(message)
         if buffer.tell() > MAX_MESSAGE:
             raise Unsupported(f"a value of {buffer.tell():,} bytes does not cross: {MAX_MESSAGE:,} are the most")
         return buffer.getvalue()
+
+    def send(self, *message):
+        body = self.pickled(message)
+        try:
+            self.writing.write(struct.pack(">I", len(body)) + body)
+            self.writing.flush()
+        except BrokenPipeError:
+            raise Gone from None
+
+    def receive(self):
+        head = self.reading.read(4)
+        length = struct.unpack(">I", head)[0] if len(head) == 4 else MAX_MESSAGE + 1
+        body = self.reading.read(length) if length <= MAX_MESSAGE else b""
+        if len(body) != length:
+            raise Gone
+        return self.unpickler(self, body).load()
 
 
 def raised(error):
@@ -145,8 +153,6 @@ def exception_class(name):
 class CandidatePickler(Pickler):
     """Values of built-in types (and of their subclasses, as the built-in type); the rest as handles."""
 
-    side: Candidate
-
     def persistent_id(self, value):
         if type(value) is Callback:
             return "callback", value.index
@@ -162,11 +168,7 @@ class CandidatePickler(Pickler):
         return super().reducer_override(value)
 
 
-class CandidateUnpickler(pickle.Unpickler):
-    def __init__(self, body, side):
-        super().__init__(io.BytesIO(body))
-        self.side = side
-
+class CandidateUnpickler(Unpickler):
     def persistent_load(self, reference):
         kind, index = reference
         return Callback(self.side, index) if kind == "callback" else self.side.objects[index]
@@ -179,15 +181,17 @@ class Callback:
         self.side, self.index = side, index
 
     def __call__(self, *arguments, **keywords):
-        self.side.say("call", self, arguments, keywords)
+        self.side.send("call", self, arguments, keywords)
         return self.side.serve()
 
 
-class Candidate:
+class Candidate(Side):
     """The program's module, and those of its objects that the judge has handles of."""
 
+    pickler, unpickler = CandidatePickler, CandidateUnpickler
+
     def __init__(self, reading, writing):
-        self.reading, self.writing = reading, writing
+        super().__init__(reading, writing)
         self.objects, self.indices = [], {}
         self.module = types.ModuleType("solution")  # not __main__: what stands below that `if` is no part of the answer
         self.failure = None
@@ -198,9 +202,6 @@ class Candidate:
             self.indices[id(value)] = len(self.objects)
             self.objects.append(value)
         return self.indices[id(value)]
-
-    def say(self, *message):
-        send(self.writing, CandidatePickler.bytes(self, message))
 
     def execute(self, program):
         sys.argv, sys.modules["solution"] = ["solution.py"], self.module
@@ -213,17 +214,17 @@ class Candidate:
     def serve(self):
         """Answers the judge, until it replies to a call of a function of the tests."""
         while True:
-            operation, *rest = CandidateUnpickler(receive(self.reading), self).load()
+            operation, *rest = self.receive()
             if operation == "value":
                 return rest[0]
             if operation == "raised":
                 raise exception_class(rest[1])(rest[2])
             try:
-                self.say(*(self.failure or ("value", *getattr(self, operation)(*rest))))
+                self.send(*(self.failure or ("value", *getattr(self, operation)(*rest))))
             except Gone:
                 raise
             except BaseException as error:
-                self.say(*raised(error))
+                self.send(*raised(error))
 
     # operations: each returns its value and the arguments as they are afterwards
 
@@ -234,9 +235,9 @@ class Candidate:
 
     def call(self, function, arguments, keywords):
         mutable = [value for value in (*arguments, *keywords.values()) if type(value) in MUTABLE]
-        before = CandidatePickler.bytes(self, mutable)
+        before = self.pickled(mutable)
         value = function(*arguments, **keywords)
-        return value, mutable if CandidatePickler.bytes(self, mutable) != before else []
+        return value, mutable if self.pickled(mutable) != before else []
 
     def apply(self, module, name, *values):
         return getattr(sys.modules[module], name)(*values), []
@@ -249,6 +250,10 @@ class Candidate:
 
 
 # ---- the judge's side
+
+
+def incomparable(_handle, _other):
+    raise Unsupported("the candidate returned an object of its own class, and only plain data can be compared")
 
 
 def forward(name, module="operator", swapped=False):
@@ -291,12 +296,9 @@ class Handle:
     def __eq__(self, other):
         if other is None or (type(other) is type(self) and other._index == self._index):
             return other is not None
-        raise Unsupported("the candidate returned an object of its own class, and only plain data can be compared")
+        return incomparable(self, other)
 
-    def __lt__(self, other):
-        raise Unsupported("the candidate returned an object of its own class, and only plain data can be compared")
-
-    __gt__ = __le__ = __ge__ = __lt__
+    __lt__ = __gt__ = __le__ = __ge__ = incomparable
 
 
 class RemoteIterator(Handle):
@@ -316,8 +318,6 @@ class RemoteIterator(Handle):
 class JudgePickler(Pickler):
     """Plain data; handles as what they stand for; functions of the tests as callbacks; generators as lists."""
 
-    side: Judge
-
     def persistent_id(self, value):
         if isinstance(value, type):
             return None
@@ -334,12 +334,8 @@ class JudgePickler(Pickler):
         return super().reducer_override(value)
 
 
-class JudgeUnpickler(pickle.Unpickler):
+class JudgeUnpickler(Unpickler):
     """Builds plain data and handles, and refuses every other name (see pickle's `Restricting Globals`)."""
-
-    def __init__(self, body, side):
-        super().__init__(io.BytesIO(body))
-        self.side = side
 
     def find_class(self, module, name):
         for called in CALLED:
@@ -354,18 +350,20 @@ class JudgeUnpickler(pickle.Unpickler):
         return (RemoteIterator if kind == "iterator" else Handle)(self.side, index)
 
 
-class Judge:
+class Judge(Side):
     """Asks the candidate for the tests."""
 
+    pickler, unpickler = JudgePickler, JudgeUnpickler
+
     def __init__(self, reading, writing):
-        self.reading, self.writing = reading, writing
+        super().__init__(reading, writing)
         self.functions = []
         self.lost = False
         """The candidate is gone: whatever the tests make of it, it has not passed."""
 
-    def say(self, *message):
+    def send(self, *message):
         try:
-            send(self.writing, JudgePickler.bytes(self, message))
+            super().send(*message)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise Unsupported(f"an argument does not cross to the candidate: {error}") from None
 
@@ -374,9 +372,9 @@ class Judge:
         try:
             if self.lost:
                 raise Gone
-            self.say(*question)
+            self.send(*question)
             while True:
-                kind, *rest = self.heard()
+                kind, *rest = self.receive()
                 if kind == "call":
                     self.call(*rest)
                 elif kind == "raised":
@@ -391,10 +389,10 @@ class Judge:
             self.lost = True
             raise
 
-    def heard(self):
+    def receive(self):
         """The candidate's message: of one of three forms, and of plain data only."""
         try:
-            kind, *rest = JudgeUnpickler(receive(self.reading), self).load()
+            kind, *rest = super().receive()
             if kind == "raised":
                 return kind, *map(str.__str__, rest)
             if kind == "value" and type(rest[1]) is list:
@@ -413,7 +411,7 @@ class Judge:
             reply = "value", function(*arguments, **keywords)
         except Exception as error:
             reply = raised(error)
-        self.say(*reply)
+        self.send(*reply)
 
 
 def update(old, new):
