@@ -47,7 +47,7 @@ def parse_study(argv: list[str]) -> tuple[Study, Namespace]:
     p.add_class_arguments(Study)
     p.add_argument("--vary", nargs="*", default=[], help="FIELD=VALUE,VALUE: variants; of several: their product")
     p.add_argument(
-        "--workers", type=PositiveInt, default=2, help="seeds at the same time, each on its part of the cores"
+        "--workers", type=PositiveInt, default=2, help="runs at the same time, each on its part of the cores"
     )
     p.add_argument("--shard", default="", help="i/n: every n-th seed from i on (default: a Slurm array's task, or all)")
     add_verbosity(p)

@@ -41,7 +41,7 @@ from pipeline.training.teacher_checks import probe_teacher
 from pipeline.training.teacher_probe import TeacherProbe
 
 DIAL = "demo/study/reliability/teachers.yaml"
-ENGINE = Path("ds_configs/zero3.json")
+ENGINE = Path("ds_configs/zero0.json")
 TIMEOUT_MINUTES = 30.0
 
 

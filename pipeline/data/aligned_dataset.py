@@ -66,7 +66,7 @@ class AlignedRows:
             tables = [datasets.Dataset.from_file(str(folder / file)) for file in files]
         except (pa.ArrowInvalid, OSError) as error:
             raise BadInput(f"{folder}: a shard is damaged or missing ({error}): run align again") from None
-        self._rows: Any = datasets.concatenate_datasets(tables).with_format("numpy") if tables else []
+        self._rows: Any = datasets.concatenate_datasets(tables).with_format("arrow") if tables else []
         self._teachers, self._answers = list(teachers), dict(answers or {})
         self.student_lengths = self._lengths("input_ids")
         self.teacher_lengths = [self._lengths(f"{name}_input_ids") for name in teachers]
@@ -75,9 +75,9 @@ class AlignedRows:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> AlignedRow:
-        row = self._rows[int(index)]
+        row = self._rows[int(index)]  # a table of one row: as arrays of numpy, a row takes `datasets` a millisecond
         teachers = tuple(self._teacher(name, row, index) for name in self._teachers)
-        return AlignedRow(_int64(row["input_ids"]), torch.from_numpy(np.array(row["maskable"], bool)), teachers)
+        return AlignedRow(_values(row, "input_ids", np.int64), _values(row, "maskable", np.bool_), teachers)
 
     def largest_ids(self) -> list[int]:
         """The largest token id of the student and of each teacher; -1 without rows. Reads every id."""
@@ -89,8 +89,9 @@ class AlignedRows:
     def _parts(self, column: str) -> list[pa.Array]:
         return self._rows.data.column(column).chunks if len(self) else []
 
-    def _teacher(self, name: str, row: Any, index: int) -> AlignedTeacher:
-        ids, chunks, own = (_int64(row[f"{name}_{c}"]) for c in ("input_ids", "chunk_ids", "student_chunk_ids"))
+    def _teacher(self, name: str, row: pa.Table, index: int) -> AlignedTeacher:
+        columns = [f"{name}_{column}" for column in ("input_ids", "chunk_ids", "student_chunk_ids")]
+        ids, chunks, own = (_values(row, column, np.int64) for column in columns)
         stored = self._answers.get(name)
         return AlignedTeacher(ids, chunks, own, None if stored is None else stored.row(index, len(ids)))
 
@@ -106,7 +107,7 @@ class AlignedRows:
     def origin(self, index: int) -> str:
         """Source and row that a row was made of."""
         row = self._rows[int(index)]
-        return f"{row['source']} row {row['row']}"
+        return f"{row['source'][0]} row {row['row'][0]}"
 
     def _lengths(self, column: str) -> np.ndarray:
         if not len(self):
@@ -114,5 +115,6 @@ class AlignedRows:
         return pc.list_value_length(self._rows.data.column(column)).to_numpy().astype(np.int64)
 
 
-def _int64(values: Any) -> Tensor:
-    return torch.from_numpy(np.array(values, np.int64))
+def _values(row: pa.Table, column: str, dtype: type[np.generic]) -> Tensor:
+    """A copy of the list that a table of one row has in this column."""
+    return torch.from_numpy(row[column][0].values.to_numpy(zero_copy_only=False).astype(dtype))

@@ -1,4 +1,4 @@
-"""Runs of a study in several processes. A worker takes whole seeds, so that what is done can be compared at any time."""
+"""Runs of a study in several processes: the starts first, then seed by seed, so that what is done can be compared at any time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
@@ -54,7 +54,7 @@ def run_study(study: Study, shard: Shard, workers: int) -> list[str]:
     seeds = [seed for seed in seeds if seed not in complete]
     if study.seed_numbers()[:1] == seeds[:1]:  # of a job array's parts, one
         score_teachers(study)
-    return run_seeds(study, seeds, min(workers, max(1, len(seeds))))
+    return run_seeds(study, seeds, max(1, min(workers, len(seeds) * len(study.by_name))))
 
 
 def datasets(recipes: Sequence[Recipe]) -> list[Recipe]:
@@ -69,18 +69,21 @@ def datasets(recipes: Sequence[Recipe]) -> list[Recipe]:
 
 
 def run_seeds(study: Study, seeds: Sequence[int], workers: int) -> list[str]:
-    """Runs every variant with every seed, `workers` seeds at a time; prints a line per run. Returns the runs that failed.
+    """Does every run of these seeds, `workers` at a time; prints a line per run. Returns the runs that failed.
 
     One worker is this very process, which a signal stops at the next step. Raises StoppedEarly.
     """
     if workers == 1:
         set_environment(1)
-        return [name for seed in seeds for name in _seed(study, seed)]
+        return _runs(study, seeds, lambda runs: [_run(study, *run) for run in runs])
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(workers,)) as pool:
+
+        def do(runs: Iterable[tuple[str, int]]) -> list[str]:
+            return [done.result() for done in as_completed([pool.submit(_run, study, *run) for run in runs])]
+
         try:
-            done = as_completed([pool.submit(_seed, study, seed) for seed in seeds])
-            return [name for future in done for name in future.result()]
+            return _runs(study, seeds, do)
         except BrokenProcessPool:
             raise SystemExit(
                 "study: a worker was killed (is there memory for all of them?): the same command goes on"
@@ -89,6 +92,14 @@ def run_seeds(study: Study, seeds: Sequence[int], workers: int) -> list[str]:
             raise StoppedEarly("stopped: the same command goes on") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _runs(study: Study, seeds: Sequence[int], do: Callable[[Iterable[tuple[str, int]]], list[str]]) -> list[str]:
+    """The starts, then the variants of every seed that has something to start from; the names of the runs that failed."""
+    starts = do((START, seed) for seed in seeds if START in study.planned())
+    sound = [seed for seed in seeds if f"{START}/{seed}" not in starts]
+    variants = do((variant, seed) for seed in sound for variant in study.by_name)
+    return [name for name in starts + variants if name]
 
 
 def _start_worker(workers: int) -> None:
@@ -108,25 +119,21 @@ def _signals() -> StopSignals:
     return StopSignals()
 
 
-def _seed(study: Study, seed: int) -> list[str]:
-    """All runs of a seed, the start first; the names of those that failed. What they print goes to RUN_DIR/log.txt."""
+def _run(study: Study, variant: str, seed: int) -> str:
+    """One run, unless it is done; its name where it failed, else nothing. What it prints goes to RUN_DIR/log.txt."""
     from pipeline.experiments.runs import is_done, run_one
 
-    stop, failed = _signals(), []
-    for variant in study.planned():
-        if is_done(study, variant, seed):
-            continue
-        began, path = time.perf_counter(), study.run_dir(variant, seed) / "log.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
-            try:
-                run_one(study, variant, seed, stop)
-                outcome = "done"
-            except Exception as error:  # one run's failure is not the study's
-                traceback.print_exc()
-                outcome = f"FAILED {type(error).__name__}: {' '.join(str(error).split())[:200]} ({path})"
-                failed.append(f"{variant}/{seed}")
-        log.info(f"{variant} seed {seed}: {outcome}, {time.perf_counter() - began:.0f} s")
-        if variant == START and failed:
-            break  # the others have nothing to start from
+    if is_done(study, variant, seed):
+        return ""
+    failed, began, path = "", time.perf_counter(), study.run_dir(variant, seed) / "log.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        try:
+            run_one(study, variant, seed, _signals())
+            outcome = "done"
+        except Exception as error:  # one run's failure is not the study's
+            traceback.print_exc()
+            outcome = f"FAILED {type(error).__name__}: {' '.join(str(error).split())[:200]} ({path})"
+            failed = f"{variant}/{seed}"
+    log.info(f"{variant} seed {seed}: {outcome}, {time.perf_counter() - began:.0f} s")
     return failed
