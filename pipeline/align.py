@@ -51,8 +51,7 @@ def main() -> None:
         console.print(f"{recipe.data.aligned}: {built}", soft_wrap=True)
 
 
-command = partial(exit_code, "align", main)
-"""The console command `tide-align`; returns the exit code."""
+command = partial(exit_code, "align", main)  # tide-align
 
 if __name__ == "__main__":
     sys.exit(command())

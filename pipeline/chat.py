@@ -12,7 +12,6 @@ from pathlib import Path
 if not __package__:  # run as a script: the root, not pipeline/, belongs on the path (evaluate.py would hide `evaluate`)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 from contextlib import suppress
 from functools import partial
 
@@ -20,13 +19,13 @@ from pipeline.conversation.options import Sampling, add_sampling, check_prompt
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.log import log
 from pipeline.core.terminal import Console, visible
-from pipeline.core.version import add_version
+from pipeline.core.version import plain_parser
 from pipeline.evaluation.stage import model_folder
 
 
 def main() -> None:
     """Parses the command line and talks."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = plain_parser(__doc__)
     p.add_argument(
         "--model", required=True, help="run directory (its newest checkpoint), checkpoint, export, model or hub name"
     )
@@ -43,7 +42,6 @@ def main() -> None:
         help="decode as the model's published code does (LLaDA, Dream, SDAR, Fast-dLLM v2), --threshold apart",
     )
     p.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on a GPU")
-    add_version(p)
     options = p.parse_args()
     folder = model_folder(options.model)
 
@@ -80,8 +78,7 @@ def main() -> None:
         terminal.talk(answerer, terminal.typed_lines(), Console(), system=options.system, order=options.order)
 
 
-command = partial(exit_code, "chat", main)
-"""The console command `tide-chat`; returns the exit code."""
+command = partial(exit_code, "chat", main)  # tide-chat
 
 if __name__ == "__main__":
     sys.exit(command())

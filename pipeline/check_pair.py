@@ -13,19 +13,18 @@ from pathlib import Path
 if not __package__:  # run as a script: the root, not pipeline/, belongs on the path (evaluate.py would hide `evaluate`)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 from functools import partial
 
 from rich.table import Table
 
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.terminal import Console
-from pipeline.core.version import add_version
+from pipeline.core.version import plain_parser
 
 
 def main() -> None:
     """Parses the command line, looks, and prints."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = plain_parser(__doc__)
     p.add_argument("--student", required=True, help="folder or hub name of the student")
     p.add_argument("--teacher", required=True, help="folder or hub name of the teacher")
     p.add_argument(
@@ -34,7 +33,6 @@ def main() -> None:
     p.add_argument("--data", default="", help="chat rows, as the recipe's data.sources")
     p.add_argument("--rows", type=int, default=32, help="rows to look at")
     p.add_argument("--length", type=int, default=1024, help="longest row, in tokens")
-    add_version(p)
     options = p.parse_args()
 
     from pipeline.alignment.formats import BadRow
@@ -59,8 +57,7 @@ def main() -> None:
         raise BadInput("this pair cannot work: " + "; ".join(report.problems))
 
 
-command = partial(exit_code, "check_pair", main)
-"""The console command `tide-check-pair`; returns the exit code."""
+command = partial(exit_code, "check_pair", main)  # tide-check-pair
 
 if __name__ == "__main__":
     sys.exit(command())

@@ -12,21 +12,19 @@ from pathlib import Path
 if not __package__:  # run as a script: the root, not pipeline/, belongs on the path (evaluate.py would hide `evaluate`)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 from functools import partial
 
 from pipeline.core.errors import exit_code
 from pipeline.core.log import log
-from pipeline.core.version import add_version
+from pipeline.core.version import plain_parser
 
 
 def main() -> None:
     """Parses the command line, converts, and says what was done."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = plain_parser(__doc__)
     p.add_argument("--source", required=True, help="folder or hub name of the autoregressive model")
     p.add_argument("--gguf", default="", help="a GGUF file in it, read instead of safetensors (needs the package gguf)")
     p.add_argument("--output", required=True, type=Path, help="new folder of the student")
-    add_version(p)
     options = p.parse_args()
 
     from pipeline.models.conversion import convert
@@ -38,8 +36,7 @@ def main() -> None:
     log.info(f"train it with `student: {{path: {options.output}}}` in a recipe")
 
 
-command = partial(exit_code, "convert", main)
-"""The console command `tide-convert`; returns the exit code."""
+command = partial(exit_code, "convert", main)  # tide-convert
 
 if __name__ == "__main__":
     sys.exit(command())

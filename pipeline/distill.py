@@ -58,8 +58,7 @@ def dry_run(recipe: Recipe, engine_config: Path) -> None:
         print(*(f"# {line}" for line in plan.summary()), *(f"# WARNING {line}" for line in advice(recipe)), sep="\n")
 
 
-command = partial(exit_code, "distill", main)
-"""The console command `tide-distill`; returns the exit code."""
+command = partial(exit_code, "distill", main)  # tide-distill
 
 if __name__ == "__main__":
     sys.exit(command())

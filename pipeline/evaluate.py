@@ -65,8 +65,7 @@ def main() -> None:
     run(recipe, Request(**{name: getattr(flags, name) for name in Request.__dataclass_fields__}), flags.watch)
 
 
-command = partial(exit_code, "evaluate", main)
-"""The console command `tide-evaluate`; returns the exit code."""
+command = partial(exit_code, "evaluate", main)  # tide-evaluate
 
 if __name__ == "__main__":
     sys.exit(command())

@@ -13,20 +13,19 @@ from pathlib import Path
 if not __package__:  # run as a script: the root, not pipeline/, belongs on the path (evaluate.py would hide `evaluate`)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 from functools import partial
 from typing import get_args
 
 from pipeline.config.recipe import ExportFormat
 from pipeline.core.errors import exit_code
 from pipeline.core.log import log
-from pipeline.core.version import add_version
+from pipeline.core.version import plain_parser
 from pipeline.evaluation.stage import model_folder
 
 
 def main() -> None:
     """Parses the command line and exports."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = plain_parser(__doc__)
     p.add_argument(
         "--checkpoint", required=True, help="run directory (its newest checkpoint), checkpoint, export or model"
     )
@@ -37,7 +36,6 @@ def main() -> None:
     )
     p.add_argument("--public", action="store_true", help="of a new model on the hub (default: private)")
     p.add_argument("--licence", default="", help="of the model, as the hub names it (apache-2.0): goes into the card")
-    add_version(p)
     options = p.parse_args()
 
     from pipeline.models.formats import export_again
@@ -50,8 +48,7 @@ def main() -> None:
     log.info(f"{source} written as {options.format} to {options.output}; its README.md says how to use it")
 
 
-command = partial(exit_code, "export", main)
-"""The console command `tide-export`; returns the exit code."""
+command = partial(exit_code, "export", main)  # tide-export
 
 if __name__ == "__main__":
     sys.exit(command())

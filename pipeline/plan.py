@@ -105,8 +105,7 @@ def main() -> None:
         raise BadInput("; ".join(refused))
 
 
-command = partial(exit_code, "plan", main)
-"""The console command `tide-plan`; returns the exit code."""
+command = partial(exit_code, "plan", main)  # tide-plan
 
 if __name__ == "__main__":
     sys.exit(command())

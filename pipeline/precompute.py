@@ -41,8 +41,7 @@ def main() -> None:
         log.info(line)
 
 
-command = partial(exit_code, "precompute", main)
-"""The console command `tide-precompute`; returns the exit code."""
+command = partial(exit_code, "precompute", main)  # tide-precompute
 
 if __name__ == "__main__":
     sys.exit(command())

@@ -56,8 +56,7 @@ def bad_rows(rows: ChatRows, limit: int, on_bad_row: OnBadRow) -> Counter[str]:
     return Counter(conversation.reason for conversation in conversations if isinstance(conversation, BadRow))
 
 
-command = partial(exit_code, "prepare", main)
-"""The console command `tide-prepare`; returns the exit code."""
+command = partial(exit_code, "prepare", main)  # tide-prepare
 
 if __name__ == "__main__":
     sys.exit(command())

@@ -33,8 +33,7 @@ def main() -> None:
     write_report(recipe, flags.baseline, flags.teacher_label)
 
 
-command = partial(exit_code, "report", main)
-"""The console command `tide-report`; returns the exit code."""
+command = partial(exit_code, "report", main)  # tide-report
 
 if __name__ == "__main__":
     sys.exit(command())

@@ -40,8 +40,7 @@ def main() -> None:
         Console().print(status.table())
 
 
-command = partial(exit_code, "status", main)
-"""The console command `tide-status`; returns the exit code."""
+command = partial(exit_code, "status", main)  # tide-status
 
 if __name__ == "__main__":
     sys.exit(command())

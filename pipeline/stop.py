@@ -34,8 +34,7 @@ def main() -> None:
     )
 
 
-command = partial(exit_code, "stop", main)
-"""The console command `tide-stop`; returns the exit code."""
+command = partial(exit_code, "stop", main)  # tide-stop
 
 if __name__ == "__main__":
     sys.exit(command())

@@ -65,8 +65,7 @@ def parse_study(argv: list[str]) -> tuple[Study, Namespace]:
     return Study(**fields), flags
 
 
-command = partial(exit_code, "study", main)
-"""The console command `tide-study`; returns the exit code."""
+command = partial(exit_code, "study", main)  # tide-study
 
 if __name__ == "__main__":
     sys.exit(command())

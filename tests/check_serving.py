@@ -1,321 +1,192 @@
-"""Checks a folder against serving_contract.json: can sglang and lmdeploy serve it as SDARForCausalLM / SDARMoeForCausalLM?
+"""Can sglang and lmdeploy serve a folder as SDARForCausalLM or SDARMoeForCausalLM? What their loaders and samplers ask of it.
 
-Standard library only; reads config, tokenizer files and the headers of the safetensors files, never the weights.
-`python check_serving.py FOLDER` prints the findings and exits 1 when there is an error.
+`python tests/check_serving.py FOLDER` prints the findings and exits 1 when there is an error; it reads no weights.
 """
 
 from __future__ import annotations
 
 import json
-import struct
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
 
 MASK_ID = 151669  # fixed by architecture in both servers, whatever config.json says
-DEFAULT_BLOCK = 4
-ARCHITECTURES = {"SDARForCausalLM": "sdar", "SDARMoeForCausalLM": "sdar_moe"}
-SIZES = [
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-]
-MOE_SIZES = ["num_experts", "num_experts_per_tok", "moe_intermediate_size"]
-FLOATS = {"BF16", "F16", "F32"}
-OTHER_FILES = ("consolidated", "adapter")
+MOE = "SDARMoeForCausalLM"
+ARCHITECTURES = {"SDARForCausalLM": "sdar", MOE: "sdar_moe"}
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+)
+MOE_SIZES = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")  # transformers 5 writes num_local_experts
+WITHOUT_DEFAULT = ("attention_bias", "sliding_window", "pad_token_id", "bos_token_id", "eos_token_id")  # in lmdeploy
+SETTINGS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("rms_norm_eps", lambda value: isinstance(value, float), "must be a number"),
+    ("tie_word_embeddings", lambda value: value is False,
+     "with true, sglang's dense class looks up lm_head.weight, which a shared module does not have (KeyError at tp 1)"),
+    ("hidden_act", lambda value: value == "silu", "both servers compute silu whatever it says"),
+    ("sliding_window", lambda value: value is None, "must be null"),
+    ("use_sliding_window", lambda value: not value, "must be false"),
+    ("mask_token_id", lambda value: value in (None, MASK_ID), f"both servers fill blocks with {MASK_ID}"),
+    ("rope_theta", lambda value: isinstance(value, int | float),
+     "sglang reads it at the top level and takes 10000 without a word"),
+)  # fmt: skip
+MOE_SETTINGS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("mlp_only_layers", lambda value: value == [], "sglang makes every layer sparse"),
+    ("decoder_sparse_step", lambda value: value == 1, "sglang makes every layer sparse"),
+    ("norm_topk_prob", lambda value: value is not None, "is needed"),
+)
+"""Entries of config.json, what they must be, and why."""
 
 
 def check_export(folder: Path | str) -> dict[str, list[str]]:
     """Findings by kind: `errors` (a server refuses the folder or answers wrongly) and `warnings` (depends on the launch)."""
     folder = Path(folder)
-    found: dict[str, list[str]] = {"errors": [], "warnings": []}
-    config = _read_json(folder / "config.json", found)
-    if config is None:
-        return found
-    architecture = _check_architecture(config, folder, found)
-    _check_settings(config, architecture, found)
-    _check_rope(config, found)
-    _check_block(config, folder, found)
-    if not any(line.startswith("config.json: size") for line in found["errors"]):
-        _check_weights(config, architecture, folder, found)
-    _check_tokenizer(config, folder, found)
-    return found
+    config, tokenizer, settings, generation = (
+        json.loads(file.read_text(encoding="utf-8")) if (file := folder / f"{name}.json").is_file() else {}
+        for name in ("config", "tokenizer", "tokenizer_config", "generation_config")
+    )
+    if not config or not tokenizer:
+        return {"errors": ["config.json or tokenizer.json is missing"], "warnings": []}
+    added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+    ends = {end for entries in (config, generation) for end in as_list(entries.get("eos_token_id"))}
+    errors = [*config_errors(config, folder)]
+    errors += weight_errors(config, folder) if not errors else []
+    errors += tokenizer_errors(config, settings, added, tokenizer["model"]["vocab"], ends)
+    return {"errors": errors, "warnings": [*warnings(config, settings, added, ends, folder)]}
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def content(token: Any) -> Any:
+    """A token's text, which tokenizer_config.json may wrap."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def config_errors(config: dict, folder: Path) -> Iterator[str]:
+    architecture, kind = as_list(config.get("architectures"))[0], config.get("model_type")
+    code = config.get("auto_map", {})
+    if architecture not in ARCHITECTURES:
+        yield f"architectures is {architecture}; the servers know {', '.join(ARCHITECTURES)}"
+        return
+    if kind != ARCHITECTURES[architecture]:
+        yield (
+            f"model_type is {kind!r}, not {ARCHITECTURES[architecture]!r}: lmdeploy then decodes it as an autoregressive model, "
+            "and sglang (transformers 5) finds no rope_theta on a library config class and takes 10000"
+        )
+    if not (folder / f"{code.get('AutoConfig', '').split('.')[0]}.py").is_file():
+        yield "auto_map.AutoConfig names no file: sglang cannot read a model_type that transformers lacks"
+    if (model := code.get("AutoModelForCausalLM", architecture).split(".")[-1]) != architecture:
+        yield f"auto_map.AutoModelForCausalLM is {model}: lmdeploy picks the class by it, before architectures"
+    for name in SIZES + MOE_SIZES * (architecture == MOE):
+        if type(config.get(name)) is not int or config[name] <= 0:
+            yield f"{name} is {config.get(name)!r}"
+    yield from (
+        f"{name} is missing: lmdeploy reads it without a default" for name in WITHOUT_DEFAULT if name not in config
+    )
+    for name, right, why in SETTINGS + MOE_SETTINGS * (architecture == MOE):
+        if not right(config.get(name)):
+            yield f"{name} is {config.get(name)!r}: {why}"
+    if config.get("vocab_size", 0) <= MASK_ID:
+        yield f"vocab_size {config.get('vocab_size')} has no row {MASK_ID} for the mask token"
+    inner = config.get("rope_parameters") or {}
+    if inner.get("rope_theta", config.get("rope_theta")) != config.get("rope_theta"):
+        yield f"rope_theta {config.get('rope_theta')} and rope_parameters.rope_theta {inner['rope_theta']} differ"
 
 
 def expected_weights(config: dict) -> dict[str, tuple[int, ...]]:
     """Every tensor that a checkpoint holds, with its shape; lm_head is always one of them."""
     hidden, heads, groups = config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]
     width, vocab = config["head_dim"], config["vocab_size"]
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (vocab, hidden),
-        "model.norm.weight": (hidden,),
         "lm_head.weight": (vocab, hidden),
     }
-    for layer in range(config["num_hidden_layers"]):
-        at = f"model.layers.{layer}"
-        shapes |= {
-            f"{at}.input_layernorm.weight": (hidden,),
-            f"{at}.post_attention_layernorm.weight": (hidden,),
-            f"{at}.self_attn.q_proj.weight": (heads * width, hidden),
-            f"{at}.self_attn.k_proj.weight": (groups * width, hidden),
-            f"{at}.self_attn.v_proj.weight": (groups * width, hidden),
-            f"{at}.self_attn.o_proj.weight": (hidden, heads * width),
-            f"{at}.self_attn.q_norm.weight": (width,),
-            f"{at}.self_attn.k_norm.weight": (width,),
-        }
-        if config.get("attention_bias"):
-            shapes |= {
-                f"{at}.self_attn.{name}_proj.bias": shapes[f"{at}.self_attn.{name}_proj.weight"][:1] for name in "qkvo"
-            }
-        if (config.get("architectures") or [None])[0] != "SDARMoeForCausalLM":
-            shapes |= _gated(f"{at}.mlp", config["intermediate_size"], hidden)
-            continue
-        shapes[f"{at}.mlp.gate.weight"] = (config["num_experts"], hidden)
-        for expert in range(config["num_experts"]):
-            shapes |= _gated(f"{at}.mlp.experts.{expert}", config["moe_intermediate_size"], hidden)
+    shapes["model.norm.weight"] = (hidden,)
+    rows = {"q": heads * width, "k": groups * width, "v": groups * width, "o": hidden}
+    for layer in (f"model.layers.{n}" for n in range(config["num_hidden_layers"])):
+        shapes |= {f"{layer}.{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+        shapes |= {f"{layer}.self_attn.{name}_norm.weight": (width,) for name in "qk"}
+        shapes |= {f"{layer}.self_attn.{name}_proj.weight": (rows[name], hidden) for name in "qkv"}
+        shapes[f"{layer}.self_attn.o_proj.weight"] = (hidden, heads * width)
+        if config["attention_bias"]:
+            shapes |= {f"{layer}.self_attn.{name}_proj.bias": (size,) for name, size in rows.items()}
+        experts = {f"{layer}.mlp": config["intermediate_size"]}
+        if config["architectures"] == [MOE]:
+            shapes[f"{layer}.mlp.gate.weight"] = (config["num_experts"], hidden)
+            names = (f"{layer}.mlp.experts.{n}" for n in range(config["num_experts"]))
+            experts = dict.fromkeys(names, config["moe_intermediate_size"])
+        for name, size in experts.items():
+            shapes |= {f"{name}.{part}_proj.weight": (size, hidden) for part in ("gate", "up")}
+            shapes[f"{name}.down_proj.weight"] = (hidden, size)
     return shapes
 
 
-def _gated(prefix: str, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{prefix}.gate_proj.weight": (width, hidden),
-        f"{prefix}.up_proj.weight": (width, hidden),
-        f"{prefix}.down_proj.weight": (hidden, width),
-    }
-
-
-def _check_architecture(config: dict, folder: Path, found: dict) -> str | None:
-    names = config.get("architectures") or []
-    architecture = names[0] if names else None
-    if architecture not in ARCHITECTURES:
-        found["errors"].append(f"config.json: architectures is {names}; the servers know {', '.join(ARCHITECTURES)}")
-        return None
-    wanted, kind = ARCHITECTURES[architecture], config.get("model_type")
-    if kind != wanted:
-        found["errors"].append(
-            f"config.json: model_type is {kind!r}, not {wanted!r}: lmdeploy then decodes it as an autoregressive model, and sglang"
-            " (transformers 5) finds no rope_theta on a library config class and takes 10000"
-        )
-    code = config.get("auto_map", {})
-    target = code.get("AutoConfig")
-    if target is None:
-        found["errors"].append(
-            "config.json: no auto_map.AutoConfig: sglang cannot read a model_type that transformers lacks"
-        )
-    elif not (folder / f"{target.split('.')[0]}.py").is_file():
-        found["errors"].append(
-            f"auto_map.AutoConfig names {target}, but {target.split('.')[0]}.py is not in the folder"
-        )
-    model = code.get("AutoModelForCausalLM")
-    if model is not None and model.split(".")[-1] != architecture:
-        found["errors"].append(
-            f"auto_map.AutoModelForCausalLM is {model}: lmdeploy picks the class by it, before architectures"
-        )
-    return architecture
-
-
-def _check_settings(config: dict, architecture: str | None, found: dict) -> None:
-    sizes = SIZES + (MOE_SIZES if architecture == "SDARMoeForCausalLM" else [])
-    for name in sizes:
-        if type(config.get(name)) is not int or config[name] <= 0:
-            extra = " (transformers 5 writes num_local_experts instead)" if name == "num_experts" else ""
-            found["errors"].append(f"config.json: size {name} is {config.get(name)!r}{extra}")
-    for name in ("attention_bias", "sliding_window", "pad_token_id", "bos_token_id", "eos_token_id"):
-        if name not in config:
-            found["errors"].append(f"config.json: {name} is missing; lmdeploy reads the attribute without a default")
-    if not isinstance(config.get("rms_norm_eps"), float):
-        found["errors"].append(f"config.json: rms_norm_eps is {config.get('rms_norm_eps')!r}")
-    if config.get("tie_word_embeddings") is not False:
-        found["errors"].append(
-            f"config.json: tie_word_embeddings is {config.get('tie_word_embeddings')!r}: with true, sglang's dense class looks up"
-            " lm_head.weight, which a shared module does not have (KeyError at tp 1); write false and the head itself"
-        )
-    if config.get("hidden_act") != "silu":
-        found["errors"].append(
-            f"config.json: hidden_act is {config.get('hidden_act')!r}; both servers compute silu whatever it says"
-        )
-    if config.get("sliding_window") is not None or config.get("use_sliding_window"):
-        found["errors"].append(
-            "config.json: sliding windows are on; write sliding_window null and use_sliding_window false"
-        )
-    if config.get("torch_dtype", config.get("dtype")) is None:
-        found["warnings"].append("config.json: neither torch_dtype nor dtype; pass --dtype at launch")
-    if config.get("mask_token_id", MASK_ID) != MASK_ID:
-        found["errors"].append(
-            f"config.json: mask_token_id is {config['mask_token_id']}; both servers fill blocks with {MASK_ID}"
-        )
-    if type(config.get("vocab_size")) is int and config["vocab_size"] <= MASK_ID:
-        found["errors"].append(
-            f"config.json: vocab_size {config['vocab_size']} has no row {MASK_ID} for the mask token"
-        )
-    if architecture == "SDARMoeForCausalLM":
-        if config.get("mlp_only_layers") != [] or config.get("decoder_sparse_step") != 1:
-            found["errors"].append(
-                "config.json: mlp_only_layers must be [] and decoder_sparse_step 1: sglang makes every layer sparse"
-            )
-        if "norm_topk_prob" not in config:
-            found["errors"].append("config.json: norm_topk_prob is missing")
-
-
-def _check_rope(config: dict, found: dict) -> None:
-    theta, inner = config.get("rope_theta"), config.get("rope_parameters") or {}
-    if type(theta) not in (int, float):
-        found["errors"].append(
-            "config.json: no top-level rope_theta: sglang reads it there and takes 10000 without a word"
-        )
-    elif "rope_theta" in inner and inner["rope_theta"] != theta:
-        found["errors"].append(
-            f"config.json: rope_theta {theta} and rope_parameters.rope_theta {inner['rope_theta']} differ"
-        )
-    kind = (config.get("rope_scaling") or inner).get("rope_type", "default")
-    if kind != "default":
-        found["warnings"].append(f"config.json: rope_type {kind!r} was not compared between training and the servers")
-
-
-def _check_block(config: dict, folder: Path, found: dict) -> None:
-    block = config.get("block_size")
-    if block is None:
-        found["warnings"].append(f"config.json: no block_size; the servers take {DEFAULT_BLOCK} unless told otherwise")
-    elif block != DEFAULT_BLOCK:
-        found["warnings"].append(
-            f"config.json: block_size {block} is read by neither server: sglang needs a YAML with `block_size: {block}` in"
-            f" --dllm-algorithm-config, lmdeploy --dllm-block-length {block}"
-        )
-
-
-def _check_weights(config: dict, architecture: str | None, folder: Path, found: dict) -> None:
-    held: dict[str, tuple[tuple[int, ...], str, str]] = {}
-    files = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith(OTHER_FILES))
-    if not files:
-        found["errors"].append("no *.safetensors in the folder")
-        return
-    for file in files:
-        for name, (shape, dtype) in _header(file, found).items():
-            if name in held:
-                found["errors"].append(f"{name} is in {held[name][2]} and in {file.name}")
-            held[name] = (shape, dtype, file.name)
+def weight_errors(config: dict, folder: Path) -> Iterator[str]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    files: dict[str, str] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():
+                if name in files:
+                    yield f"{name} is in {files[name]} and in {file.name}"
+                part = weights.get_slice(name)
+                shapes[name], files[name] = tuple(part.get_shape()), file.name
+                if part.get_dtype() not in ("BF16", "F16", "F32"):
+                    yield f"{name} is {part.get_dtype()}, no plain float"
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        listed = (_read_json(index, found) or {}).get("weight_map", {})
-        wrong = [
-            name for name in listed.keys() | held.keys() if listed.get(name) != held.get(name, (None, None, None))[2]
-        ]
-        if wrong:
-            found["errors"].append(f"{index.name} and the files disagree on {len(wrong)} tensors, e.g. {min(wrong)}")
-    elif len(files) > 1:
-        found["errors"].append(f"{len(files)} weight files and no {index.name}")
-    if architecture is None:
-        return
+    if (index.is_file() or len(set(files.values())) > 1) and json.loads(index.read_text())["weight_map"] != files:
+        yield f"{index.name} and the files disagree"
     wanted = expected_weights(config)
-    _sum_up(sorted(wanted.keys() - held.keys()), "missing weights", found["errors"])
-    _sum_up(
-        sorted(held.keys() - wanted.keys()), "unknown weights (lmdeploy: KeyError; sglang: skipped)", found["errors"]
-    )
-    shapes = [
-        f"{n} {held[n][0]} instead of {wanted[n]}"
-        for n in sorted(wanted.keys() & held.keys())
-        if held[n][0] != wanted[n]
-    ]
-    _sum_up(shapes, "wrong shapes", found["errors"])
-    _sum_up(
-        sorted({f"{dtype}" for _, dtype, _ in held.values()} - FLOATS),
-        "dtypes that are not plain floats",
-        found["errors"],
-    )
+    for difference, names in (
+        ("missing weights", wanted.keys() - shapes.keys()),
+        ("unknown weights (lmdeploy: KeyError; sglang: skipped)", shapes.keys() - wanted.keys()),
+        ("wrong shapes", {name for name in wanted.keys() & shapes.keys() if wanted[name] != shapes[name]}),
+    ):
+        if names:
+            yield f"{len(names)} {difference}, {min(names)} among them"
 
 
-def _check_tokenizer(config: dict, folder: Path, found: dict) -> None:
-    data = _read_json(folder / "tokenizer.json", found)
-    settings = _read_json(folder / "tokenizer_config.json", found) or {}
-    if data is None:
-        return
-    added = {token["id"]: token["content"] for token in data.get("added_tokens", [])}
-    vocabulary = data.get("model", {}).get("vocab", {})
-    base = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-    named = settings.get("mask_token")
-    named = named.get("content") if isinstance(named, dict) else named
-    if MASK_ID not in added:
-        taken = (
-            next((text for text, number in vocabulary.items() if number == MASK_ID), None)
-            if isinstance(vocabulary, dict)
-            else None
-        )
-        found["errors"].append(
-            f"tokenizer.json: no added token has id {MASK_ID}" + (f"; it is the word {taken!r}" if taken else "")
-        )
-    elif named is not None and named != added[MASK_ID]:
-        found["errors"].append(f"tokenizer_config.json: mask_token {named!r}, but id {MASK_ID} is {added[MASK_ID]!r}")
-    elif named is None:
-        found["warnings"].append(f"tokenizer_config.json: mask_token is not named (id {MASK_ID} is {added[MASK_ID]!r})")
-    highest = max([*added, *base], default=0)
-    if type(config.get("vocab_size")) is int and highest >= config["vocab_size"]:
-        found["errors"].append(f"tokenizer.json: id {highest} is outside the {config['vocab_size']} embeddings")
-    ends = config.get("eos_token_id")
-    ends = set(ends) if isinstance(ends, list) else {ends}
-    generation = folder / "generation_config.json"
-    more = (_read_json(generation, found) or {}).get("eos_token_id") if generation.is_file() else None
-    ends |= set(more) if isinstance(more, list) else {more}
-    eos = settings.get("eos_token")
-    eos = eos.get("content") if isinstance(eos, dict) else eos
-    at = next((number for number, text in added.items() if text == eos), None)
-    if at is None or at not in ends:
-        found["errors"].append(
-            f"eos token {eos!r} (id {at}) is none of {sorted(e for e in ends if e is not None)} in the configs"
-        )
+def tokenizer_errors(config: dict, settings: dict, added: dict, words: dict, ends: set) -> Iterator[str]:
+    mask = next((text for text, number in added.items() if number == MASK_ID), None)
+    if mask is None:
+        yield f"tokenizer.json: no added token has id {MASK_ID}"
+    elif (named := content(settings.get("mask_token", mask))) != mask:
+        yield f"tokenizer_config.json: mask_token {named!r}, but id {MASK_ID} is {mask!r}"
+    if (highest := max(*added.values(), *words.values())) >= config.get("vocab_size", 0):
+        yield f"tokenizer.json: id {highest} is outside the {config.get('vocab_size')} embeddings"
+    if added.get(eos := content(settings.get("eos_token"))) not in ends - {None}:
+        yield f"eos token {eos!r} is none of {ends} in the configs"
     if MASK_ID in ends:
-        found["errors"].append("the mask token is an end-of-sequence token")
-    if not (folder / "chat_template.jinja").is_file() and not settings.get("chat_template"):
-        found["warnings"].append("no chat template: chat requests will fail, plain completions work")
-    turn = next((number for number, text in added.items() if text == "<|im_end|>"), None)
-    if turn is not None and turn not in ends:
-        found["warnings"].append(
-            f"<|im_end|> ({turn}) ends a turn but is in no eos_token_id; list it in generation_config.json"
+        yield "the mask token is an end-of-sequence token"
+
+
+def warnings(config: dict, settings: dict, added: dict, ends: set, folder: Path) -> Iterator[str]:
+    if config.get("torch_dtype", config.get("dtype")) is None:
+        yield "neither torch_dtype nor dtype; pass --dtype at launch"
+    kind = (config.get("rope_scaling") or config.get("rope_parameters") or {}).get("rope_type", "default")
+    if kind != "default":
+        yield f"rope_type {kind!r} was not compared between training and the servers"
+    if (block := config.get("block_size")) != 4:  # what they take unless told otherwise
+        yield (
+            f"block_size {block} is read by neither server: sglang needs a YAML with `block_size: {block}` in "
+            f"--dllm-algorithm-config, lmdeploy --dllm-block-length {block}"
         )
-
-
-def _header(file: Path, found: dict) -> dict[str, tuple[tuple[int, ...], str]]:
-    with file.open("rb") as stream:
-        try:
-            (size,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(size))
-        except (struct.error, ValueError, OverflowError, MemoryError):
-            found["errors"].append(f"{file.name}: no safetensors header")
-            return {}
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    if file.stat().st_size != 8 + size + end:
-        found["errors"].append(f"{file.name}: {file.stat().st_size} bytes, its header says {8 + size + end}")
-    return {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in tensors.items()}
-
-
-def _read_json(file: Path, found: dict) -> dict | None:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        found["errors"].append(f"{file.name} is missing")
-        return None
-    except ValueError as error:
-        found["errors"].append(f"{file.name}: not JSON ({error})")
-        return None
-    if not isinstance(data, dict):
-        found["errors"].append(f"{file.name}: not a JSON object")
-        return None
-    return data
-
-
-def _sum_up(items: list[str], what: str, lines: list[str]) -> None:
-    if items:
-        lines.append(f"{len(items)} {what}: {', '.join(items[:3])}{', ...' if len(items) > 3 else ''}")
+    if "mask_token" not in settings:
+        yield "tokenizer_config.json: mask_token is not named"
+    if not (folder / "chat_template.jinja").is_file() and not settings.get("chat_template"):
+        yield "no chat template: chat requests will fail, plain completions work"
+    if added.get("<|im_end|>") not in ends | {None}:
+        yield "<|im_end|> ends a turn but is in no eos_token_id; list it in generation_config.json"
 
 
 if __name__ == "__main__":
-    result = check_export(sys.argv[1])
-    for level, lines in result.items():
+    findings = check_export(sys.argv[1])
+    for level, lines in findings.items():
         for line in lines:
             print(f"{level[:-1]}: {line}")
-    print("servable" if not result["errors"] else f"not servable: {len(result['errors'])} errors")
-    sys.exit(bool(result["errors"]))
+    sys.exit(bool(findings["errors"]))

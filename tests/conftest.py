@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 from hypothesis import settings
 
-from pipeline.core.errors import exit_code
 from tests import launch
 
 settings.register_profile("here", deadline=None)  # a busy machine is no failure
@@ -73,16 +75,20 @@ def align_recipe(tmp_path, align_tokenizers) -> Path:
 
 
 @pytest.fixture
-def run_align(align_recipe, monkeypatch, capsys):
-    """Runs the align stage in this process; gives its exit code, output and errors."""
-    from pipeline import align as stage
+def run_command(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Runs a stage's console command in this process; gives its exit code, output and errors."""
 
-    monkeypatch.setenv("RANK", "0")
-
-    def run(*overrides: str) -> tuple[int, str, str]:
-        words = ["align", "--recipe", str(align_recipe), "--processes", "1", "--shard-rows", "16", *overrides]
-        monkeypatch.setattr(sys, "argv", words)
-        code = exit_code("align", stage.main)
-        return code, *capsys.readouterr()
+    def run(stage: ModuleType, *words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [stage.__name__, *map(str, words)])
+        return stage.command(), *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def run_align(align_recipe, monkeypatch, run_command):
+    """Runs the align stage in this process; gives its exit code, output and errors."""
+    from pipeline import align
+
+    monkeypatch.setenv("RANK", "0")
+    return partial(run_command, align, "--recipe", align_recipe, "--processes", 1, "--shard-rows", 16)

@@ -47,13 +47,13 @@ def write_run(folder: Path, model: str, floor: float, teacher: str | None) -> No
         entropy = floor + 2.5 * math.exp(-step / 90) + 0.05 * math.sin(step)
         term = {teacher: 0.4 + entropy / 3} if teacher else {}
         loss = entropy + sum(term.values())
+        term |= {"lr": 1e-3 * (1 - step / 500), "grad_norm": 0.5, "lambda": step / 400 if teacher else None}
         pace = {
-            "lr": 1e-3 * (1 - step / 500),
-            "grad_norm": 0.5,
             "memory_gb": 1.5,
-            "lambda": step / 400 if teacher else None,
+            "tokens": 40_000,
+            "seconds": 5.0,
+            "tokens_per_second": 8000 + 300 * math.sin(step / 7),
         }
-        pace |= {"tokens": 40_000, "seconds": 5.0, "tokens_per_second": 8000 + 300 * math.sin(step / 7)}
         lines.append({"kind": "train", "step": step, "loss": loss, "cross_entropy": entropy, **term, **pace})
         if step % 100 == 0:
             by_t = {str(t): entropy * (0.2 + t) for t in TS}
@@ -62,37 +62,24 @@ def write_run(folder: Path, model: str, floor: float, teacher: str | None) -> No
         kl = {step: {teacher: {str(t): t * nats for t in TS}} for step, nats in (("0", 2), ("400", 0.2))}
         write(folder / "distance.json", kl)
     write(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    write(
-        folder / "status" / "distill.json",
-        {"state": "done", "step": 400, "exit_code": 0, "message": "", "seconds": 200.5},
-    )
+    done = {"state": "done", "step": 400, "exit_code": 0, "message": ""}
+    write(folder / "status" / "distill.json", done | {"seconds": 200.5})
     write(folder / "status" / "report.json", {"state": "done", "seconds": 1.0})
-    facts = {
-        "torch": "2.13.0",
-        "device": "Toy CPU",
-        "commit": "0123456789abcdef-dirty",
-        "started": ["2026-11-26T08:00:00+00:00", "2026-11-27T08:00:00+00:00"],
-        "steps": 400,
-        "world_size": 2,
-        "zero_stage": 3,
+    environment = {
+        "torch": "2.13.0", "device": "Toy CPU", "commit": "0123456789abcdef-dirty", "world_size": 2, "zero_stage": 3,
+        "started": ["2026-11-26T08:00:00+00:00", "2026-11-27T08:00:00+00:00"], "steps": 400,
         "expert_parallel_size": {teacher: 2} if teacher else {},
-    }
-    write(folder / "environment.json", facts)
+    }  # fmt: skip
+    write(folder / "environment.json", environment)
     write_scores(folder, "step-00000400", model)
 
 
 def write_scores(folder: Path, label: str, model: str) -> None:
     value, low, high = SCORES[model]
     score = {
-        "task": "arithmetic",
-        "metric": "exact_match",
-        "value": value,
-        "n": 500,
-        "low": low,
-        "high": high,
-        "preset": "demo",
-        "alarms": ["30% of the responses"] if model == "distilled" else [],
-    }
+        "task": "arithmetic", "metric": "exact_match", "value": value, "n": 500, "low": low, "high": high,
+        "preset": "demo", "alarms": ["30% of the responses"] if model == "distilled" else [],
+    }  # fmt: skip
     write(folder / "evaluation" / label / "arithmetic.json", score)
     samples = [
         {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -20,7 +19,7 @@ from pipeline import chat as stage
 from pipeline.conversation.answering import Answerer, Forward, pieces
 from pipeline.conversation.terminal import BlockPrinter, talk
 from pipeline.conversation.web import PageServer
-from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.errors import BadInput
 from pipeline.decoding.cached_model import BidirectionalModel
 from pipeline.decoding.canvas import GenerateConfig
 from pipeline.decoding.rules import Rules
@@ -50,22 +49,20 @@ def test_an_answer_is_the_samplers_and_its_forwards_tell_all_of_it(answerer, cha
     seen: list[Forward] = []
     answer = answerer.answer(chat, seen.append)
     checkpoint = answerer.checkpoint
-    prompt = checkpoint.tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, enable_thinking=False, return_dict=False
-    )
+    options = {"add_generation_prompt": True, "enable_thinking": False, "return_dict": False}
+    prompt = checkpoint.tokenizer.apply_chat_template(chat, **options)
     (expected,) = decode(checkpoint.model, [prompt], answerer.config)
     body = expected.tokens[:-1]
     assert answer.text == checkpoint.tokenizer.decode(body, skip_special_tokens=True)
     assert (answer.filled, answer.forwards) == (expected.filled[: len(body)], expected.forwards)
     assert [forward.number for forward in seen] == list(range(1, expected.forwards + 1))
-    told = {place: (spelled, f.number) for f in seen for place, spelled in f.decided}
+    told = {i: (spelled, f.number) for f in seen for i, spelled in f.decided}
     assert len(told) == sum(len(f.decided) for f in seen), "no position is decided twice"
     spelled = [checkpoint.spelled[token] for token in expected.tokens]
     assert [told[i] for i in range(len(spelled))] == list(zip(spelled, expected.filled, strict=True))
-    assert all(max(place for place, _ in f.decided) < f.opened <= 30 for f in seen)
-    assert answer.cost.startswith(
-        f"{len(body)} tokens, {expected.forwards} forwards ({expected.forwards / len(body):.2f} per token)"
-    )
+    assert all(max(i for i, _ in f.decided) < f.opened <= 30 for f in seen)
+    per_token = expected.forwards / len(body)
+    assert answer.cost.startswith(f"{len(body)} tokens, {expected.forwards} forwards ({per_token:.2f} per token)")
 
 
 def test_an_answer_by_other_rules(answerer) -> None:
@@ -152,11 +149,8 @@ def test_a_chat_that_is_too_long_is_refused_in_one_line(answerer) -> None:
     assert "more than the 512 that the model reads" in out.getvalue() and out.getvalue().count(" tokens/s\n") == 1
 
 
-def test_once_prints_the_answer_alone(answerer, monkeypatch, capsys) -> None:
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["chat", "--model", str(STUDENT), *words])
-        return exit_code("chat", stage.main), *capsys.readouterr()
-
+def test_once_prints_the_answer_alone(answerer, run_command) -> None:
+    run = partial(run_command, stage, "--model", STUDENT)
     code, out, err = run("--once", QUESTION, "--max-new-tokens", "30", "--block-size", "8")
     assert (code, out) == (0, answerer.answer(FOLLOW_UP[1:2]).text + "\n") and "forwards" in err
     assert run("--once", " ") == (2, "", "chat: --once is empty: give it a text to answer\n")
@@ -185,7 +179,7 @@ def post(server: PageServer, body: bytes, **headers: str) -> tuple[int, bytes]:
     return answer.status, answer.read()
 
 
-def test_the_pages_answer_is_a_line_a_forward_and_the_end(server, answerer) -> None:
+def test_the_pages_answer_is_a_line_per_forward_and_the_end(server, answerer) -> None:
     status, body = post(server, json.dumps({"messages": FOLLOW_UP}).encode())
     *forwards, end = map(json.loads, body.splitlines())
     expected = answerer.answer(FOLLOW_UP)
@@ -233,11 +227,9 @@ def test_the_page_in_a_browser(width, server, answerer, tmp_path) -> None:
         first = page.run(f"{ASK}({json.dumps(QUESTION)})")
         page.run("document.getElementById('order').click()")
         second = page.run(f"{ASK}({json.dumps(FOLLOW_UP[3]['content'])})")
-        expected = [answerer.answer(FOLLOW_UP[1:2]).text]
-        expected.append(
-            answerer.answer([FOLLOW_UP[1], {"role": "assistant", "content": expected[0]}, FOLLOW_UP[3]]).text
-        )
-        assert [first["text"], second["text"]] == expected
+        assert first["text"] == answerer.answer(FOLLOW_UP[1:2]).text
+        said = {"role": "assistant", "content": first["text"]}
+        assert second["text"] == answerer.answer([FOLLOW_UP[1], said, FOLLOW_UP[3]]).text
         assert first["masks"] > 0 and first["left"] == second["left"] == 0
         assert page.run("document.documentElement.scrollWidth <= innerWidth")
         colours = page.run(

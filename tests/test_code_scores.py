@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import BadInput
+from pipeline.core.files import read_json, read_json_lines, write_json, write_json_lines
 from pipeline.evaluation.code import score as scoring
 
 TARGET = {"setup": "", "names": ["f"], "tests": "assert f(1) == 2"}
@@ -18,42 +19,37 @@ ANSWERS = ["def f(x): return 2", "def f(x): return 3", "def f(x", "def f(x): ret
 def samples(tmp_path) -> Path:
     """What evaluate leaves of a code task with four problems."""
     folder = tmp_path / "evaluation" / "step-00000001"
-    folder.mkdir(parents=True)
     rows = [
         {"id": i, "prompt": "p", "response": "r", "answer": a, "target": TARGET, "correct": None}
         for i, a in enumerate(ANSWERS)
     ]
-    (folder / "mbpp.samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "mbpp.json").write_text(
-        json.dumps({"task": "mbpp", "metric": None, "value": None, "preset": "smoke", "alarms": []})
-    )
-    (folder / "gsm8k.samples.jsonl").write_text(json.dumps({"id": 0, "target": "6", "answer": "6"}) + "\n")
+    write_json_lines(folder / "mbpp.samples.jsonl", rows)
+    write_json(folder / "mbpp.json", {"task": "mbpp", "metric": None, "value": None, "preset": "smoke", "alarms": []})
+    write_json_lines(folder / "gsm8k.samples.jsonl", [{"id": 0, "target": "6", "answer": "6"}])
     return folder
 
 
 def test_scoring_completes_samples_and_score(samples, tmp_path, capsys) -> None:
     scoring.main(["--run_dir", str(tmp_path), "--workers", "3"])
-    score = json.loads((samples / "mbpp.json").read_text())
+    score = read_json(samples / "mbpp.json")
     assert (score["metric"], score["value"], score["n"], score["preset"]) == ("pass@1", 0.5, 4, "smoke")
     assert 0 < score["low"] < 0.5 < score["high"] < 1
     assert score["reasons"] == {"passed": 2, "wrong answer": 1, "syntax error": 1}
-    rows = [json.loads(line) for line in (samples / "mbpp.samples.jsonl").read_text().splitlines()]
+    rows = read_json_lines(samples / "mbpp.samples.jsonl")
     assert [row["correct"] for row in rows] == [True, False, False, True]
     assert [row["reason"] for row in rows] == ["passed", "wrong answer", "syntax error", "passed"]
     verdicts = (samples / "mbpp.verdicts.jsonl").read_text()
     assert [json.loads(line)["id"] for line in verdicts.splitlines()] == [0, 1, 2, 3]
-    assert (
-        "pass@1 0.500" in capsys.readouterr().out
-        and json.loads((tmp_path / "status" / "score.json").read_text())["exit_code"] == 0
-    )
-    assert "correct" not in json.loads((samples / "gsm8k.samples.jsonl").read_text())
+    assert "pass@1 0.500" in capsys.readouterr().out
+    assert read_json(tmp_path / "status" / "score.json")["exit_code"] == 0
+    assert "correct" not in read_json(samples / "gsm8k.samples.jsonl")
 
     # again, after a kill in the middle of a line: what was judged stays, the rest is judged
     lines = [json.loads(line) for line in verdicts.splitlines()]
     lines[1]["detail"] = "judged before"
     (samples / "mbpp.verdicts.jsonl").write_text("\n".join(json.dumps(line) for line in lines[:3]) + '\n{"key": "')
     scoring.main(["--run_dir", str(tmp_path), "--workers", "1", "--label", "step-00000001"])
-    rows = [json.loads(line) for line in (samples / "mbpp.samples.jsonl").read_text().splitlines()]
+    rows = read_json_lines(samples / "mbpp.samples.jsonl")
     assert [row["correct"] for row in rows] == [True, False, False, True] and rows[1]["detail"] == "judged before"
 
     # other limits: judged anew
@@ -66,7 +62,7 @@ def test_zero_is_an_alarm_and_nothing_to_score_is_one_line(samples, tmp_path) ->
     path = samples / "mbpp.samples.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:3]))
     scoring.main(["--run_dir", str(tmp_path)])
-    score = json.loads((samples / "mbpp.json").read_text())
+    score = read_json(samples / "mbpp.json")
     assert score["value"] == 0 and any("pass@1 is 0" in alarm for alarm in score["alarms"])
     assert score["raw_outputs"] == [{"prompt": "p", "response": "r"}] * 2
     for bad, words in (

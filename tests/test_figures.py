@@ -28,9 +28,8 @@ def test_points_of_a_line_say_their_values_and_ink_is_the_pages():
     assert "currentColor" in drawn and not re.search(r'[" ]\d+\.\d{3,}', drawn)
     circle = re.search(r'class="spot" cx="([\d.]+)" cy="([\d.]+)"', drawn)
     assert circle, "inside the axes"
-    assert float(circle[1]) > 0.9 * 72 * SIZE[0] and float(circle[2]) < 0.15 * 72 * SIZE[1], (
-        "the last point: right and on top"
-    )
+    right, on_top = float(circle[1]) > 0.9 * 72 * SIZE[0], float(circle[2]) < 0.15 * 72 * SIZE[1]
+    assert right and on_top, "the last point"
     assert len(spots(range(10_000), range(10_000), "")) == SPOTS
 
 

@@ -28,7 +28,8 @@ from pipeline.capacity.zero import ZeroSettings
 from pipeline.capacity.zero3 import gathered_elements
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Source
-from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.errors import BadInput
+from pipeline.core.files import write_json_lines
 from pipeline.models.configs import read_config
 from pipeline.models.loading import build
 from pipeline.training.engine import read_engine_config
@@ -43,17 +44,22 @@ REAL = [
 ]
 
 
-def planned(capsys, monkeypatch, *words: object, code: int = 0) -> tuple[str, str]:
+@pytest.fixture
+def planned(run_command, monkeypatch):
     """What `plan` prints, and its error line."""
-    monkeypatch.setattr("sys.argv", ["plan", *map(str, words)])
     monkeypatch.chdir(launch.ROOT)
-    assert exit_code("plan", plan.main) == code
-    done = capsys.readouterr()
-    return done.out, done.err
+
+    def run(*words: object, code: int = 0) -> tuple[str, str]:
+        exit_code, *printed = run_command(plan, *words)
+        assert exit_code == code
+        return printed
+
+    return run
 
 
-def answers(capsys, monkeypatch, *words: object, code: int = 0) -> list[dict]:
-    return json.loads(planned(capsys, monkeypatch, *words, "--json", code=code)[0])
+@pytest.fixture
+def answers(planned):
+    return lambda *words, code=0: json.loads(planned(*words, "--json", code=code)[0])
 
 
 # The shipped recipes
@@ -67,9 +73,9 @@ def documented(recipe: str, strategy: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("recipe", "strategy"), REAL)
-def test_real_models_on_80_gb(recipe, strategy, capsys, monkeypatch):
+def test_real_models_on_80_gb(recipe, strategy, answers):
     words = ["--recipe", recipe, "--objective.strategy", strategy, "--rows", 5_000_000, "--mean-tokens", 400]
-    found = answers(capsys, monkeypatch, *words, "--nodes", 1, 2, 8, "--gpus-per-node", 8, "--gpu-memory", 80)
+    found = answers(*words, "--nodes", 1, 2, 8, "--gpus-per-node", 8, "--gpu-memory", 80)
     assert [a["nodes"] for a in found] == [1, 2, 8] and all(a["fits"] for a in found)
     assert found[0]["accumulation"] == 1  # as published: the whole batch of a GPU at once
     totals, hours = ([a[name] for a in found] for name in ("total_gb", "hours_per_epoch"))
@@ -102,55 +108,55 @@ def test_real_models_on_80_gb(recipe, strategy, capsys, monkeypatch):
 
 
 @SLOW
-def test_both_teachers_at_once(capsys, monkeypatch):
-    (found,) = answers(capsys, monkeypatch, "--recipe", "two_teachers")
+def test_both_teachers_at_once(answers):
+    (found,) = answers("--recipe", "two_teachers")
     assert found["expert_parallel_size"] == {"llada2": 8, "wedlm": 1} and found["fits"]
     assert {"teacher llada2: forward", "teacher wedlm: forward"} < found["phases_gb"].keys()
 
 
 @SLOW
-def test_a_100b_teacher_fits_where_its_experts_are_shared_out(capsys, monkeypatch):
+def test_a_100b_teacher_fits_where_its_experts_are_shared_out(answers):
     words = ["--recipe", "llada2_mini", "--teachers.path", "inclusionAI/LLaDA2.0-flash"]
-    (found,) = answers(capsys, monkeypatch, *words)
+    (found,) = answers(*words)
     sizes = found["memory_gb"]
     parameters = (sizes["teacher llada2: dense part"] + 8 * sizes["teacher llada2: experts / 8"]) / 2
     assert parameters == pytest.approx(103, rel=0.02)  # billions
     assert found["fits"] and found["host_waits"] == 31
-    answers(capsys, monkeypatch, *words, "--teachers.expert_parallel_size", 1, code=2)
+    answers(*words, "--teachers.expert_parallel_size", 1, code=2)
 
 
-def test_a_run_that_does_not_fit_is_refused_with_the_numbers(capsys, monkeypatch):
+def test_a_run_that_does_not_fit_is_refused_with_the_numbers(answers, planned):
     words = ["--data.aligned", "nowhere", "--gpus-per-node", 2, "--gpu-memory"]  # the demo's tiny models
-    (fitting,) = answers(capsys, monkeypatch, *words, 10)
+    (fitting,) = answers(*words, 10)
     need = fitting["total_gb"] / 0.9
-    out, error = planned(capsys, monkeypatch, *words, need - 0.02, code=2)
+    out, error = planned(*words, need - 0.02, code=2)
     assert "total" in out and "[dim]" not in out  # the table that explains it
     assert error.startswith(f"plan: 1 x 2 GPUs: {fitting['total_gb']:.1f} GB per GPU, and ")
     assert "may be used: set optim.micro_tokens " in error and "student.activation_checkpointing true" in error
-    _, error = planned(capsys, monkeypatch, *words, 0.5, code=2)
+    _, error = planned(*words, 0.5, code=2)
     assert "one row at a time needs 2." in error and "with every saving: take more or larger GPUs" in error
     assert error.count("\n") == 1
 
 
-# Where the facts come from
+# Where the numbers come from
 
 
-def test_configs_can_be_given(tmp_path, capsys, monkeypatch):
+def test_configs_can_be_given(tmp_path, answers, planned, monkeypatch):
     file = tmp_path / "flash.json"
     config = json.loads((launch.ROOT / "tests/data/models/llada2_mini_config.json").read_text())
     file.write_text(json.dumps(config | {"num_hidden_layers": 4}))
     words = ["--teachers.path", "nowhere/else", "--teachers.dtype", "bfloat16", "--data.aligned", "nowhere"]
-    (found,) = answers(capsys, monkeypatch, *words, "--config", f"llada2={file}")
+    (found,) = answers(*words, "--config", f"llada2={file}")
     assert found["memory_gb"]["teacher llada2: experts / 8"] == pytest.approx(3 * 256 * 3 * 2048 * 512 * 2 / 8e9)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "give it with --config llada2=FILE" in planned(capsys, monkeypatch, *words, code=2)[1]
-    wrong = planned(capsys, monkeypatch, *words, "--config", f"teacher={file}", code=2)[1]
+    assert "give it with --config llada2=FILE" in planned(*words, code=2)[1]
+    wrong = planned(*words, "--config", f"teacher={file}", code=2)[1]
     assert "give NAME=FILE with a name of student, llada2" in wrong
 
 
-def test_zero_1_keeps_weights_whole_and_sends_less(capsys, monkeypatch):
+def test_zero_1_keeps_weights_whole_and_sends_less(answers):
     words = ["--data.aligned", "nowhere", "--gpus-per-node", 2, "--deepspeed"]
-    (one,), (three,) = (answers(capsys, monkeypatch, *words, f"ds_configs/zero{n}_bf16.json") for n in (1, 3))
+    (one,), (three,) = (answers(*words, f"ds_configs/zero{n}_bf16.json") for n in (1, 3))
     weights = 2 * one["parameters"] / 1e9  # bf16
     assert one["memory_gb"]["student: parameters"] == pytest.approx(weights)
     assert three["memory_gb"]["student: parameters"] == pytest.approx(weights / 2, rel=0.01)
@@ -160,12 +166,12 @@ def test_zero_1_keeps_weights_whole_and_sends_less(capsys, monkeypatch):
     assert sent["all-gather: student's parameters"] == pytest.approx(weights / 2)
 
 
-def test_zero_stages_that_plan_does_not_count(tmp_path, capsys, monkeypatch):
-    _, error = planned(capsys, monkeypatch, "--deepspeed", "ds_configs/zero0.json", code=2)
+def test_zero_stages_that_plan_does_not_count(tmp_path, planned):
+    _, error = planned("--deepspeed", "ds_configs/zero0.json", code=2)
     assert "plan counts ZeRO stages 1 and 3, and ds_configs/zero0.json has stage 0" in error
     offloaded = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}}
     (tmp_path / "engine.json").write_text(json.dumps(offloaded))
-    _, error = planned(capsys, monkeypatch, "--deepspeed", tmp_path / "engine.json", code=2)
+    _, error = planned("--deepspeed", tmp_path / "engine.json", code=2)
     assert "plan counts offload under ZeRO-3" in error
 
 
@@ -177,19 +183,13 @@ def test_a_gpu_skips_the_tiles_that_the_mask_hides():
     assert flex.trace(8, False).activations < dense.trace(8, False).activations
 
 
-def test_an_aligned_dataset_gives_lengths_and_rows(tmp_path, capsys, monkeypatch):
-    rows = [
-        {"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2 " * n}]}
-        for n in (9, 20)
-    ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 4))
+def test_an_aligned_dataset_gives_lengths_and_rows(tmp_path, answers, run_command):
+    chats = ([{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2 " * n}] for n in (9, 20) * 4)
+    write_json_lines(tmp_path / "rows.jsonl", [{"messages": chat} for chat in chats])
     words = ["--data.sources", f"[{{path: {tmp_path}/rows.jsonl, name: r}}]", "--data.validation", "null"]
     words += ["--data.aligned", f"{tmp_path}/aligned", "--run_dir", f"{tmp_path}/run", "--optim.micro_tokens", "4096"]
-    monkeypatch.setattr("sys.argv", ["align", *words, "--processes", "1"])
-    monkeypatch.chdir(launch.ROOT)
-    assert exit_code("align", align.main) == 0
-    capsys.readouterr()
-    (found,) = answers(capsys, monkeypatch, *words, "--gpus-per-node", 2)
+    assert run_command(align, *words, "--processes", 1)[0] == 0
+    (found,) = answers(*words, "--gpus-per-node", 2)
     assert found["rows"] == 8 and found["row_tokens"] < 4 * 128 and "aligned, 8 rows" in found["data"]
     assert found["hours_per_epoch"] is not None
 
@@ -330,16 +330,9 @@ def test_a_synthetic_row_has_chunks_on_both_sides():
 @pytest.mark.launch
 def test_activation_checkpointing_changes_no_number(tmp_path):
     """Two ranks under ZeRO-3: losses, gradients and updated weights are those of a run without it."""
-    common = [
-        "--data.aligned",
-        f"{tmp_path}/aligned",
-        "--data.validation",
-        "null",
-        "--deepspeed",
-        "ds_configs/zero3.json",
-    ]
-    common += ["--optim.global_batch", "6"]
-    launch.stage("pipeline/align.py", *common[:4])
+    data = ["--data.aligned", f"{tmp_path}/aligned", "--data.validation", "null"]
+    launch.stage("pipeline/align.py", *data)
+    common = [*data, "--deepspeed", "ds_configs/zero3.json", "--optim.global_batch", "6"]
     cases = {"plain": common, "checkpointed": [*common, "--student.activation_checkpointing", "true"]}
     launch.ranks(2, "tests/distributed/gradients.py", tmp_path, json.dumps(cases))
     plain, checkpointed = (load_file(tmp_path / f"{name}.safetensors") for name in cases)
@@ -358,7 +351,7 @@ def test_predicted_memory_is_measured_memory(case):
     assert predicted == pytest.approx(measured, rel=0.2)
 
 
-def test_a_mixture_of_qwen3_and_a_teacher_whose_answers_are_stored(capsys, monkeypatch, tmp_path):
+def test_a_mixture_of_qwen3_and_a_teacher_whose_answers_are_stored(tmp_path, answers):
     """Live it takes its experts' share of memory and a forward; stored it takes room on disk."""
     file = "tests/data/families/sdar_moe_tiny.json"
     config = json.loads((launch.ROOT / file).read_text())["config"] | {"model_type": "qwen3_moe", "vocab_size": 336}
@@ -366,10 +359,8 @@ def test_a_mixture_of_qwen3_and_a_teacher_whose_answers_are_stored(capsys, monke
     path.write_text(json.dumps(config))
     words = ["--data.aligned", "nowhere", "--config", f"llada2={path}", "--rows", 1000, "--teachers.length", 256]
     words += ["--teachers.input", "causal", "--objective.strategy", "tide_cross"]
-    (live,), (stored,) = (answers(capsys, monkeypatch, *words, "--teachers.answers", a) for a in ("live", "stored"))
+    (live,), (stored,) = (answers(*words, "--teachers.answers", a) for a in ("live", "stored"))
     assert live["expert_parallel_size"] == {"llada2": 8} and "teacher llada2: experts / 8" in live["memory_gb"]
-    assert stored["expert_parallel_size"] == {} and not any(
-        p.startswith("teacher llada2") for p in stored["memory_gb"]
-    ), stored["memory_gb"]
+    assert stored["expert_parallel_size"] == {} and not any("llada2" in part for part in stored["memory_gb"])
     assert live["stored_answers_gb"] == stored["stored_answers_gb"]
     assert stored["stored_answers_gb"]["llada2"] == pytest.approx(1000 * 128 * (8 + 8 + 8 * 64) / 1e9)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from pipeline import align, prepare
 from pipeline.alignment.manifest import RowCounts, load_manifest
 from pipeline.config.cli import parse, parser
-from pipeline.core.errors import exit_code
 from pipeline.core.files import read_json
 from tests.alignment_stage import ROWS, opencoder_rows, write_hub
 
@@ -25,19 +23,11 @@ HUB = {
 
 
 @pytest.fixture
-def run_stage(tmp_path, monkeypatch, capsys):
+def run_stage(tmp_path, monkeypatch, run_command):
     """Runs a stage of a recipe whose hub is a folder; gives its exit code, output and errors."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("COLUMNS", "120")
-
-    def run(stage, recipe: str, *words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(
-            sys, "argv", [stage.__name__, "--recipe", recipe, "--run_dir", str(tmp_path / "run"), *words]
-        )
-        code = exit_code(stage.__name__.rpartition(".")[2], stage.main)
-        return code, *capsys.readouterr()
-
-    return run
+    return lambda stage, recipe, *words: run_command(stage, "--recipe", recipe, "--run_dir", tmp_path / "run", *words)
 
 
 @pytest.mark.parametrize("name", ["llada2_mini", "wedlm_8b", "two_teachers"])

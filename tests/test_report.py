@@ -44,11 +44,8 @@ def run_dirs(tmp_path: Path) -> tuple[Path, Path]:
     write_aligned(tmp_path / "aligned", "There are 61 apples in all.")
     known = [-0.05, -0.1, -0.2, -0.4, -0.8]
     views = {"one_view": known, "two_views": [x / 2 for x in known], "uniform": -6.0}
-    accuracy = {
-        "accuracy_one_view": [math.exp(x) for x in known],
-        "accuracy_two_views": [math.exp(x / 2) for x in known],
-    }
-    write(run / "teacher_probe.json", {"t": TS, "teachers": {"llada2": views | accuracy}})
+    views |= {f"accuracy_{name}": [math.exp(x) for x in views[name]] for name in ("one_view", "two_views")}
+    write(run / "teacher_probe.json", {"t": TS, "teachers": {"llada2": views}})
     return run, baseline
 
 
@@ -56,14 +53,9 @@ report = partial(launch.stage, "pipeline/report.py", code=None)
 
 
 def minimal_recipe(folder: Path, run_dir: Path) -> Path:
-    path = folder / "minimal.yaml"
-    write(
-        path,
-        yaml.safe_dump(
-            {"name": "x", "run_dir": str(run_dir), "student": {"path": "demo/student"}, "optim": {"steps": 1}}
-        ),
-    )
-    return path
+    recipe = {"name": "x", "run_dir": str(run_dir), "student": {"path": "demo/student"}, "optim": {"steps": 1}}
+    write(folder / "minimal.yaml", yaml.safe_dump(recipe))
+    return folder / "minimal.yaml"
 
 
 class Page(HTMLParser):
@@ -100,16 +92,12 @@ def test_the_whole_report(run_dirs, tmp_path):
     assert html.count("<svg") == html.count('role="img" aria-label="') == 22
     assert "␣$um$" in html, "the order in which positions were filled"
     text = " ".join(page.text)
-    assert (
-        "0.940 to 0.975" in text
-        and "llada2: chunks of one token on both sides" in text
-        and "no assistant content" in text
-        and "What is 11 plus 5?" in text
-        and "-15.0 points, 95% interval" in text
-        and "distilled - undistilled" in text
-        and "distilled - teacher" in text
-    )
-    assert "Alarm, distilled: 30% of the responses." in text
+    for words in (
+        "0.940 to 0.975", "llada2: chunks of one token on both sides", "no assistant content", "What is 11 plus 5?",
+        "-15.0 points, 95% interval", "distilled - undistilled", "distilled - teacher",
+        "Alarm, distilled: 30% of the responses.",
+    ):  # fmt: skip
+        assert words in text
     assert "No " not in text, "a complete run has nothing missing"
     assert json.loads((run / "status" / "report.json").read_text())["state"] == "done"
 
@@ -134,11 +122,9 @@ def test_an_empty_run_directory(tmp_path):
     done = report("--recipe", minimal_recipe(tmp_path, run))
     assert done.returncode == 0, done.stderr
     page = Page((run / "report.html").read_text())
-    unused = ("Validation loss by t", "What the teacher knows", "KL to the teachers", "TIDAL lambda", "Sample chunks")
     assert page.headings == [
-        "Scores",
-        *(s for s in SECTIONS[2:] if s not in (*unused, "Gradient of CALM and Reverse CALM")),
-    ]
+        "Scores", "Training", "Alignment", "Throughput", "Sample generations", "Recipe", "Environment",
+    ]  # fmt: skip
     assert " ".join(page.text).count("has not run") >= 4
     assert "No scores yet: evaluate has not run; nothing has been trained yet." in " ".join(page.text)
     assert json.loads((run / "summary.json").read_text()) == {"scores": {}, "strategy": "bd3lm", "seconds": {}}
@@ -152,12 +138,8 @@ def test_parts_stand_alone(run_dirs):
     (run.parent / "aligned" / "manifest.json").unlink()
     state = read_run(run)
     html = render(state, read_models(state, [], "teacher"))
-    assert (
-        "No teacher_probe.json" in html
-        and "No distance.json" in html
-        and "No manifest.json" in html
-        and "No sample alignment" in html
-    )
+    for missing in ("teacher_probe.json", "distance.json", "manifest.json", "sample alignment"):
+        assert f"No {missing}" in html
     assert "no other run to compare with" in html and html.count("<svg") == 18
 
 
@@ -170,13 +152,11 @@ def test_the_first_sentence_says_what_came_out(run_dirs):
         "+0.0 to +0.0, which may be chance (p = 1); trained 400 steps in 0:03:20 over 2 starts, the last on 27 November 2026, "
         "2 ranks on Toy CPU, commit 0123456789-dirty."
     )
-    assert headline(run, models, []).startswith(
-        "Distilled (TIDE-Shared) scores 0.960 on arithmetic (500 problems); trained"
-    )
+    alone = "Distilled (TIDE-Shared) scores 0.960 on arithmetic (500 problems); trained"
+    assert headline(run, models, []).startswith(alone)
     started = replace(run, steps=800, started=["2026-11-27T08:00:00+00:00"], device="", commit="")
-    assert headline(started, models, []).endswith(
-        "trained 400 of 800 steps in 0:03:20 over 1 start, the last on 27 November 2026."
-    )
+    half = "trained 400 of 800 steps in 0:03:20 over 1 start, the last on 27 November 2026."
+    assert headline(started, models, []).endswith(half)
 
 
 def test_no_section_about_what_the_run_does_not_use(run_dirs):
@@ -197,9 +177,8 @@ def test_no_section_about_what_the_run_does_not_use(run_dirs):
 def test_a_run_that_was_only_swept_shows_tokens_per_forward(run_dirs):
     run = run_dirs[1]
     scored = run / "evaluation" / "step-00000400"
-    (scored / "sweep").mkdir()
     moved = scored / "sweep" / "threshold-0.9"
-    moved.mkdir()
+    moved.mkdir(parents=True)
     for file in scored.glob("arithmetic*"):
         file.rename(moved / file.name)
     state = read_run(run)
@@ -256,9 +235,8 @@ def test_several_teachers_and_tasks(run_dirs):
     models = read_models(run, [str(baseline)], "teacher")
     assert scored_tasks(models) == ["arithmetic", "aardvark"], "the recipe's tasks come first"
     result = summary(run, models)
-    assert (
-        result["expert_parallel_size"] == {"llada2": 2, "other": 4} and result["scores"]["distilled"]["value"] == 0.96
-    )
+    assert result["expert_parallel_size"] == {"llada2": 2, "other": 4}
+    assert result["scores"]["distilled"]["value"] == 0.96
     assert "teacher" not in summary(run, read_models(run, [str(baseline)], "nobody"))["scores"]
 
 

@@ -41,6 +41,12 @@ def golden_config(case: dict) -> GenerateConfig:
     return GenerateConfig(max_new_tokens=new, block_size=size, steps=steps)
 
 
+def model_that_ends_with(end: int | list[int]) -> Qwen3ForCausalLM:
+    model, _ = golden_model("sampler")
+    model.config.eos_token_id = end
+    return model
+
+
 def until(tokens: list[int], end: int) -> list[int]:
     return tokens[: tokens.index(end) + 1] if end in tokens else tokens
 
@@ -48,33 +54,31 @@ def until(tokens: list[int], end: int) -> list[int]:
 GOLDEN = [(name, i) for name, n in (("sampler", 10), ("sampler_mask_left", 2)) for i in range(n)]
 
 
+def count_forwards(model) -> list[int]:
+    """A list that has an entry more after every forward."""
+    calls: list[int] = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls
+
+
 @pytest.mark.parametrize(("name", "index"), GOLDEN)
 def test_equals_the_published_sampler(name: str, index: int) -> None:
+    """In as many forwards as it has steps: none of its own fills the cache, where the published one needs one more per block."""
     model, cases = golden_model(name)
     case, config = cases[index], golden_config(cases[index])
     model.config.eos_token_id = case["eos_token_id"]
     area = math.ceil(max(map(len, case["prompts"])) / config.block_size) * config.block_size
+    calls = count_forwards(model)
     responses = generate(model, case["prompts"], config)
+    if name == "sampler":
+        forwards, steps = len(calls), case["n_diffusion_steps"]
+        assert forwards <= steps if case["eos_mode"] else forwards == steps
     assert repeated(model, case["prompts"], config) == responses
     assert all(MASK not in response and PAD not in response for response in responses)
     if not case["mask_left_in_output"]:
         assert responses == [until(row[area:], case["eos_token_id"]) for row in case["sequences"]]
     else:  # the published sampler commits masks; everything else must still be decoded
         assert [len(response) for response in responses] == [config.max_new_tokens] * len(responses)
-
-
-@pytest.mark.parametrize("index", range(10))
-def test_takes_as_many_forwards_as_steps(index: int) -> None:
-    """No forward of its own fills the cache: the published sampler needs one more a block."""
-    model, cases = golden_model("sampler")
-    case = cases[index]
-    model.config.eos_token_id = case["eos_token_id"]
-    calls = []
-    model.register_forward_pre_hook(lambda *_: calls.append(1))
-    generate(model, case["prompts"], golden_config(case))
-    assert len(calls) <= case["n_diffusion_steps"]
-    if case["eos_mode"] is None:
-        assert len(calls) == case["n_diffusion_steps"]
 
 
 SCHEDULE = [c for c in json.loads((DATA / "transfer_schedule.json").read_text()) if c["scheduler"] == "linear"]
@@ -161,8 +165,7 @@ CONFIGS = [
 @pytest.mark.parametrize("end", [NEVER, 62])
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_batched_and_cached_equals_plain(config: GenerateConfig, end: int) -> None:
-    model, _ = golden_model("sampler")
-    model.config.eos_token_id = end
+    model = model_that_ends_with(end)
     expected = [plain_decoder(model, prompt, config) for prompt in PROMPTS]
     assert generate(model, PROMPTS, config) == expected
     assert [generate(model, [prompt], config)[0] for prompt in PROMPTS] == expected
@@ -191,9 +194,8 @@ def test_llada2_decodes_with_a_cache_too() -> None:
     assert len({token for row in expected for token in row}) > 3, "the weights must give the case some variety"
 
 
-def test_unreachable_threshold_is_one_token_a_forward() -> None:
-    model, _ = golden_model("sampler")
-    model.config.eos_token_id = NEVER
+def test_unreachable_threshold_is_one_token_per_forward() -> None:
+    model = model_that_ends_with(NEVER)
     for blocks in ("reference", "training"):
         settings = {"max_new_tokens": 12, "block_size": 4, "steps": 12, "blocks": blocks}
         sequential = generate(model, PROMPTS, GenerateConfig(**settings))
@@ -202,16 +204,14 @@ def test_unreachable_threshold_is_one_token_a_forward() -> None:
 
 def test_forwards_leave_waiting_out() -> None:
     """One token per forward: every row takes as many forwards as tokens, though rows wait for others in the batch."""
-    model, _ = golden_model("sampler")
-    model.config.eos_token_id = NEVER
+    model = model_that_ends_with(NEVER)
     config = GenerateConfig(max_new_tokens=14, block_size=4, steps=14, blocks="training")
     assert [response.forwards for response in decode(model, PROMPTS, config)] == [14] * len(PROMPTS)
 
 
 def test_filling_order() -> None:
     """Every forward fills as many positions as the schedule says, blocks from left to right, the same in any batch."""
-    model, _ = golden_model("sampler")
-    model.config.eos_token_id = NEVER
+    model = model_that_ends_with(NEVER)
     config = GenerateConfig(max_new_tokens=8, block_size=4, steps=4)
     responses = decode(model, PROMPTS, config)
     for response in responses:
@@ -223,8 +223,7 @@ def test_filling_order() -> None:
 
 def test_repeated_steps_count_like_others() -> None:
     """The same forwards and filling order, though rows leave between blocks only."""
-    model, _ = golden_model("sampler")
-    model.config.eos_token_id = 62
+    model = model_that_ends_with(62)
     for config in CONFIGS:
         assert decode(model, PROMPTS, config, as_it_is) == decode(model, PROMPTS, config)
 
@@ -259,36 +258,31 @@ def one_product(rows: torch.Tensor, weight: torch.Tensor, counts: torch.Tensor) 
 
 
 def test_the_cache_is_written_in_place(monkeypatch) -> None:
-    """One buffer a layer holds all columns; only a row that leaves makes a new one."""
-    model, _ = golden_model("sampler")
-    places = []
+    """One buffer per layer holds all columns; only a row that leaves makes a new one."""
+    model, buffers = model_that_ends_with(62), set()
     update = BufferLayer.update
 
-    def watched(layer, keys, values):
+    def watched(layer, keys, values, *_):
         read = update(layer, keys, values)
-        places.append((id(layer), read[0].data_ptr(), read[0].shape[0]))
+        buffers.add((id(layer), read[0].data_ptr(), read[0].shape[0]))
         return read
 
-    monkeypatch.setattr(BufferLayer, "update", lambda layer, keys, values, *_: watched(layer, keys, values))
-    model.config.eos_token_id = 62
+    monkeypatch.setattr(BufferLayer, "update", watched)
     generate(model, PROMPTS, GenerateConfig(max_new_tokens=14, block_size=4, steps=14))
-    sizes = {rows for _, _, rows in places}
+    sizes = {rows for _, _, rows in buffers}
     assert len(sizes) > 1, "the case must let rows leave"
-    assert len(set(places)) == len(sizes) * model.config.num_hidden_layers
+    assert len(buffers) == len(sizes) * model.config.num_hidden_layers
 
 
-def test_low_threshold_is_one_forward_a_block() -> None:
-    model, _ = golden_model("sampler")
-    model.config.eos_token_id = NEVER
-    calls = []
-    model.register_forward_pre_hook(lambda *_: calls.append(1))
+def test_low_threshold_is_one_forward_per_block() -> None:
+    model = model_that_ends_with(NEVER)
+    calls = count_forwards(model)
     generate(model, PROMPTS, GenerateConfig(max_new_tokens=12, block_size=4, steps=12, threshold=1e-9))
     assert len(calls) == 3
 
 
 def test_sampling_depends_on_seed_and_prompt_only() -> None:
-    model, _ = golden_model("sampler")
-    model.config.eos_token_id = 62
+    model = model_that_ends_with(62)
     for blocks in ("reference", "training"):
         config = GenerateConfig(max_new_tokens=12, block_size=4, steps=12, temperature=1.0, blocks=blocks)
         together = generate(model, PROMPTS, config)
@@ -301,8 +295,7 @@ def test_sampling_depends_on_seed_and_prompt_only() -> None:
 
 def test_sampling_follows_the_temperature() -> None:
     """One token after a fixed prompt: frequencies over seeds against softmax(logits / 0.7)."""
-    model, _ = golden_model("sampler")
-    model.config.eos_token_id = NEVER
+    model = model_that_ends_with(NEVER)
     draws = 2000
     logits = model(
         input_ids=torch.tensor([[5, MASK]]),
@@ -349,8 +342,7 @@ def test_a_model_without_mask_token() -> None:
 
 
 def test_no_prompts_and_an_empty_prompt() -> None:
-    model, _ = golden_model("sampler")
-    model.config.eos_token_id = NEVER
+    model = model_that_ends_with(NEVER)
     config = GenerateConfig(max_new_tokens=6, block_size=4, steps=6)
     assert generate(model, [], config) == []
     empty, other = generate(model, [[], [5, 9]], config)  # its masks are alike, so their order is a tie: lengths only

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from pipeline import export as stage
-from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.errors import BadInput
 from pipeline.decoding.canvas import GenerateConfig
 from pipeline.decoding.sampler import generate
 from pipeline.models.card import ScoreRow, add_scores
@@ -100,12 +99,10 @@ def assert_served(live, folder: Path) -> Qwen3ForCausalLM:
 def test_a_student_as_servers_take_it(added, changes, tmp_path):
     live, tokenizer, folder = serve(tmp_path, added, torch.float32, **changes)
     served = assert_served(live, folder)
+    assert any("model_type" in line or "architectures" in line for line in check_export(tmp_path / "export")["errors"])
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    assert (config.model_type, config.rope_theta, config.block_size) == (
-        "sdar",
-        CONFIG["rope_parameters"]["rope_theta"],
-        32,
-    )
+    theta = CONFIG["rope_parameters"]["rope_theta"]
+    assert (config.model_type, config.rope_theta, config.block_size) == ("sdar", theta, 32)
     text = "<|im_start|>user\n2 + 3?<|im_end|>\n<|added 18|>"
     moved = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     assert moved.mask_token_id == MASK_ID and moved(text).input_ids == tokenizer(text).input_ids
@@ -156,23 +153,21 @@ def test_a_student_that_a_format_cannot_hold(name, changes, message, tmp_path):
         check_format(name, read_named_config(str(tmp_path), tokenizer), tokenizer, "x")
 
 
-def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys):
+def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path, run_command):
     live = load_student(str(STUDENT), dtype=torch.float32)
     checkpoint = tmp_path / "step-00000007"
     export(live, live.state_dict(), load_tokenizer(str(STUDENT)), checkpoint / "export", provenance=PROVENANCE)
     again = tmp_path / "again"
 
-    def run(name: str, output: Path) -> tuple[int, str]:
-        words = ["export", "--checkpoint", str(checkpoint), "--format", name, "--output", str(output)]
-        monkeypatch.setattr(sys, "argv", words)
-        return exit_code("export", stage.main), capsys.readouterr().err
+    def run(name: str, output: Path) -> tuple[int, str, str]:
+        return run_command(stage, "--checkpoint", checkpoint, "--format", name, "--output", output)
 
-    code, error = run("sdar", tmp_path / "sdar")
+    code, _, error = run("sdar", tmp_path / "sdar")
     assert code == 2 and "another tokenizer" in error and error.count("\n") == 1 and not (tmp_path / "sdar").exists()
     assert run("transformers", again)[0] == 0
     assert (again / "config.json").read_text() == (checkpoint / "export/config.json").read_text()
     assert (again / "custom_generate/generate.py").is_file()
-    code, error = run("transformers", again)
+    code, _, error = run("transformers", again)
     assert code == 2 and "exists already" in error
 
 
@@ -224,14 +219,14 @@ def test_llada2_as_its_server_takes_it(tmp_path):
         "hidden_act": "silu", "architectures": ["LLaDA2MoeModelLM"], "mask_token_id": 156_895, "block_size": 32,
     }  # fmt: skip
     assert wanted.items() <= written.items()
-    names = (
+    names = [
         "n_group",
         "topk_group",
         "routed_scaling_factor",
         "num_shared_experts",
         "first_k_dense_replace",
         "head_dim",
-    )
+    ]
     assert all(written[name] is not None for name in (*names, "partial_rotary_factor", "rope_theta"))
     config = AutoConfig.from_pretrained(tmp_path / "served", trust_remote_code=True)
     assert type(config).__name__ == "LLaDA2MoeConfig" and config.n_group == live.config.n_group

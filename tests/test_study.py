@@ -35,19 +35,8 @@ def study(**fields) -> Study:
 
 
 def result(variant, seed, score):
-    return RunResult(
-        variant=variant,
-        seed=seed,
-        score=score,
-        kl={"moe": [score, 0.0]},
-        seconds=1,
-        tokens=2,
-        tasks={},
-        digest="",
-        steps=1,
-        loss=0.0,
-        wall_seconds=1,
-    )
+    measured = {"score": score, "kl": {"moe": [score, 0.0]}, "tasks": {}, "loss": 0.0}
+    return RunResult(variant=variant, seed=seed, **measured, seconds=1, wall_seconds=1, tokens=2, steps=1)
 
 
 def test_seeds():
@@ -122,16 +111,13 @@ def test_complete_seeds_of_earlier_results_stand(tmp_path, monkeypatch):
 
 def test_a_run_is_the_recipe_with_settings_then_the_variant_s_own_fields_and_the_seed():
     planned = study(settings={"optim.steps": 7, "objective.strategy": "tidal"}, start={"optim.steps": 9}, seeds="0..1")
-    own = planned.run("calm", 5, "weights/of/the/start")
-    assert (own.optim.steps, own.objective.strategy, own.data.seed) == (7, "calm", 5)
-    assert (own.student.path, own.student.weights, own.run_dir) == (
-        "weights/of/the/start",
-        "pretrained",
-        "runs/study/s/calm/5",
-    )
+    recipe = planned.run("calm", 5, "weights/of/the/start")
+    assert (recipe.optim.steps, recipe.objective.strategy, recipe.data.seed) == (7, "calm", 5)
+    assert (recipe.student.path, recipe.student.weights) == ("weights/of/the/start", "pretrained")
+    assert recipe.run_dir == "runs/study/s/calm/5"
     assert planned.run("undistilled", 0).teachers == [] and planned.run("start", 0).optim.steps == 9
     assert len(planned.base.teachers) == 2
-    assert own.data.aligned == planned.base.data.aligned == "runs/aligned/s", "all runs read the same rows"
+    assert recipe.data.aligned == planned.base.data.aligned == "runs/aligned/s", "all runs read the same rows"
     assert planned.planned() == ["start", "undistilled", "calm"]
     assert str(study(start="other").start_dir(3)) == "runs/study/other/start/3"
     assert study(start="other").planned() == ["undistilled", "calm"]
@@ -212,9 +198,8 @@ def test_a_killed_study_does_what_is_missing(checkout):
     assert len(after) == 6 and kept.items() <= after.items(), "a finished run was done again"
     table = (folder / "table.md").read_text()
     assert "undistilled" in table and "A-calm" in table and "start" not in table
-    assert (
-        not list(folder.glob("A-calm/*/checkpoints")) and len(list(folder.glob("start/*/checkpoints/*/COMPLETE"))) == 2
-    )
+    assert not list(folder.glob("A-calm/*/checkpoints"))
+    assert len(list(folder.glob("start/*/checkpoints/*/COMPLETE"))) == 2
     raw = json.loads((folder / "results.json").read_text())
     assert len(raw["runs"]) == 6 and set(raw["teachers"]) == {"moe"} and set(raw["probe"]) == {"moe"}
     for run in raw["runs"]:
@@ -251,9 +236,8 @@ def test_a_field_that_a_later_version_adds_changes_no_digest(monkeypatch):
 
 
 def test_vary_adds_to_a_file_s_variants():
-    planned, _ = parse_study(
-        ["--study", "demo/study/noisy.yaml", "--only", "[]", "--vary", "objective.temperature=1,4"]
-    )
+    words = "--study demo/study/noisy.yaml --only [] --vary objective.temperature=1,4"
+    planned, _ = parse_study(words.split())
     assert {"undistilled", "A-calm", "1", "4"} <= planned.variants.keys()
 
 

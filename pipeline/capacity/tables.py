@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.capacity.report import GB, CapacityReport, Option
@@ -19,10 +19,9 @@ def details(report: CapacityReport) -> Group:
 
 def summary(reports: Sequence[CapacityReport]) -> Table:
     """A row for each number of GPUs, as Markdown."""
-    table = Table(box=box.MARKDOWN)
     columns = ["nodes x GPUs", "EP", "GB per GPU", "of them teachers", "largest micro_tokens", "with checkpointing"]
-    for column in [*columns, "GB sent per GPU and step", "hours per epoch"]:
-        table.add_column(column, justify="right")
+    columns += ["GB sent per GPU and step", "hours per epoch"]
+    table = Table(*(Column(name, justify="right") for name in columns), box=box.MARKDOWN)
     for report in reports:
         plain, checkpointed = (option.micro_tokens for option in report.options if not option.optimizer_offload)
         teachers = sum(size for part, size in report.memory.always.items() if part.startswith("teacher "))
@@ -133,8 +132,5 @@ def _hours(report: CapacityReport) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
+    headers = (Column(name, justify="right") for name in columns)
+    return Table("", *headers, title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)

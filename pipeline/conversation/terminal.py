@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
 from rich.text import Text
@@ -25,9 +25,8 @@ class BlockPrinter:
         self.console, self.order = console, order
         self.decided: dict[int, tuple[bytes, int]] = {}
         self.printed, self.opened = 0, 0
-        self.decoder = getincrementaldecoder("utf-8")(
-            "replace"
-        )  # a character may begin in one block and end in the next
+        # a character may begin in one block and end in the next
+        self.decoder = getincrementaldecoder("utf-8")("replace")
 
     def see(self, forward: Forward) -> None:
         """A forward; the first one of a block has the block before it printed."""
@@ -98,11 +97,11 @@ def start(system: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": system}] if system else []
 
 
-def typed_lines(read: Callable[[str], str] = input) -> Iterator[str]:
+def typed_lines() -> Iterator[str]:
     """Lines of the user, until the end of the input."""
     import readline  # noqa: F401  lets `input` edit and recall lines
 
     with suppress(EOFError, KeyboardInterrupt):
         while True:
-            yield read("> ")
+            yield input("> ")
     print()

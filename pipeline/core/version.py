@@ -27,6 +27,13 @@ def add_version(p: argparse.ArgumentParser) -> None:
     p.add_argument("--version", action="version", version=f"{PACKAGE} {package_version()}", help="say it, and end")
 
 
+def plain_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Of a command that reads no recipe."""
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_version(p)
+    return p
+
+
 def code_version() -> str | None:
     """Commit of this program, with `-dirty` where tracked files differ from it; None outside a git checkout, or without git."""
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]

@@ -16,6 +16,9 @@ class BufferLayer(DynamicLayer):
     transformers' own layer joins old and new columns into a new tensor at every forward; here old columns stay put.
     """
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, columns: int) -> None:
         super().__init__()
         self.columns, self.length = columns, 0
@@ -31,7 +34,6 @@ class BufferLayer(DynamicLayer):
         """Adds columns; all columns so far, as views of the buffers."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
         start, self.length = self.length, self.length + key_states.shape[2]
         self.keys[:, :, start : self.length] = key_states
         self.values[:, :, start : self.length] = value_states
@@ -46,7 +48,6 @@ class BufferLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps these rows: the only time that columns are moved."""
-        assert self.keys is not None and self.values is not None
         self.keys, self.values = self.keys[indices], self.values[indices]
 
 
@@ -65,7 +66,6 @@ class StaticLayer(BufferLayer):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
         self.keys.zero_()
         self.values.zero_()
 
@@ -73,7 +73,6 @@ class StaticLayer(BufferLayer):
         """Writes the target's columns; all columns there are."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
         self.keys.index_copy_(2, self.target.columns, key_states)
         self.values.index_copy_(2, self.target.columns, value_states)
         return self.keys, self.values

@@ -93,7 +93,7 @@ def sampler_of(model: nn.Module) -> Sampler:
 
 
 def even_counts(masked: int, config: GenerateConfig) -> list[int]:
-    """LLaDA's and SDAR's: equal shares of a block, larger ones first; a block that opens with text has as many a step."""
+    """LLaDA's and SDAR's: equal shares of a block, larger ones first; a block that opens with text has as many per step."""
     steps = steps_of_block(config)
     share, larger = divmod(config.block_size, steps)
     counts: list[int] = []
@@ -102,10 +102,9 @@ def even_counts(masked: int, config: GenerateConfig) -> list[int]:
     return [count for count in counts if count]
 
 
-def counts_by_time(masked: int, config: GenerateConfig, least: float = 1e-3) -> list[int]:
-    """Dream's: going from time t to s, the share 1 - s / t of what is masked, rounded down; all at the last step, whose t is
-    above `least`."""
-    times = torch.linspace(1, least, config.steps + 1)
+def counts_by_time(masked: int, config: GenerateConfig) -> list[int]:
+    """Dream's: going from time t to s, the share 1 - s / t of what is masked, rounded down; all at the last step."""
+    times = torch.linspace(1, 1e-3, config.steps + 1)
     counts: list[int] = []
     for step, (t, s) in enumerate(pairwise(times.tolist()), start=1):
         left = masked - sum(counts)

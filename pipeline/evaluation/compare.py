@@ -6,7 +6,6 @@ folder under its evaluation/, or several of those joined by commas: the same mod
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -20,7 +19,7 @@ from rich.table import Table
 from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json
 from pipeline.core.terminal import Console
-from pipeline.core.version import add_version
+from pipeline.core.version import plain_parser
 from pipeline.evaluation.results import SAMPLES, Sample, Score, read_samples, read_score
 from pipeline.evaluation.statistics import bootstrap, holm, mcnemar, sign_flip
 
@@ -171,10 +170,10 @@ def _unscored(name: str, folder: Path) -> BadInput:
 
 def main(argv: Sequence[str]) -> None:
     """Prints the table; `--output` writes it as JSON, too."""
-    p = argparse.ArgumentParser(prog="evaluate.py compare", description=__doc__.splitlines()[0])
+    p = plain_parser(__doc__)
+    p.prog = "evaluate.py compare"
     p.add_argument("models", nargs="+", help="run directory, folder of results, or several (seeds) joined by commas")
     p.add_argument("--output", type=Path, help="write the comparisons to this file, as JSON")
-    add_version(p)
     flags = p.parse_args(argv)
     if len(flags.models) < 2:
         raise BadInput("compare: name at least two models")

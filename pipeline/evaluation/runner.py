@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from pipeline.evaluation.presets import decoding, preset_hash, shots
 from pipeline.evaluation.results import SAMPLES, Provenance, Score
 from pipeline.evaluation.scoring import update_card
 from pipeline.evaluation.sweep import FOLDER as SWEEP_FOLDER
-from pipeline.evaluation.sweep import Sweep, read_sweep
+from pipeline.evaluation.sweep import read_sweep
 from pipeline.evaluation.tables import print_samples, print_scores, print_sweep
 
 
@@ -58,7 +58,7 @@ def evaluate(recipe: Recipe, folder: str, label: str, shard: Shard = EVERYTHING,
         log.info(f"written to {into}")
 
 
-def evaluate_sweep(recipe: Recipe, folder: str, label: str, sweep: Sweep, shard: Shard = EVERYTHING) -> None:
+def evaluate_sweep(recipe: Recipe, folder: str, label: str, thresholds: Sequence[float], shard: Shard) -> None:
     """As `evaluate`, the tasks that generate text, once a threshold; scores go below LABEL/sweep.
 
     Raises BadInput where no task generates.
@@ -68,9 +68,9 @@ def evaluate_sweep(recipe: Recipe, folder: str, label: str, sweep: Sweep, shard:
     if not tasks:
         raise BadInput(f"--sweep: none of {', '.join(every)} generates text: name one in evaluation.tasks")
     into = evaluation_folder(Path(recipe.run_dir), label)
-    for subfolder, threshold in sweep.settings():
+    for threshold in thresholds:
         configs = {name: replace(decoding(recipe.evaluation, checkpoint, name), threshold=threshold) for name in tasks}
-        _score(recipe, checkpoint, tasks, configs, label, into / subfolder, shard)
+        _score(recipe, checkpoint, tasks, configs, label, into / SWEEP_FOLDER / f"threshold-{threshold:g}", shard)
     for name in tasks:
         if points := read_sweep(into, name):
             print_sweep(Console(), points, f"{name}: {label}")

@@ -15,7 +15,7 @@ from pipeline.core.run_directory import evaluation_folder
 from pipeline.core.stage_status import record_status
 from pipeline.distributed.signals import stop_early_on
 from pipeline.evaluation.answer_cache import Shard
-from pipeline.evaluation.sweep import Sweep
+from pipeline.evaluation.sweep import parse_thresholds
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def run(recipe: Recipe, request: Request, watched: bool = False) -> None:
     Raises BadInput for what is not there, StoppedEarly after SIGTERM.
     """
     shard = Shard.parse(request.shard, dict(os.environ))
-    sweep = Sweep.parse(request.sweep) if request.sweep else None
+    thresholds = parse_thresholds(request.sweep) if request.sweep else []
     stage = "watch" if watched else f"evaluate{shard.suffix}"
     with record_status(Path(recipe.run_dir), stage) as status:
         message = "stopped by SIGTERM; answers so far are kept, the same command goes on"
@@ -68,8 +68,8 @@ def run(recipe: Recipe, request: Request, watched: bool = False) -> None:
         status["message"] = label
         from pipeline.evaluation import runner  # imports torch: what is not there is told before that
 
-        if sweep:
-            return runner.evaluate_sweep(recipe, folder, label, sweep, shard)
+        if thresholds:
+            return runner.evaluate_sweep(recipe, folder, label, thresholds, shard)
         runner.evaluate(recipe, folder, label, shard, request.show)
 
 

@@ -26,18 +26,16 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap(scores: Sequence[float], resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+def bootstrap(scores: Sequence[float]) -> tuple[float, float]:
     """Percentile bootstrap of the mean (Efron 1979), problems drawn with replacement; the same every time."""
-    return ratio_interval(scores, np.ones(len(scores)), resamples, seed)
+    return ratio_interval(scores, np.ones(len(scores)))
 
 
-def ratio_interval(
-    parts: Sequence[float] | np.ndarray, wholes: Sequence[float] | np.ndarray, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
+def ratio_interval(parts: Sequence[float] | np.ndarray, wholes: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """As `bootstrap`, of the sum of `parts` over the sum of `wholes`, both a number per problem."""
     # counts of each pair of numbers, not indices: a resample is one multinomial draw, and the sums are one product
     pairs, many = np.unique(np.stack([parts, wholes], axis=1).astype(np.float64), axis=0, return_counts=True)
-    counts = np.random.default_rng(seed).multinomial(len(parts), many / len(parts), size=resamples)
+    counts = np.random.default_rng(0).multinomial(len(parts), many / len(parts), size=10_000)
     ratios = counts @ pairs[:, 0] / (counts @ pairs[:, 1])
     low, high = np.quantile(ratios, [0.025, 0.975])
     return float(low), float(high)
@@ -48,7 +46,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def sign_flip(differences: Sequence[float], resamples: int = 9_999, seed: int = 0) -> float:
+def sign_flip(differences: Sequence[float]) -> float:
     """Two-sided p that paired differences are symmetric about 0: their signs flipped at random (all ways, if few).
 
     For graded scores; on differences of -1, 0 and 1 it is McNemar's test.
@@ -56,10 +54,8 @@ def sign_flip(differences: Sequence[float], resamples: int = 9_999, seed: int = 
     moved = np.asarray([d for d in differences if d])
     if len(moved) < 2:
         return 1.0
-    test = permutation_test(
-        (moved,), np.sum, permutation_type="samples", n_resamples=resamples, rng=np.random.default_rng(seed)
-    )
-    return float(test.pvalue)
+    rng = np.random.default_rng(0)
+    return float(permutation_test((moved,), np.sum, permutation_type="samples", n_resamples=9_999, rng=rng).pvalue)
 
 
 def holm(ps: Sequence[float]) -> list[float]:

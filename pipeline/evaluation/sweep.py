@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,27 +13,16 @@ FOLDER = "sweep"
 """In a model's folder of scores; below it, a folder per threshold."""
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """Thresholds, ascending."""
-
-    thresholds: tuple[float, ...]
-
-    @classmethod
-    def parse(cls, text: str) -> Sweep:
-        """Of `threshold=0.7,0.9`. Raises BadInput for anything else."""
-        name, _, values = text.partition("=")
-        try:
-            thresholds = sorted({float(value) for value in values.split(",")})
-        except ValueError:
-            thresholds = []
-        if name != "threshold" or not thresholds or thresholds[0] <= 0:
-            raise BadInput(f"--sweep {text}: write it as threshold=0.7,0.8,0.9,0.95 (probabilities above 0)")
-        return cls(tuple(thresholds))
-
-    def settings(self) -> Iterator[tuple[str, float]]:
-        """Folder and threshold of each point."""
-        return ((f"{FOLDER}/threshold-{threshold:g}", threshold) for threshold in self.thresholds)
+def parse_thresholds(text: str) -> list[float]:
+    """Of `threshold=0.7,0.9`, ascending. Raises BadInput for anything else."""
+    name, _, values = text.partition("=")
+    try:
+        thresholds = sorted({float(value) for value in values.split(",")})
+    except ValueError:
+        thresholds = []
+    if name != "threshold" or not thresholds or thresholds[0] <= 0:
+        raise BadInput(f"--sweep {text}: write it as threshold=0.7,0.8,0.9,0.95 (probabilities above 0)")
+    return thresholds
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.core.terminal import Console
@@ -48,16 +48,16 @@ def print_samples(console: Console, samples: Sequence[Sample]) -> None:
                 console.print(f"{c.log_likelihood:9.3f} ± {c.stderr:.3f} {c.text!r}")
 
 
-def narrow_table(title: str) -> Table:
+def narrow_table(title: str, *columns: Column | str) -> Table:
     """As narrow as it can be: a terminal has 80 columns."""
-    return Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    return Table(*columns, title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
 
 
 def print_scores(console: Console, scores: Sequence[Score], title: str) -> None:
     """The scores, and every alarm with five raw outputs."""
-    table = narrow_table(title)
-    for column in ("task", "metric", "value", "95% interval", "n", "cut\noff", "tokens\n/s", "forwards\n/token"):
-        table.add_column(column, justify="left" if column in ("task", "metric") else "right", overflow="fold")
+    numbers = ("value", "95% interval", "n", "cut\noff", "tokens\n/s", "forwards\n/token")
+    columns = (Column(name, justify="right", overflow="fold") for name in numbers)
+    table = narrow_table(title, Column("task", overflow="fold"), Column("metric", overflow="fold"), *columns)
     for s in scores:
         value = "not scored yet" if s.value is None else f"{s.value:.3f}"
         g = s.generation
@@ -93,9 +93,8 @@ def sweep_rows(points: Sequence[SweepPoint]) -> list[list[str]]:
 
 def print_sweep(console: Console, points: Sequence[SweepPoint], title: str) -> None:
     """Cost and score of one model on one task, a line per setting."""
-    table = narrow_table(title)
-    for heading in SWEEP_HEADINGS:
-        table.add_column(heading.replace(" per ", "\nper "), overflow="fold")
+    columns = (Column(heading.replace(" per ", "\nper "), overflow="fold") for heading in SWEEP_HEADINGS)
+    table = narrow_table(title, *columns)
     for row in sweep_rows(points):
         table.add_row(*row)
     console.print(table)

@@ -12,13 +12,14 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
+from pipeline.config.recipe import Tidal
 from pipeline.evaluation.results import Sample
 from pipeline.evaluation.sweep import SweepPoint
 from pipeline.method.calm import calm
 from pipeline.method.tidal import tidal_lambda
 from pipeline.reporting.chunk_view import VISIBLE
 from pipeline.reporting.picture import SIZE, Spot, picture, spots
-from pipeline.reporting.run_record import Objective, Run
+from pipeline.reporting.run_record import Run
 from pipeline.reporting.summary import GREEN, ORANGE, VIOLET, Model
 from pipeline.training.teacher_probe import TeacherProbe
 
@@ -43,14 +44,7 @@ def scores(models: Sequence[Model], task: str) -> Markup:
     def draw(axes: Axes) -> Iterator[Spot]:
         for row, (model, score, value) in enumerate(measured):
             if score.low is not None and score.high is not None:
-                axes.plot(
-                    [score.low, score.high],
-                    [row, row],
-                    color=model.colour,
-                    linewidth=6,
-                    alpha=0.35,
-                    solid_capstyle="butt",
-                )
+                axes.hlines(row, score.low, score.high, model.colour, linewidth=6, alpha=0.35)
             axes.plot([value], [row], "o", color=model.colour, markersize=8)
             axes.annotate(f"{value:.3f}", (value, row), (0, 7), textcoords="offset points", ha="center")
             yield Spot(value, row, f"{model.label}: {value:.3f}, 95% interval {score.bounds or 'unknown'}")
@@ -155,9 +149,9 @@ def probe(name: str, known: TeacherProbe) -> list[Markup]:
     ]
 
 
-def tidal(objective: Objective) -> Markup:
+def tidal(o: Tidal) -> Markup:
     """lambda over training progress p and diffusion time t."""
-    o, t, progress = objective, torch.linspace(0, 1, 41), np.linspace(0, 1, 41)
+    t, progress = torch.linspace(0, 1, 41), np.linspace(0, 1, 41)
     values = np.stack(
         [tidal_lambda(p, t, init=o.init, maximum=o.maximum, axes=o.axes, schedule=o.schedule).numpy() for p in progress]
     )
@@ -168,9 +162,8 @@ def tidal(objective: Objective) -> Markup:
         axes.set(xlabel="training progress p", ylabel="diffusion time t")
         for i in range(2, 41, 4):
             for j in range(2, 41, 4):
-                yield Spot(
-                    progress[i], float(t[j]), f"p = {progress[i]:.2f}, t = {t[j]:.2f}: lambda {values[i, j]:.3f}"
-                )
+                says = f"p = {progress[i]:.2f}, t = {t[j]:.2f}: lambda {values[i, j]:.3f}"
+                yield Spot(progress[i], float(t[j]), says)
 
     return picture(
         f"lambda over progress and t: {values[0, 0]:.2f} at the start, {values[-1, 0]:.2f} at the end, t = 0", draw

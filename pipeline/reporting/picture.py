@@ -82,9 +82,8 @@ def picture(alt: str, draw: Callable[[Axes], Iterable[Spot]], size: tuple[float,
     markup = markup[markup.index("<svg") :].replace(INK, "currentColor")
     for pattern, instead in SHORTER:
         markup = re.sub(pattern, instead, markup, flags=re.DOTALL)
-    markup = re.sub(
-        r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), markup
-    )  # not what is written between
+    # coordinates, not what is written between the tags
+    markup = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), markup)
     wide = f' class="wide" style="width: {size[0]}in"' if size[0] > SIZE[0] else ""
     markup = markup.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"{wide}', 1)
     return Markup(markup.replace("</svg>", f"{_circles(axes, drawn, 72 * size[1])}</svg>"))

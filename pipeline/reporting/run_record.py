@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from pipeline.alignment.summary import statistics_rows
-from pipeline.config.recipe import Recipe
+from pipeline.config.recipe import Recipe, Tidal
 from pipeline.core.errors import BadInput, one_line
 from pipeline.core.files import read_json
 from pipeline.core.run_directory import read_metrics
@@ -18,16 +18,8 @@ from pipeline.evaluation.results import Score, read_scores
 from pipeline.evaluation.sweep import swept_tasks
 from pipeline.training.teacher_probe import TeacherProbe, read_probes
 
-
-@dataclass(frozen=True)
-class Objective:
-    """What the figures need of a recipe's objective."""
-
-    temperature: float
-    init: float
-    maximum: float
-    axes: Literal["both", "training", "timestep"]
-    schedule: Literal["cosine", "linear"]
+SCHEDULE = ("init", "maximum", "axes", "schedule")
+"""Fields of TIDAL that say what lambda is."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +49,14 @@ class Run:
 
     folder: Path
     recipe: str
-    """The resolved recipe the run was started with, as YAML; "" without one. The next seven fields are read from it."""
+    """The resolved recipe the run was started with, as YAML; "" without one. The next eight fields are read from it."""
     student_tokenizer: str
     teachers: Mapping[str, str]
     """Name -> tokenizer."""
     strategy: str
     """`bd3lm` for a run without teachers."""
-    objective: Objective | None
+    temperature: float | None
+    tidal: Tidal | None
     tasks: list[str]
     validated: bool
     """Whether there are held-out rows."""
@@ -156,17 +149,13 @@ def _of_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
         "student_tokenizer": recipe.get("student", {}).get("tokenizer", ""),
         "teachers": teachers,
         "strategy": objective.get("strategy", "") if teachers else "bd3lm",
-        "objective": _objective(objective) if "tidal" in objective else None,
+        "temperature": objective["temperature"] if "tidal" in objective else None,
+        "tidal": Tidal(**{name: objective["tidal"][name] for name in SCHEDULE}) if "tidal" in objective else None,
         "tasks": recipe.get("evaluation", {}).get("tasks", []),
         "validated": bool(data.get("validation")) or any(source.get("holdout") for source in data.get("sources", [])),
         "aligned": Path(data.get("aligned", "")),
         "steps": recipe.get("optim", {}).get("steps"),
     }
-
-
-def _objective(entries: Mapping[str, Any]) -> Objective:
-    tidal = entries["tidal"]
-    return Objective(entries["temperature"], **{name: tidal[name] for name in ("init", "maximum", "axes", "schedule")})
 
 
 def _alignment(folder: Path) -> Alignment | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pipeline.config.recipe import Tidal
 from pipeline.core.errors import BadInput
 from pipeline.evaluation.compare import Comparison, Scored, comparable, compare
 from pipeline.evaluation.results import Sample, read_samples
@@ -68,10 +69,10 @@ def sections(run: Run, models: Sequence[Model], compared: Sequence[Comparison]) 
     if run.validated and run.teachers:
         yield probe(run)
         yield teacher_kl(run)
-    if run.objective and any(strategy.family == "calm" for strategy in strategies(run)):
-        yield gradients(run.objective.temperature)
-    if run.objective and any(strategy.tidal for strategy in strategies(run)):
-        yield tidal(run, models)
+    if run.temperature and any(strategy.family == "calm" for strategy in strategies(run)):
+        yield gradients(run.temperature)
+    if run.tidal and any(strategy.tidal for strategy in strategies(run)):
+        yield tidal(run.tidal, models)
     yield alignment(run)
     if run.teachers:
         yield from chunks(run)
@@ -124,15 +125,13 @@ def scores(models: Sequence[Model], compared: Sequence[Comparison]) -> Iterator[
         for model in scored:
             score = model.scores[task]
             preset = score.provenance.preset if score.provenance else ""
-            rows.append(
-                [model.label, strategy_name(model.strategy), f"{score.value:.3f}", score.bounds, score.n, preset]
-            )
+            named = [model.label, strategy_name(model.strategy)]
+            rows.append([*named, f"{score.value:.3f}", score.bounds, score.n, preset])
         missing = [model.label for model in models if model not in scored]
         note = f"No score of: {', '.join(missing)}." if missing else ""
         note += "".join(f" Alarm, {m.label}: {alarm}." for m in scored for alarm in m.scores[task].alarms)
-        pairs = sorted(
-            (c for c in compared if c.task == task), key=lambda c: c.b != models[-1].label
-        )  # the run's own first
+        # the run's own first
+        pairs = sorted((c for c in compared if c.task == task), key=lambda c: c.b != models[-1].label)
         yield Section(
             f"Scores: {task}",
             note=note.strip(),
@@ -265,11 +264,10 @@ def gradients(temperature: float) -> Section:
     )
 
 
-def tidal(run: Run, models: Sequence[Model]) -> Section:
+def tidal(schedule: Tidal, models: Sequence[Model]) -> Section:
     """The schedule of the recipe, and what the training lines say of it."""
-    assert run.objective is not None
-    note = f"The share of the teacher in TIDAL's target, lambda(p, t); axes: {run.objective.axes}."
-    drawn = [figures.tidal(run.objective)]
+    note = f"The share of the teacher in TIDAL's target, lambda(p, t); axes: {schedule.axes}."
+    drawn = [figures.tidal(schedule)]
     if logged := having(runs_with(models, lambda run: run.training), "lambda"):
         drawn.append(figures.over_steps(logged, "lambda", "lambda at t = 0"))
     return Section("TIDAL lambda", note=note, figures=drawn)

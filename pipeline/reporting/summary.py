@@ -113,31 +113,20 @@ def strategy_name(strategy: str) -> str:
 
 def score_table(models: Sequence[Model]) -> Table:
     """For the terminal: a row per task and model."""
-    table = narrow_table("Scores")
-    for heading in ("task", "model", "strategy", "score", "95% interval", "problems"):
-        table.add_column(heading)
+    table = narrow_table("Scores", "task", "model", "strategy", "score", "95% interval", "problems")
     for task in scored_tasks(models):
         for model in models:
             if score := model.scores.get(task):
-                table.add_row(
-                    task,
-                    model.label,
-                    strategy_name(model.strategy),
-                    f"{score.value:.3f}",
-                    score.bounds,
-                    str(score.n),
-                )
+                numbers = f"{score.value:.3f}", score.bounds, str(score.n)
+                table.add_row(task, model.label, strategy_name(model.strategy), *numbers)
     return table
 
 
 def summary(run: Run, models: Sequence[Model]) -> dict[str, Any]:
     """The contents of summary.json: scores of the first task and numbers of the run; only what is known has an entry."""
     first = next(iter(scored_tasks(models)), "")
-    seconds = dict(run.seconds)
-    for model in models[:-1]:
-        seconds |= {
-            f"{model.label}_{stage}": value for stage, value in (model.run.seconds if model.run else {}).items()
-        }
+    of_others = ((model.label, model.run.seconds) for model in models[:-1] if model.run)
+    seconds = {**run.seconds, **{f"{label}_{stage}": s for label, of in of_others for stage, s in of.items()}}
     entries = {
         "scores": {model.label: _headline(model.scores[first]) for model in models if first in model.scores},
         "world_size": run.world_size,

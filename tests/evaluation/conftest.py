@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from pipeline import evaluate
 from pipeline.core.checkpoint_files import inventory
 from tests.evaluation.tiny import CHAT, ROWS, SUMS, TASKS
 
@@ -82,11 +86,25 @@ def run_dir(tmp_path, model, tokenizer, task_file) -> Path:
         if step < 40:
             (export.parent / "COMPLETE").write_text(json.dumps({"step": step, "files": inventory(export.parent)}))
     recipe = {
-        "name": "tiny",
-        "run_dir": str(tmp_path / "run"),
-        "student": {"path": str(export)},
-        "optim": {"steps": 1},
+        "name": "tiny", "run_dir": str(tmp_path / "run"), "student": {"path": str(export)}, "optim": {"steps": 1},
         "evaluation": {"tasks": [str(task_file)], "preset": "smoke", "batch_size": 2},
-    }
+    }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return tmp_path / "run"
+
+
+@pytest.fixture
+def command(monkeypatch) -> Callable[..., int]:
+    """Runs `evaluate` in this process; gives its exit code."""
+
+    def run(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, words)])
+        return evaluate.command()
+
+    return run
+
+
+@pytest.fixture
+def stage(command, run_dir) -> Callable[..., int]:
+    """The same, with the recipe beside the run."""
+    return partial(command, "--recipe", run_dir.parent / "recipe.yaml")

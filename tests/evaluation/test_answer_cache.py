@@ -38,9 +38,8 @@ def test_batches_shards_and_restarts_change_no_answer(folder, task_file, tmp_pat
 def test_merging_loads_no_weights(monkeypatch, folder, task_file, tmp_path) -> None:
     with AnswerCache(tmp_path, "four_sums") as kept:
         expected = outputs(run_file(folder, task_file, cache=kept)[1])
-    monkeypatch.setattr(
-        "pipeline.evaluation.checkpoint_under_test.load_teacher", lambda *_, **__: pytest.fail("weights were loaded")
-    )
+    load = "pipeline.evaluation.checkpoint_under_test.load_teacher"
+    monkeypatch.setattr(load, lambda *_, **__: pytest.fail("weights were loaded"))
     with AnswerCache(tmp_path, "four_sums") as kept:
         assert outputs(run_file(folder, task_file, cache=kept)[1]) == expected
 
@@ -66,9 +65,9 @@ def test_other_settings_and_other_weights_are_other_answers(folder, task_file, m
     tokenizer.save_pretrained(other)
     config = json.loads((other / "config.json").read_text()) | {"note": "not the same file"}
     (other / "config.json").write_text(json.dumps(config))
-    for place, settings in ((folder, SMOKE), (folder, replace(SMOKE, seed=1)), (other, SMOKE)):
+    for model_folder, settings in ((folder, SMOKE), (folder, replace(SMOKE, seed=1)), (other, SMOKE)):
         with AnswerCache(tmp_path, "four_sums") as kept:
-            run_file(place, task_file, settings, cache=kept)
+            run_file(model_folder, task_file, settings, cache=kept)
     assert len((tmp_path / "four_sums.answers.jsonl").read_text().splitlines()) == 3 * 4
 
 
@@ -85,12 +84,7 @@ def test_answers_have_one_writer(tmp_path) -> None:
 def test_shards_are_parsed() -> None:
     assert Shard.parse("2/8", {}) == Shard(2, 8)
     assert Shard.parse("", {}) == Shard(0, 1)
-    array = {
-        "SLURM_ARRAY_TASK_ID": "7",
-        "SLURM_ARRAY_TASK_MIN": "1",
-        "SLURM_ARRAY_TASK_STEP": "2",
-        "SLURM_ARRAY_TASK_COUNT": "5",
-    }
+    array = {f"SLURM_ARRAY_TASK_{name}": n for name, n in (("ID", "7"), ("MIN", "1"), ("STEP", "2"), ("COUNT", "5"))}
     assert Shard.parse("", array) == Shard(3, 5)
     assert Shard.parse("0/1", array) == Shard(0, 1)
     for bad in ("8/8", "a/2", "1", "-1/2"):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 from lm_eval.api.instance import Instance
 
 from pipeline.core.errors import BadInput
 from pipeline.decoding.sampler import GenerateConfig
 from pipeline.evaluation import lm_eval_model
-from tests.evaluation.tiny import ROOT, SMOKE, language_model
+from tests import launch
+from tests.evaluation.tiny import SMOKE, language_model
 
 
 def test_rolling_likelihood_scores_every_token_once(folder) -> None:
@@ -69,16 +66,10 @@ def test_repetitions_draw_other_tokens(folder, tokenizer) -> None:
 
 
 def test_the_harness_runs_it(folder, task_file, tmp_path) -> None:
-    command = [sys.executable, "-m", "pipeline.evaluation", "run", "--model", "block_diffusion", "--model_args"]
-    command += [
-        f"pretrained={folder},preset=smoke,max_new_tokens=4",
-        "--tasks",
-        str(task_file),
-        "--apply_chat_template",
-    ]
-    command += ["--batch_size", "2", "--output_path", str(tmp_path / "out.json"), "--log_samples"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
+    words = ["--model", "block_diffusion", "--model_args", f"pretrained={folder},preset=smoke,max_new_tokens=4"]
+    words += ["--tasks", task_file, "--apply_chat_template", "--batch_size", 2]
+    words += ["--output_path", tmp_path / "out.json", "--log_samples"]
+    done = launch.python("-m", "pipeline.evaluation", "run", *words, HF_HUB_OFFLINE="1")
     (samples,) = tmp_path.glob("samples_four_sums_*.jsonl")
     assert len(samples.read_text().splitlines()) == 4
     assert "block_diffusion" in done.stdout and "exact_match" in done.stdout

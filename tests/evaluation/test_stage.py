@@ -5,30 +5,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
 from io import StringIO
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from pipeline import evaluate
-from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.errors import BadInput
 from pipeline.evaluation.checkpoint_under_test import CheckpointUnderTest
 from pipeline.evaluation.lm_eval_model import BlockDiffusionLM
 from pipeline.evaluation.tables import colour, ordered
-from tests.evaluation.tiny import ROOT, SUMS
+from tests import launch
+from tests.evaluation.tiny import SUMS
 
 
-def stage(monkeypatch, run_dir: Path, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["evaluate", "--recipe", str(run_dir.parent / "recipe.yaml"), *arguments])
-    return exit_code("evaluate", evaluate.main)
-
-
-def test_stage_end_to_end(monkeypatch, run_dir, capsys) -> None:
-    assert stage(monkeypatch, run_dir) == 0
+def test_stage_end_to_end(stage, run_dir, capsys) -> None:
+    assert stage() == 0
     folder = run_dir / "evaluation" / "step-00000020"
     score = json.loads((folder / "four_sums.json").read_text())
     assert score.keys() >= {"task", "metric", "value", "n", "low", "high", "preset", "settings", "versions", "hardware"}
@@ -50,48 +42,33 @@ def test_stage_end_to_end(monkeypatch, run_dir, capsys) -> None:
     assert "four_sums" in capsys.readouterr().out
 
 
-def test_stage_in_shards(monkeypatch, run_dir, capsys) -> None:
+def test_stage_in_shards(stage, monkeypatch, run_dir, capsys) -> None:
     file = run_dir / "evaluation" / "step-00000020" / "four_sums.json"
-    assert stage(monkeypatch, run_dir, "--shard", "0/2") == 0 and not file.exists()
+    assert stage("--shard", "0/2") == 0 and not file.exists()
     assert json.loads((run_dir / "status" / "evaluate-0-of-2.json").read_text())["state"] == "done"
     assert "shard 0/2 is answered, 2 answers" in " ".join(capsys.readouterr().out.split())
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
-    assert stage(monkeypatch, run_dir) == 0
+    assert stage() == 0
     sharded = json.loads(file.read_text())
-    assert stage(monkeypatch, run_dir, "--shard", "0/1", "--label", "whole") == 0
+    assert stage("--shard", "0/1", "--label", "whole") == 0
     whole = json.loads((run_dir / "evaluation" / "whole" / "four_sums.json").read_text())
-    assert [sharded[k] for k in ("value", "n", "tokens", "prompts_hash", "checksum")] == [
-        whole[k] for k in ("value", "n", "tokens", "prompts_hash", "checksum")
-    ]
+    for entry in ("value", "n", "tokens", "prompts_hash", "checksum"):
+        assert sharded[entry] == whole[entry]
 
 
-def test_a_folder_without_a_run(monkeypatch, folder, task_file, tmp_path) -> None:
-    place = tmp_path / "elsewhere"
-    command = [
-        "evaluate",
-        "--model",
-        str(folder),
-        "--tasks",
-        str(task_file),
-        "--preset",
-        "smoke",
-        "--run_dir",
-        str(place),
-    ]
-    monkeypatch.setattr(sys, "argv", command)
-    assert exit_code("evaluate", evaluate.main) == 0
-    assert (place / "evaluation" / folder.name / "four_sums.json").is_file()
+def test_a_folder_without_a_run(command, folder, task_file, tmp_path) -> None:
+    words = ["--model", folder, "--tasks", task_file, "--preset", "smoke", "--run_dir", tmp_path / "elsewhere"]
+    assert command(*words) == 0
+    assert (tmp_path / "elsewhere" / "evaluation" / folder.name / "four_sums.json").is_file()
 
 
-def test_a_model_that_names_no_block_size_is_not_scored_under_the_student_s(
-    monkeypatch, folder, run_dir, tmp_path, capsys
-) -> None:
+def test_a_model_that_names_no_block_size_is_not_scored_under_the_student_s(stage, folder, tmp_path, capsys) -> None:
     other = shutil.copytree(folder, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     del config["block_size"]
     (other / "config.json").write_text(json.dumps(config))
-    assert stage(monkeypatch, run_dir, "--model", str(other)) == 2
+    assert stage("--model", other) == 2
     assert "other: config.json names no block_size" in capsys.readouterr().err
     with pytest.raises(BadInput, match="names no block_size"):
         BlockDiffusionLM.create_from_arg_string(f"pretrained={other},preset=smoke")
@@ -107,8 +84,8 @@ def test_blocks_that_cannot_be_are_refused(folder, tmp_path, wrong) -> None:
         CheckpointUnderTest(str(tmp_path), torch.float32, "cpu").blocks(4)
 
 
-def test_samples_in_colour(monkeypatch, run_dir, capsys) -> None:
-    assert stage(monkeypatch, run_dir, "--show", "3") == 0
+def test_samples_in_colour(stage, capsys) -> None:
+    assert stage("--show", "3") == 0
     orders = re.findall(r"forward of each token: ([\d ]+)", capsys.readouterr().out)
     assert len(orders) == 3
     for order in orders:
@@ -122,10 +99,10 @@ class Typed(StringIO):
         return True
 
 
-def test_a_prompt_is_answered_as_the_preset_decodes(monkeypatch, run_dir, capsys) -> None:
+def test_a_prompt_is_answered_as_the_preset_decodes(stage, monkeypatch, run_dir, capsys) -> None:
     def answers(*arguments: str, typed: StringIO) -> list[tuple[int, int]]:
         monkeypatch.setattr(sys, "stdin", typed)
-        assert stage(monkeypatch, run_dir, "--prompt", "How much is 1 and 2?", *arguments) == 0
+        assert stage("--prompt", "How much is 1 and 2?", *arguments) == 0
         out = capsys.readouterr().out
         assert out.startswith("<u>How much is 1 and 2?<e><a>\n") and not (run_dir / "evaluation").exists()
         return [tuple(map(int, pair)) for pair in re.findall(r"(\d+) tokens, (\d+) forwards", out)]
@@ -139,22 +116,17 @@ def test_a_prompt_is_answered_as_the_preset_decodes(monkeypatch, run_dir, capsys
     assert len(answers(typed=Typed("How much is 3 and 4?\n/reset\n"))) == 2
 
 
-def test_a_prompt_to_a_base_model_has_no_template(monkeypatch, folder, run_dir, tmp_path, capsys) -> None:
+def test_a_base_model_has_no_chat_template(stage, folder, tmp_path, capsys) -> None:
     base = shutil.copytree(folder, tmp_path / "base")
     (base / "chat_template.jinja").unlink()
-    words = ("--model", str(base), "--prompt", "How much is 1<e>", "--evaluation.chat", "false")
-    assert stage(monkeypatch, run_dir, *words) == 0
-    assert capsys.readouterr().out.startswith("How much is 1<e>\n")
-
-
-def test_a_base_model_has_no_chat_template(monkeypatch, folder, run_dir, tmp_path, capsys) -> None:
-    base = shutil.copytree(folder, tmp_path / "base")
-    (base / "chat_template.jinja").unlink()
-    assert stage(monkeypatch, run_dir, "--model", str(base)) == 2
+    words = ("--model", base)
+    assert stage(*words) == 2
     assert "no chat template" in capsys.readouterr().err
-    assert stage(monkeypatch, run_dir, "--model", str(base), "--evaluation.chat", "false") == 0
+    assert stage(*words, "--evaluation.chat", "false", "--prompt", "How much is 1<e>") == 0
+    assert capsys.readouterr().out.startswith("How much is 1<e>\n")
+    assert stage(*words, "--evaluation.chat", "false") == 0
     (base / "chat_template.jinja").write_text("{{ raise_exception('Only talk of [/cats]') }}")
-    assert stage(monkeypatch, run_dir, "--model", str(base), "--label", "b") == 2
+    assert stage(*words, "--label", "b") == 2
     assert "refuses a prompt (Only talk of [/cats])" in capsys.readouterr().err
 
 
@@ -165,34 +137,32 @@ def test_colours_follow_the_order() -> None:
     assert len({colour(i, 3) for i in (1, 2, 3)}) == 3
 
 
-def test_compare_from_the_command_line(monkeypatch, run_dir, tmp_path, capsys) -> None:
+def test_compare_from_the_command_line(stage, command, run_dir, tmp_path, capsys) -> None:
     for step in ("3", "20"):
-        assert stage(monkeypatch, run_dir, "--step", step) == 0
+        assert stage("--step", step) == 0
     capsys.readouterr()
     output = tmp_path / "compared.json"
     names = [str(run_dir / "evaluation" / "step-00000003"), str(run_dir)]
-    monkeypatch.setattr(sys, "argv", ["evaluate", "compare", *names, "--output", str(output)])
-    assert exit_code("evaluate", evaluate.main) == 0
+    assert command("compare", *names, "--output", output) == 0
     (found,) = json.loads(output.read_text())
     assert (found["a"], found["b"], found["n"], found["difference"], found["p"]) == (*names, 4, 0.0, 1.0)
     assert found["real"] is False and found["test"] == "exact McNemar"
     for bad, line in (
         (names[:1], "at least two"),
-        ([names[0], str(run_dir / "checkpoints")], "holds no scores"),
+        ([names[0], run_dir / "checkpoints"], "holds no scores"),
         (["a", "b"], "no such folder"),
     ):
-        monkeypatch.setattr(sys, "argv", ["evaluate", "compare", *bad])
-        assert exit_code("evaluate", evaluate.main) == 2
+        assert command("compare", *bad) == 2
         assert line in capsys.readouterr().err
 
 
-def test_stage_takes_a_step_a_folder_and_a_limit(monkeypatch, run_dir) -> None:
-    assert stage(monkeypatch, run_dir, "--step", "3", "--evaluation.limit", "2") == 0
+def test_stage_takes_a_step_a_folder_and_a_limit(stage, run_dir) -> None:
+    assert stage("--step", "3", "--evaluation.limit", "2") == 0
     assert json.loads((run_dir / "evaluation" / "step-00000003" / "four_sums.json").read_text())["n"] == 2
     export = run_dir / "checkpoints" / "step-00000040" / "export"
-    assert stage(monkeypatch, run_dir, "--model", str(export), "--label", "teacher") == 0
+    assert stage("--model", export, "--label", "teacher") == 0
     assert (run_dir / "evaluation" / "teacher" / "four_sums.json").is_file()
-    assert stage(monkeypatch, run_dir, "--model", str(run_dir), "--label", "newest") == 0
+    assert stage("--model", run_dir, "--label", "newest") == 0
     scored = json.loads((run_dir / "evaluation" / "newest" / "four_sums.json").read_text())
     assert scored["model"] == str(run_dir / "checkpoints" / "step-00000020" / "export")
 
@@ -220,22 +190,16 @@ def test_stage_takes_a_step_a_folder_and_a_limit(monkeypatch, run_dir) -> None:
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line(monkeypatch, run_dir, capsys, arguments: list[str], line: str) -> None:
+def test_bad_input_is_one_line(stage, monkeypatch, run_dir, capsys, arguments: list[str], line: str) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (run_dir.parent / "list.yaml").write_text("- a\n")
-    assert stage(monkeypatch, run_dir, *(word.format(list=run_dir.parent / "list.yaml") for word in arguments)) == 2
+    assert stage(*(word.format(list=run_dir.parent / "list.yaml") for word in arguments)) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
     assert re.search(line, error), error
 
 
 def test_script_without_checkpoint_is_one_line_and_exit_code_2(tmp_path) -> None:
-    (tmp_path / "recipe.yaml").write_text(
-        yaml.safe_dump({"name": "x", "run_dir": str(tmp_path), "student": {"path": "s"}, "optim": {"steps": 1}})
-    )
-    command = [sys.executable, "pipeline/evaluate.py", "--recipe", str(tmp_path / "recipe.yaml")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1
-    assert "pipeline/distill.py" in done.stderr
+    done = launch.stage("pipeline/evaluate.py", "--run_dir", tmp_path, code=2)
+    assert done.stdout == "" and done.stderr.count("\n") == 1 and "pipeline/distill.py" in done.stderr
     assert json.loads((tmp_path / "status" / "evaluate.json").read_text())["exit_code"] == 2

@@ -28,8 +28,7 @@ def test_tasks_that_run_code_are_refused(task_file) -> None:
 
 
 def test_unknown_task_lists_the_known(monkeypatch) -> None:
-    monkeypatch.setattr(
-        lm_eval_tasks, "TaskManager", partial(lm_eval_tasks.TaskManager, include_defaults=False)
-    )  # the harness's: seconds
+    ours_alone = partial(lm_eval_tasks.TaskManager, include_defaults=False)  # the harness's take seconds
+    monkeypatch.setattr(lm_eval_tasks, "TaskManager", ours_alone)
     with pytest.raises(BadInput, match="unknown nope; here are .*demo_arithmetic"):
         load_tasks(["nope"])

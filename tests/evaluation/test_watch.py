@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import subprocess
@@ -12,30 +11,23 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from pipeline.core.checkpoint_files import inventory
-from pipeline.core.files import write_json
+from pipeline.core.files import read_json, write_json
 from pipeline.evaluation.watch import mark_best, score_checkpoints
-
-ROOT = Path(__file__).parents[1]
-
-
-def add_checkpoint(run_dir: Path, step: int, content: str = "weights") -> Path:
-    place = run_dir / "checkpoints" / f"step-{step:08d}"
-    (place / "export").mkdir(parents=True)
-    (place / "export" / "model").write_text(content)
-    write_json(place / "COMPLETE", {"step": step, "files": inventory(place)})
-    return place
+from tests import launch
 
 
-def score(run_dir: Path, step: str, value: float | None, task: str = "sums", **facts) -> None:
-    write_json(
-        run_dir / "evaluation" / step / f"{task}.json",
-        {"task": task, "metric": "exact_match", "value": value, "n": 4, **facts},
-    )
+def add_checkpoint(run_dir: Path, step: int) -> None:
+    folder = run_dir / "checkpoints" / f"step-{step:08d}"
+    (folder / "export").mkdir(parents=True)
+    (folder / "export" / "model").write_text("weights")
+    write_json(folder / "COMPLETE", {"step": step, "files": inventory(folder)})
+
+
+def score(run_dir: Path, step: str, value: float | None, **more) -> None:
+    entries = {"task": "sums", "metric": "exact_match", "value": value, "n": 4, **more}
+    write_json(run_dir / "evaluation" / step / "sums.json", entries)
 
 
 def training_ends(run_dir: Path) -> None:
@@ -59,8 +51,12 @@ def test_every_checkpoint_once_newest_first_until_the_run_is_done(tmp_path) -> N
 
     score_checkpoints(tmp_path, ["sums"], evaluate, every=0.01)
     assert calls == [10, 15, 5, 20]
-    best = json.loads((tmp_path / "evaluation" / "best.json").read_text())
-    assert best == {"step": 10, "task": "sums", "metric": "exact_match", "value": 0.7}
+    assert read_json(tmp_path / "evaluation" / "best.json") == {
+        "step": 10,
+        "task": "sums",
+        "metric": "exact_match",
+        "value": 0.7,
+    }
     score_checkpoints(tmp_path, ["sums"], evaluate, every=0.01)
     assert len(calls) == 4, "a second start has nothing to do"
 
@@ -99,7 +95,7 @@ def test_pruned_and_damaged_checkpoints_are_skipped(tmp_path, capsys) -> None:
     assert "step-00000003: pruned while it was read" in out
     assert "step-00000002: export/model is damaged" in out
     assert [p.name for p in (tmp_path / "evaluation").iterdir() if p.is_dir()] == ["step-00000001"]
-    assert json.loads((tmp_path / "evaluation" / "best.json").read_text())["step"] == 1
+    assert read_json(tmp_path / "evaluation" / "best.json")["step"] == 1
 
 
 def test_other_failures_are_raised(tmp_path) -> None:
@@ -122,50 +118,23 @@ def test_the_best_is_the_lowest_where_less_is_better_and_unscored_tasks_wait(tmp
     assert mark_best(tmp_path, "sums").step == 3
 
 
-@pytest.fixture
-def run_dir(tmp_path) -> Path:
-    """A run whose recipe is in its directory, with one real checkpoint and training still going on."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<e>", pad_token="<p>", mask_token="<m>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<e>{% endfor %}"
-    config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, tie_word_embeddings=True, block_size=4,
-    )  # fmt: skip
-    place = tmp_path / "run" / "checkpoints" / "step-00000007"
-    Qwen3ForCausalLM(config).save_pretrained(place / "export")
-    tokenizer.save_pretrained(place / "export")
-    write_json(place / "COMPLETE", {"step": 7, "files": inventory(place)})
-    row = {"messages": [{"role": "user", "content": "1 and 1?"}], "answer": "2"}
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    shipped = str(ROOT / "pipeline" / "evaluation" / "tasks" / "demo_arithmetic.yaml")
-    task = {"include": shipped, "task": "sums", "dataset_kwargs": {"path": str(tmp_path / "rows.jsonl")}}
-    (tmp_path / "sums.yaml").write_text(yaml.safe_dump(task))
-    recipe = {
-        "name": "tiny", "run_dir": str(tmp_path / "run"), "student": {"path": str(place / "export")},
-        "optim": {"steps": 1}, "evaluation": {"tasks": [str(tmp_path / "sums.yaml")], "preset": "smoke"},
-    }  # fmt: skip
-    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return tmp_path / "run"
-
-
 def test_the_command_stops_by_sigterm_and_goes_on(run_dir) -> None:
     """`--watch RUN` scores, waits for more, saves its state at SIGTERM (exit code 75), and ends with the run (0)."""
-    command = [sys.executable, "pipeline/evaluate.py", "--watch", str(run_dir), "--every", "0.2"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    shutil.copy(run_dir.parent / "recipe.yaml", run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "step-00000003")
+    command = [sys.executable, "pipeline/evaluate.py", "--watch", run_dir, "--every", "0.2"]
+    process = subprocess.Popen(command, cwd=launch.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 240
     while not (run_dir / "evaluation" / "best.json").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
-    status = json.loads((run_dir / "status" / "watch.json").read_text())
+    status = read_json(run_dir / "status" / "watch.json")
     assert (process.returncode, status["state"], status["exit_code"]) == (75, "stopped", 75), out
-    scored = (run_dir / "evaluation" / "step-00000007" / "sums.json").stat().st_mtime_ns
+    scored = run_dir / "evaluation" / "step-00000020" / "four_sums.json"
+    written = scored.stat().st_mtime_ns
     training_ends(run_dir)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((run_dir / "status" / "watch.json").read_text())["state"] == "done"
-    assert (run_dir / "evaluation" / "step-00000007" / "sums.json").stat().st_mtime_ns == scored, "scored once"
+    launch.run(*command)
+    assert read_json(run_dir / "status" / "watch.json")["state"] == "done"
+    assert scored.stat().st_mtime_ns == written, "scored once"
