@@ -1,16 +1,19 @@
-"""Two hosts on one machine: network namespaces, and a wire between them that can be cut.
+"""Two hosts on one machine: network namespaces, and a wire between them that can be cut, slow and lossy.
 
-The wire is a thread for each direction that moves packets from one host's TUN device to the other's. A cut one is silent, as a dead
-switch is.
+The wire is a thread for each direction that moves packets from one host's TUN device to the other's, later or never: that needs no
+module of the kernel (netem is often missing). A cut one is silent, as a dead switch is.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import random
 import struct
 import subprocess
 import threading
+import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from select import select
@@ -30,6 +33,11 @@ class Network:
 
     def __init__(self) -> None:
         self.cut = False
+        self.delay = 0.0
+        """in seconds, one way"""
+        self.loss = 0.0
+        """share of the packets that never arrive"""
+        self.first_address = ADDRESSES[0]
         self.port = free_port()
         self._namespaces = [f"tide-{os.getpid()}-{host}" for host in HOSTS]
         self._ends: list[int] = []
@@ -68,11 +76,21 @@ class Network:
             subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
 
     def _carry(self, source: int, target: int) -> None:
+        chance, under_way = random.Random(0), deque[tuple[float, bytes]]()
         while not self._closed.is_set():
-            if select([source], [], [], 0.1)[0]:
+            until_next = under_way[0][0] - time.monotonic() if under_way else 0.1
+            if select([source], [], [], max(0.0, until_next))[0]:
                 packet = os.read(source, 1 << 16)
-                if not self.cut:
-                    os.write(target, packet)
+                if not self.cut and chance.random() >= self.loss:
+                    under_way.append((time.monotonic() + self.delay, packet))
+            while under_way and under_way[0][0] <= time.monotonic():
+                os.write(target, under_way.popleft()[1])
+
+    def move_first_host(self, address: str) -> None:
+        """Gives the first host another address, as a job that is queued again may get another node."""
+        _ip("-n", self._namespaces[0], "addr", "flush", "dev", DEVICE)
+        _ip("-n", self._namespaces[0], "addr", "add", f"{address}/24", "dev", DEVICE)
+        self.first_address = address
 
     def start(self, run_dir: Path, *words: object) -> list[launch.Rank]:
         """Ranks of distill, two a host, without a launcher; what rank N prints is added to RUN_DIR.rank-N.log."""
@@ -80,7 +98,7 @@ class Network:
         for rank in range(RANKS_A_HOST * len(HOSTS)):
             host, local = divmod(rank, RANKS_A_HOST)
             place = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": RANKS_A_HOST * len(HOSTS)}
-            place |= {"LOCAL_WORLD_SIZE": RANKS_A_HOST, "MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": self.port}
+            place |= {"LOCAL_WORLD_SIZE": RANKS_A_HOST, "MASTER_ADDR": self.first_address, "MASTER_PORT": self.port}
             command = [*self._on(host), "pipeline/distill.py", "--run_dir", run_dir, *words]
             output = run_dir.with_name(f"{run_dir.name}.rank-{rank}.log")
             found.append(launch.Rank(command, output, output, place | {"GLOO_SOCKET_IFNAME": DEVICE}))
