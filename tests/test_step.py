@@ -331,7 +331,7 @@ def test_a_teacher_reads_blocks_of_its_own_size(field, named, size):
     topology = Topology(0, 1, 1, torch.device("cpu"))
     student, teacher = SimpleNamespace(mask_token_id=1), SimpleNamespace(mask_token_id=1, block_size=named)
     dataset = DatasetNumbers((0,), np.array([1]))
-    plan = Plan(recipe, {}, topology, student, {"t": teacher}, dataset, {"t": 1}, 1)
+    plan = Plan(recipe, {}, topology, student, {"t": teacher}, dataset)
     builder = batch_builder(plan, None, topology.device)
     assert builder.student.blocks == SequenceBlocks(8) and builder.teachers[0].blocks == SequenceBlocks(size)
 

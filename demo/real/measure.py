@@ -51,7 +51,7 @@ def measure(plan: Plan, topology: Topology, folder: str, seconds: float) -> Meas
     """The student in a folder, on the recipe's held-out rows."""
     checkpoint = CheckpointUnderTest.of(folder, "float32")
     student = StudentWithLoss(checkpoint.model, (), torch.ones_like).eval()
-    without, beside = (fixed_noise_rows(plan, "validation", topology, with_teachers=both) for both in (False, True))
+    without, beside = (fixed_noise_rows(p, "validation", topology) for p in (plan.without_teachers(), plan))
     (term,) = kl_terms(plan.recipe.teachers, plan.dataset.shared_vocab, [None])
     return Measured(
         validation_loss(student, torch.ones_like, without),

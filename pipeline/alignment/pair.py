@@ -24,7 +24,7 @@ from pipeline.models.families.family import Input
 from pipeline.models.families.table import family_of, is_shifted
 from pipeline.models.forward import score_tokens
 from pipeline.models.loading import load_teacher
-from pipeline.models.tokenizer import load_teacher_tokenizer, load_tokenizer
+from pipeline.models.tokenizer import load_tokenizer
 
 SHARES = (0.15, 0.5, 0.9)
 """Of the answers' tokens that are masked to look at the teacher's likelihood"""
@@ -49,7 +49,7 @@ def check_pair(
     """
     report, causal = PairReport(), reads == "causal"
     configs = read_config(student), read_config(teacher, causal=causal)
-    tokenizers = load_tokenizer(student), load_teacher_tokenizer(teacher, causal=causal)
+    tokenizers = load_tokenizer(student), load_tokenizer(teacher, needs_mask=not causal, student=False)
     _families(report, configs, reads)
     for name, config, tokenizer in zip(("student", "teacher"), configs, tokenizers, strict=True):
         _tokens(report, name, config, tokenizer, needs_mask=name == "student" or not causal)

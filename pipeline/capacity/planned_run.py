@@ -55,7 +55,7 @@ def plan_run(
     topology = Topology(0, ranks, gpus_per_node, torch.device(device))
     shared = shared_vocab(recipe, configs, data)
     eos_tail = EosTail(0, frozenset({0})) if recipe.student.eos_tail else None
-    plan = Plan.resolve(recipe, engine, topology, student, teachers, DatasetNumbers(shared, data.costs), eos_tail)
+    plan = Plan(recipe, engine, topology, student, teachers, DatasetNumbers(shared, data.costs), eos_tail)
     longest = int(data.costs.max())
     return PlannedRun(
         plan,

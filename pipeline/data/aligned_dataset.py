@@ -14,8 +14,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from pipeline.core.errors import BadInput
-from pipeline.data.answers import Answers, StoredAnswers
+from pipeline.data.answers import Answers, StoredAnswers, open_arrow
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,7 @@ class AlignedRows:
         teachers: Sequence[str],
         answers: Mapping[str, StoredAnswers] | None = None,
     ):
-        import datasets  # a second to import, and only needed from here on
-
-        try:
-            tables = [datasets.Dataset.from_file(str(folder / file)) for file in files]
-        except (pa.ArrowInvalid, OSError) as error:
-            raise BadInput(f"{folder}: a shard is damaged or missing ({error}): run align again") from None
-        self._rows: Any = datasets.concatenate_datasets(tables).with_format("arrow") if tables else []
+        self._rows = open_arrow(folder, files, "arrow", stage="align")
         self._teachers, self._answers = list(teachers), dict(answers or {})
         self.student_lengths = self._lengths("input_ids")
         self.teacher_lengths = [self._lengths(f"{name}_input_ids") for name in teachers]

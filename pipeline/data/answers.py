@@ -5,6 +5,7 @@ Shapes: N tokens, k likeliest tokens, T temperatures.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -73,17 +74,10 @@ def to_columns(tokens: Tensor, answers: Answers) -> dict[str, np.ndarray]:
 
 
 class StoredAnswers:
-    """Of all rows of a split, memory-mapped. Raises BadInput for a file that cannot be read."""
+    """Of all rows of a split, memory-mapped; `none` are answers of no token. Raises BadInput for a file that cannot be read."""
 
-    def __init__(self, folder: Path, files: Sequence[str], top_k: int, temperatures: int):
-        import datasets  # a second to import, and only needed from here on
-
-        try:
-            tables = [datasets.Dataset.from_file(str(folder / file)) for file in files]
-        except (pa.ArrowInvalid, OSError) as error:
-            raise BadInput(f"{folder}: a file is damaged or missing ({error}): run precompute again") from None
-        self._rows: Any = datasets.concatenate_datasets(tables).with_format("numpy") if tables else []
-        self.none = Answers.empty(top_k, temperatures)
+    def __init__(self, folder: Path, files: Sequence[str], none: Answers):
+        self._rows, self.none = open_arrow(folder, files, "numpy", stage="precompute"), none
 
     def row(self, index: int, length: int) -> Answers:
         """Of a row of that many teacher tokens; those that are not answered are never asked for."""
@@ -98,6 +92,18 @@ class StoredAnswers:
 
     def pick(self, places: np.ndarray) -> StoredAnswers:
         """Of the rows at these places alone."""
-        picked = StoredAnswers.__new__(StoredAnswers)
-        picked._rows, picked.none = self._rows.select(places), self.none
+        picked = copy.copy(self)
+        picked._rows = self._rows.select(places)
         return picked
+
+
+def open_arrow(folder: Path, files: Sequence[str], form: str, *, stage: str) -> Any:
+    """The rows of Arrow files behind one another, in a format of `datasets`. Raises BadInput, naming the stage that writes them, for a
+    file that cannot be read."""
+    import datasets  # a second to import, and only needed from here on
+
+    try:
+        tables = [datasets.Dataset.from_file(str(folder / file)) for file in files]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise BadInput(f"{folder}: a file is damaged or missing ({error}): run {stage} again") from None
+    return datasets.concatenate_datasets(tables).with_format(form) if tables else []

@@ -14,9 +14,11 @@ from pipeline.models.files import CONFIG_FILES, TOKENIZER_FILES, fetch, read_raw
 MASK_TOKEN = "<|mask|>"
 
 
-def load_tokenizer(path: str, *, chat: bool = True, needs_mask: bool = True) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    path: str, *, chat: bool = True, needs_mask: bool = True, student: bool = True
+) -> PreTrainedTokenizerFast:
     """The tokenizer of tokenizer.json, unchanged, with a mask token (`needs_mask`: autoregressive models need none), and (unless
-    `chat` is False) a chat template.
+    `chat` is False) a chat template. `student`: whether it is a student's or a teacher's.
 
     Raises BadInput when one of the three is missing or cannot be used.
     """
@@ -24,19 +26,11 @@ def load_tokenizer(path: str, *, chat: bool = True, needs_mask: bool = True) -> 
     if tokenizer.mask_token is None:
         _name_mask_token(tokenizer, fetch(path, [*CONFIG_FILES, *TOKENIZER_FILES]) / "config.json")
     if needs_mask:
-        require_mask_token(tokenizer, path)
+        require_mask_token(tokenizer, path, student=student)
     return tokenizer
 
 
-def load_teacher_tokenizer(path: str, *, causal: bool) -> PreTrainedTokenizerFast:
-    """As `load_tokenizer`, of a teacher: one that reads from left to right (`input: causal`) needs no mask token."""
-    tokenizer = load_tokenizer(path, needs_mask=False)
-    if not causal:
-        require_mask_token(tokenizer, path, student=False)
-    return tokenizer
-
-
-def require_mask_token(tokenizer: PreTrainedTokenizerFast, path: str, *, student: bool = True) -> None:
+def require_mask_token(tokenizer: PreTrainedTokenizerFast, path: str, *, student: bool) -> None:
     """Raises BadInput for a tokenizer without one, with what helps a student, or a teacher."""
     remedy = (
         "`python pipeline/convert.py` makes a diffusion student of an autoregressive model"

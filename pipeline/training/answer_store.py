@@ -15,7 +15,7 @@ from pipeline.config.recipe import Recipe, Teacher
 from pipeline.core.checksums import add_checksum, checksum_fits, damaged_files
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256, json_sha256, read_json
-from pipeline.data.answers import StoredAnswers
+from pipeline.data.answers import Answers, StoredAnswers
 from pipeline.models.files import CONFIG_FILES, WEIGHT_FILES, fetch
 from pipeline.models.weights import weight_files
 from pipeline.training.terms import stored_temperatures
@@ -118,9 +118,12 @@ def check_store(recipe: Recipe, teacher: Teacher, manifest: Manifest, *, every_b
     return store
 
 
+def no_answers(recipe: Recipe, teacher: Teacher, shared_vocab: int) -> Answers:
+    """Of no token."""
+    temperatures = stored_temperatures(recipe.objective.temperature, shared_vocab)
+    return Answers.empty(kept_tokens(teacher, shared_vocab), len(temperatures))
+
+
 def read_answers(recipe: Recipe, teacher: Teacher, shared_vocab: int, files: Sequence[str]) -> StoredAnswers:
     """Of the rows in these shards."""
-    temperatures = stored_temperatures(recipe.objective.temperature, shared_vocab)
-    return StoredAnswers(
-        store_folder(recipe, teacher.name), files, kept_tokens(teacher, shared_vocab), len(temperatures)
-    )
+    return StoredAnswers(store_folder(recipe, teacher.name), files, no_answers(recipe, teacher, shared_vocab))

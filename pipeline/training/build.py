@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from pipeline.config.recipe import Recipe, Student, Teacher, compdemo_ratio
 from pipeline.data.aligned_dataset import AlignedRows
-from pipeline.data.answers import Answers
 from pipeline.data.batch import BatchBuilder, CausalLayout, InputLayout, StoredLayout, TeacherLayout
 from pipeline.data.blocks import OneBlock, Unread, build_blocks
 from pipeline.data.order import GlobalBatches
@@ -26,13 +25,13 @@ from pipeline.models.files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, f
 from pipeline.models.flex_attention import TILE, use_flex
 from pipeline.models.forward import head_of
 from pipeline.models.loading import load_student, load_teacher
-from pipeline.training.answer_store import kept_tokens, read_answers
+from pipeline.training.answer_store import no_answers, read_answers
 from pipeline.training.engine import build_engine, student_dtype
 from pipeline.training.held_out import FixedNoiseRows
 from pipeline.training.loop import Trainer
 from pipeline.training.preflight import Plan, reads_weights
 from pipeline.training.step import StudentWithLoss
-from pipeline.training.terms import build_term, stored_temperatures, tidal_mix
+from pipeline.training.terms import build_term, tidal_mix
 
 _CROSS_ENTROPY: dict[str, Callable[[Tensor], Tensor]] = {"schedule": cross_entropy_weight, "uniform": torch.ones_like}
 
@@ -125,35 +124,29 @@ def _router_balance(model: nn.Module, recipe: Recipe) -> Callable[[], None]:
     return lambda: None
 
 
-def aligned_rows(plan: Plan, split: str, *, with_teachers: bool = True) -> AlignedRows:
+def aligned_rows(plan: Plan, split: str) -> AlignedRows:
     """The rows of a split."""
-    folder, files = Path(plan.recipe.data.aligned), plan.dataset.files[split]
-    teachers = plan.recipe.teachers if with_teachers else []
+    recipe, files = plan.recipe, plan.dataset.files[split]
     answers = {
-        teacher.name: read_answers(plan.recipe, teacher, shared, files)
-        for teacher, shared in zip(teachers, plan.dataset.shared_vocab, strict=False)
+        teacher.name: read_answers(recipe, teacher, shared, files)
+        for teacher, shared in zip(recipe.teachers, plan.dataset.shared_vocab, strict=True)
         if teacher.stored
     }
-    return AlignedRows(folder, files, [t.name for t in teachers], answers)
+    return AlignedRows(Path(recipe.data.aligned), files, [t.name for t in recipe.teachers], answers)
 
 
 def fixed_noise_rows(
-    plan: Plan, split: str, topology: Topology, *, with_teachers: bool = True, compdemo_ratio: float | None = None
+    plan: Plan, split: str, topology: Topology, *, compdemo_ratio: float | None = None
 ) -> FixedNoiseRows:
     """The rows of a split to measure models on: the student, and the teachers."""
-    rows = aligned_rows(plan, split, with_teachers=with_teachers)
-    builder = batch_builder(plan, compdemo_ratio, topology.device, with_teachers=with_teachers)
-    return FixedNoiseRows(rows, builder, topology, plan.recipe.optim.micro_tokens)
+    builder = batch_builder(plan, compdemo_ratio, topology.device)
+    return FixedNoiseRows(aligned_rows(plan, split), builder, topology, plan.recipe.optim.micro_tokens)
 
 
 def _teacher_layout(plan: Plan, teacher: Teacher, shared_vocab: int) -> TeacherLayout:
     """A teacher reads blocks of the size that it was trained with, where that is known."""
     if teacher.stored:
-        none = Answers.empty(
-            kept_tokens(teacher, shared_vocab),
-            len(stored_temperatures(plan.recipe.objective.temperature, shared_vocab)),
-        )
-        return StoredLayout(0, Unread(), shared_vocab, none)
+        return StoredLayout(0, Unread(), shared_vocab, no_answers(plan.recipe, teacher, shared_vocab))
     if teacher.causal:
         return CausalLayout(0, OneBlock(), shared_vocab)
     config = plan.teachers[teacher.name]
@@ -168,16 +161,13 @@ def reads_with_flex(recipe: Recipe, device: torch.device) -> bool:
     return recipe.attention == "flex" or (recipe.attention == "auto" and device.type == "cuda")
 
 
-def batch_builder(
-    plan: Plan, compdemo_ratio: float | None, device: torch.device, *, with_teachers: bool = True
-) -> BatchBuilder:
+def batch_builder(plan: Plan, compdemo_ratio: float | None, device: torch.device) -> BatchBuilder:
     """How the student is fed, and the teachers."""
     recipe, student = plan.recipe, plan.recipe.student
-    teachers = recipe.teachers if with_teachers else []
     blocks = build_blocks(student.input, student.block_size, student.blocks)
     return BatchBuilder(
         InputLayout(plan.student.mask_token_id, blocks, shifted=is_shifted(plan.student)),
-        tuple(_teacher_layout(plan, *pair) for pair in zip(teachers, plan.dataset.shared_vocab, strict=False)),
+        tuple(_teacher_layout(plan, *pair) for pair in zip(recipe.teachers, plan.dataset.shared_vocab, strict=True)),
         compdemo_ratio=compdemo_ratio,
         by_chunk=recipe.objective.mask_unit == "chunk",
         t_range=recipe.objective.t_range,

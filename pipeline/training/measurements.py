@@ -40,7 +40,7 @@ class Measurements:
 
     @cached_property
     def held_out_student(self) -> FixedNoiseRows:
-        return fixed_noise_rows(self.plan, "validation", self.trainer.topology, with_teachers=False)
+        return fixed_noise_rows(self.plan.without_teachers(), "validation", self.trainer.topology)
 
     def check_teachers(self) -> None:
         """Raises BadInput for teachers that understand nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipeline.models.configs import name_special_tokens, read_config
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
 from pipeline.models.export import as_exported
 from pipeline.models.formats import check_format
-from pipeline.models.tokenizer import load_teacher_tokenizer, load_tokenizer
+from pipeline.models.tokenizer import load_tokenizer
 from pipeline.models.weights import weight_files
 from pipeline.training.answer_store import check_store
 from pipeline.training.engine import read_engine_config, student_dtype, zero_stage
@@ -47,58 +47,51 @@ class DatasetNumbers:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that has passed every check that needs no model."""
+    """A run that has passed every check that needs no model: its recipe fits ranks, models and rows.
+
+    Raises BadInput for a size of expert parallelism that does not divide ranks and experts, a token budget that cannot
+    hold the longest row, and an objective that the tokenizers do not allow.
+    """
 
     recipe: Recipe
     engine_config: dict[str, Any]
     """DeepSpeed's settings, as the file has them."""
     topology: Topology
     student: PreTrainedConfig
+    """With the ids of special roles, as those of the teachers."""
     teachers: Mapping[str, PreTrainedConfig]
     dataset: DatasetNumbers
-    expert_parallel_size: dict[str, int]
-    """Of each teacher; 1 for a dense one."""
-    accumulation: int
-    """Micro-batches per rank and optimizer step."""
     eos_tail: EosTail | None = None
     """What fills the last block of rows, if anything."""
     tokenizer: PreTrainedTokenizerFast | None = None
     """The student's; None where nothing is saved."""
 
-    @classmethod
-    def resolve(
-        cls,
-        recipe: Recipe,
-        engine_config: dict[str, Any],
-        topology: Topology,
-        student: PreTrainedConfig,
-        teachers: Mapping[str, PreTrainedConfig],
-        dataset: DatasetNumbers,
-        eos_tail: EosTail | None = None,
-        tokenizer: PreTrainedTokenizerFast | None = None,
-    ) -> Plan:
-        """Fits a recipe to ranks, models and rows.
+    expert_parallel_size: dict[str, int] = field(init=False)
+    """Of each teacher; 1 for a dense one."""
+    accumulation: int = field(init=False)
+    """Micro-batches per rank and optimizer step."""
 
-        Args:
-            student, teachers: the models' configs, their special tokens named.
-
-        Raises BadInput for a size of expert parallelism that does not divide ranks and experts, a token budget that cannot
-        hold the longest row, and an objective that the tokenizers do not allow.
-        """
-        optim = recipe.optim
+    def __post_init__(self) -> None:
+        recipe, topology, optim = self.recipe, self.topology, self.recipe.optim
         sizes = {
             teacher.name: resolve_expert_parallel_size(
                 teacher.expert_parallel_size,
-                experts=expert_count(teachers[teacher.name]) if not teacher.stored else 1,
+                experts=1 if teacher.stored else expert_count(self.teachers[teacher.name]),
                 world_size=topology.world_size,
                 local_world_size=topology.local_world_size,
             )
             for teacher in recipe.teachers
         }
-        for teacher, shared in zip(recipe.teachers, dataset.shared_vocab, strict=True):
+        for teacher, shared in zip(recipe.teachers, self.dataset.shared_vocab, strict=True):
             teacher_strategy(recipe.objective, teacher, shared)
-        steps = accumulation_steps(dataset.costs, optim.global_batch, topology.world_size, optim.micro_tokens)
-        return cls(recipe, engine_config, topology, student, teachers, dataset, sizes, steps, eos_tail, tokenizer)
+        steps = accumulation_steps(self.dataset.costs, optim.global_batch, topology.world_size, optim.micro_tokens)
+        object.__setattr__(self, "expert_parallel_size", sizes)
+        object.__setattr__(self, "accumulation", steps)
+
+    def without_teachers(self) -> Plan:
+        """The same rows and student alone, to measure it."""
+        recipe, dataset = replace(self.recipe, teachers=[]), replace(self.dataset, shared_vocab=())
+        return replace(self, recipe=recipe, dataset=dataset)
 
     def summary(self) -> list[str]:
         """Ranks, expert parallelism and the student's engine, a line each."""
@@ -118,19 +111,15 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
     recipe = without_idle_teachers(recipe)
     engine, topology = read_engine_config(engine_config), launched()
     student = _check_model(recipe.student, "data.student_length", recipe.data.student_length)
-    teachers = {t.name: _check_model(t, f"{t.role}: length", t.length) for t in recipe.teachers}
-    dataset = _check_dataset(recipe, student, teachers)
     tokenizer = load_tokenizer(recipe.student.tokenizer)
     name_special_tokens(student, recipe.student.path, tokenizer)
-    for teacher in recipe.teachers:
-        if not teacher.causal:
-            named = load_teacher_tokenizer(teacher.tokenizer, causal=False)
-            name_special_tokens(teachers[teacher.name], teacher.path, named)
     for name in recipe.checkpoint.formats:
         exported = as_exported(student, {"recipe": asdict(recipe)})
         check_format(name, exported, tokenizer, f"checkpoint.formats: {recipe.student.path}")
-    tail = read_eos_tail(recipe.student.path, student, tokenizer) if recipe.student.eos_tail else None
-    return Plan.resolve(recipe, engine, topology, student, teachers, dataset, tail, tokenizer)
+    eos_tail = read_eos_tail(recipe.student.path, student, tokenizer) if recipe.student.eos_tail else None
+    teachers = {teacher.name: _check_teacher(teacher) for teacher in recipe.teachers}
+    dataset = _check_dataset(recipe, student, teachers)
+    return Plan(recipe, engine, topology, student, teachers, dataset, eos_tail, tokenizer)
 
 
 def _check_dataset(
@@ -198,6 +187,14 @@ def _check_model(model: Student | Teacher, what: str, length: int) -> PreTrained
     require_positions(what, length, config.max_position_embeddings, model.path)
     if reads_weights(model) and Path(model.path).is_dir():
         weight_files(Path(model.path))
+    return config
+
+
+def _check_teacher(teacher: Teacher) -> PreTrainedConfig:
+    """Its config, with the ids of special roles but for an autoregressive one, which has none."""
+    config = _check_model(teacher, f"{teacher.role}: length", teacher.length)
+    if not teacher.causal:
+        name_special_tokens(config, teacher.path, load_tokenizer(teacher.tokenizer, student=False))
     return config
 
 
