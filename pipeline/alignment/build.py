@@ -19,14 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.alignment import shards as sharding
 from pipeline.alignment.dataset_lock import dataset_lock
 from pipeline.alignment.fingerprint import FORMAT, Content, Inputs, fingerprint_inputs, source_key
-from pipeline.alignment.manifest import (
-    Manifest,
-    RowCounts,
-    ShardEntry,
-    differences,
-    load_manifest,
-    restrict_to,
-)
+from pipeline.alignment.manifest import Manifest, RowCounts, ShardEntry, differences, load_manifest, restrict_to
 from pipeline.alignment.shards import Aligner, Shard, ShardRecord
 from pipeline.alignment.sides import Side
 from pipeline.alignment.sources import ChatRows, open_source

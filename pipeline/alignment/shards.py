@@ -177,10 +177,7 @@ def _record_batch(
     shard: Shard, positions: np.ndarray, aligned: AlignedBatch, teachers: Iterable[str]
 ) -> pa.RecordBatch:
     columns = schema(teachers)
-    values = {
-        "source": pa.array([shard.source] * len(positions), pa.string()),
-        "row": pa.array(positions, pa.int64()),
-    }
+    values = {"source": pa.array([shard.source] * len(positions), pa.string()), "row": pa.array(positions, pa.int64())}
     for name, (flat, lengths) in aligned.columns.items():
         offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
         values[name] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, columns.field(name).type.value_type))

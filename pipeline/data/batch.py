@@ -158,14 +158,7 @@ class BatchBuilder:
         """The micro-batch of these samples (none is fine); `t` fixes the timestep, for validation."""
         rows = [self.eos_tail.extend(s.row, self.student.blocks) if self.eos_tail else s.row for s in samples]
         noises = [
-            draw(
-                row,
-                sample.key,
-                compdemo_ratio=self.compdemo_ratio,
-                by_chunk=self.by_chunk,
-                t_range=self.t_range,
-                t=t,
-            )
+            draw(row, sample.key, compdemo_ratio=self.compdemo_ratio, by_chunk=self.by_chunk, t_range=self.t_range, t=t)
             for row, sample in zip(rows, samples, strict=True)
         ]
         return build(rows, noises, self.student, self.teachers, self.row_multiple)
@@ -209,8 +202,7 @@ def build(
     """The micro-batch of these rows under this noise; no rows are fine. `teachers`: of the rows' teachers, in order."""
     pairs = list(zip(rows, noises, strict=True))
     packed, predict = pack(
-        [student.document(row.ids, noise.masked, row.maskable) for row, noise in pairs],
-        row_multiple,
+        [student.document(row.ids, noise.masked, row.maskable) for row, noise in pairs], row_multiple
     )
     targets = _cat([row.ids[n.masked] for row, n in pairs])
     t = _cat([torch.full((int(n.masked.sum()),), n.t) for n in noises], torch.float32)

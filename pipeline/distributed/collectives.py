@@ -17,9 +17,7 @@ class RanksFailed(Exception):
 
 
 def all_or_error(
-    work: Callable[[], T],
-    gather: Callable[[Any], list[Any]],
-    caught: tuple[type[Exception], ...] = (Exception,),
+    work: Callable[[], T], gather: Callable[[Any], list[Any]], caught: tuple[type[Exception], ...] = (Exception,)
 ) -> list[T]:
     """Every rank works; all get all results in the order of ranks, or all raise the same error. Collective.
 

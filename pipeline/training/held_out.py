@@ -94,12 +94,7 @@ def kl_terms(
 ) -> list[Term]:
     """What measures each teacher's divergence: KL(teacher || student) at T = 1, of tokens or of chunks."""
     return [
-        build_term(
-            Objective(strategy="kl" if shared else "calm", temperature=1.0),
-            teacher,
-            shared,
-            head_of(model),
-        )
+        build_term(Objective(strategy="kl" if shared else "calm", temperature=1.0), teacher, shared, head_of(model))
         for teacher, shared, model in zip(teachers, shared_vocab, models, strict=True)
     ]
 

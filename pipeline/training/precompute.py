@@ -31,14 +31,7 @@ from pipeline.models.configs import read_config
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
 from pipeline.models.forward import head_weight, hidden_states
 from pipeline.models.loading import load_teacher
-from pipeline.training.answer_store import (
-    Store,
-    StoredShard,
-    store_folder,
-    store_identity,
-    store_key,
-    weight_digests,
-)
+from pipeline.training.answer_store import Store, StoredShard, store_folder, store_identity, store_key, weight_digests
 from pipeline.training.teacher_checks import SHARE
 from pipeline.training.terms import stored_temperatures
 

@@ -74,11 +74,7 @@ def _fail(run_dir: Path, rank: int, message: str, exit_code: int) -> None:
 
 
 def _train(
-    plan: Plan,
-    topology: Topology,
-    stop: StopSignals,
-    requested: Callable[[], bool],
-    heartbeat: Callable[[str], None],
+    plan: Plan, topology: Topology, stop: StopSignals, requested: Callable[[], bool], heartbeat: Callable[[str], None]
 ) -> None:
     recipe, run_dir = plan.recipe, Path(plan.recipe.run_dir)
     heartbeat("reading the checkpoints")
