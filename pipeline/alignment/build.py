@@ -18,15 +18,23 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.alignment import shards as sharding
 from pipeline.alignment.dataset_lock import dataset_lock
-from pipeline.alignment.fingerprint import FORMAT, Content, Inputs, fingerprint_inputs, source_key
-from pipeline.alignment.manifest import Manifest, RowCounts, ShardEntry, differences, load_manifest, restrict_to
+from pipeline.alignment.fingerprint import Content, Inputs, fingerprint_inputs, source_key
+from pipeline.alignment.manifest import (
+    Manifest,
+    RowCounts,
+    ShardEntry,
+    changes,
+    load_manifest,
+    parse_manifest,
+    restrict_to,
+)
 from pipeline.alignment.shards import Aligner, Shard, ShardRecord
 from pipeline.alignment.sides import Side
 from pipeline.alignment.sources import ChatRows, open_source
 from pipeline.alignment.summary import chunk_statistics, count_by_split, row_counts, token_counts
 from pipeline.alignment.vocabulary import shared_vocab
 from pipeline.config.recipe import Recipe, Source, Validation
-from pipeline.core.checksums import checksum_fits, damaged_files
+from pipeline.core.checksums import damaged_files, read_record
 from pipeline.core.errors import BadInput
 from pipeline.core.files import json_sha256, read_json, write_json
 from pipeline.core.log import log
@@ -51,7 +59,7 @@ class Job:
         """The shard, built now or by an earlier run."""
         rows = self.rows[shard.source_key]
         key = shard.key(self.inputs.settings, rows.table.sha256)
-        if record := sharding.finished(self.folder, shard, key):
+        if record := read_record(self.folder, shard.file, key, ShardRecord):
             return BuiltShard(record, reused=True)
         return BuiltShard(sharding.build(self.folder, shard, key, rows, _aligner(self.inputs)), reused=False)
 
@@ -146,7 +154,7 @@ def finish(job: Job, built: Sequence[BuiltShard]) -> tuple[Manifest, str]:
         rows=rows,
         tokens=token_counts(counts["train"], teachers),
         statistics={name: chunk_statistics(counts["train"], name) for name in teachers},
-        shards=tuple(ShardEntry(record.file, record.split, record.rows, record.sha256) for record in records),
+        shards=tuple(ShardEntry(record.file, record.sha256, record.split, record.rows) for record in records),
     )
     write_json(job.folder / "manifest.json", manifest.to_json())
     reused = sum(shard.reused for shard in built)
@@ -168,20 +176,16 @@ def mismatch(there: Any, inputs: Inputs, folder: Path, *, overwrite: bool) -> st
 
     Raises BadInput where it is a usable one of other settings or data and must not be replaced.
     """
-    if not checksum_fits(there):
-        return "has a damaged manifest"
-    if there["format"] != FORMAT:
-        return f"holds a dataset of format {there['format']}"
     try:
-        manifest = Manifest.from_json(there)
-    except (KeyError, TypeError):
-        return "has a manifest of another version of this program"
+        manifest = parse_manifest(there)
+    except ValueError as error:
+        return str(error)
     wanted = inputs.identity
-    if changes := differences(restrict_to(manifest.inputs.identity, wanted), wanted):
+    if changed := changes(restrict_to(manifest.inputs.identity, wanted), wanted):
         if overwrite:
             return f"holds another dataset, with key {manifest.key[:12]}"
         raise BadInput(
-            f"{folder} holds a finished dataset that differs in {'; '.join(changes)}: --overwrite replaces it, another "
+            f"{folder} holds a finished dataset that differs in {'; '.join(changed)}: --overwrite replaces it, another "
             "--data.aligned keeps both"
         )
     damaged = damaged_files(folder, manifest.shards)

@@ -9,15 +9,16 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from pipeline.alignment.fingerprint import FORMAT, Inputs, SourceInputs, fingerprint_inputs, source_key
 from pipeline.alignment.sources import open_source
 from pipeline.config.recipe import Data, Recipe, Source, Validation
-from pipeline.core.checksums import add_checksum, checksum_fits, damaged_files
+from pipeline.core.checksums import FileEntry, add_checksum, checksum_fits, damaged_files
 from pipeline.core.errors import BadInput
-from pipeline.core.files import json_sha256, read_json
+from pipeline.core.files import differences, json_sha256, read_json
 from pipeline.core.log import rank
 
 AnyInputs = SourceInputs[Source] | SourceInputs[Validation]
@@ -53,13 +54,11 @@ class ChunkStatistics:
 
 
 @dataclass(frozen=True)
-class ShardEntry:
+class ShardEntry(FileEntry):
     """A shard's file in the dataset's folder."""
 
-    file: str
     split: str
     rows: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -108,23 +107,31 @@ def load_manifest(folder: Path | str) -> Manifest:
     record = read_json(Path(folder) / "manifest.json")
     if record is None:
         raise BadInput(f"no aligned dataset in {folder}: run `{align_command()}` first")
-    damaged = f"{folder}/manifest.json is damaged or older than this program: run `{align_command()}`"
+    try:
+        return parse_manifest(record)
+    except ValueError as error:
+        raise BadInput(f"{folder} {error}: run `{align_command()}`") from None
+
+
+def parse_manifest(record: Any) -> Manifest:
+    """The manifest that is the content of manifest.json. Raises ValueError that says what it has instead."""
     if not checksum_fits(record):
-        raise BadInput(damaged)
+        raise ValueError("has a damaged manifest.json")
     if record["format"] != FORMAT:
-        raise BadInput(f"{folder} has format {record['format']}, not {FORMAT}: run `{align_command()}`")
+        raise ValueError(f"has format {record['format']}, not {FORMAT}")
     try:
         return Manifest.from_json(record)
     except (KeyError, TypeError):
-        raise BadInput(damaged) from None
+        raise ValueError("has a manifest.json of another version of this program") from None
 
 
 def require_dataset(recipe: Recipe, *, every_byte: bool) -> Manifest:
     """The manifest of the recipe's dataset. Raises BadInput unless there is one that fits (`every_byte`: and whose shards are intact)."""
-    manifest = load_manifest(recipe.data.aligned)
+    folder = Path(recipe.data.aligned)
+    manifest = load_manifest(folder)
     check_manifest(manifest, recipe)
-    if every_byte:
-        verify_shards(recipe.data.aligned, manifest)
+    if every_byte and (damaged := damaged_files(folder, manifest.shards)):
+        raise BadInput(f"{folder}: missing or damaged {', '.join(damaged)}: run `{align_command()}`")
     return manifest
 
 
@@ -138,10 +145,10 @@ def check_manifest(manifest: Manifest, recipe: Recipe) -> None:
     data = _by_place(manifest.inputs, recipe.data)
     wanted = fingerprint_inputs(recipe, {source_key(source): there.content for source, there in data}).identity
     aligned = restrict_to(manifest.inputs.identity, wanted)
-    if changes := differences(aligned, wanted):
+    if changed := changes(aligned, wanted):
         raise BadInput(
             f"the aligned dataset in {recipe.data.aligned} has key {json_sha256(aligned)[:12]}, the recipe "
-            f"{json_sha256(wanted)[:12]}; they differ in {'; '.join(changes)}: run `{align_command()}`"
+            f"{json_sha256(wanted)[:12]}; they differ in {'; '.join(changed)}: run `{align_command()}`"
         )
     for source, there in data:
         if _has_changed(source, there):
@@ -170,28 +177,16 @@ def restrict_to(identity: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[
     return {**identity, "teachers": teachers, "validation": identity["validation"] if wanted["validation"] else None}
 
 
-def differences(aligned: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def changes(aligned: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What differs between two identities, in words: the name of an entry, and both values."""
-    return [f"{name} (aligned: {there}, recipe: {here})" for name, there, here in _differences(aligned, wanted)]
-
-
-def _differences(aligned: Any, wanted: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(aligned, Mapping) and isinstance(wanted, Mapping):
-        keys = sorted({*aligned, *wanted})
-        return [d for key in keys for d in _differences(aligned.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))]
-    return [] if aligned == wanted else [(name, _short(aligned), _short(wanted))]
+    found = sorted(differences(aligned, wanted), key=itemgetter(0))
+    return [f"{name} (aligned: {_short(there)}, recipe: {_short(here)})" for name, there, here in found]
 
 
 def _short(value: Any) -> str:
     if value is None or isinstance(value, Mapping):
         return "no" if value is None else "yes"
     return str(value)[:12] if len(str(value)) == 64 else str(value)  # a digest
-
-
-def verify_shards(folder: Path | str, manifest: Manifest, rank: int = 0, world_size: int = 1) -> None:
-    """Compares this rank's share of the shards with their digests. Raises BadInput for missing or damaged ones."""
-    if damaged := damaged_files(Path(folder), manifest.shards[rank::world_size]):
-        raise BadInput(f"{folder}: missing or damaged {', '.join(damaged)}: run `{align_command()}`")
 
 
 def align_command(argv: Sequence[str] | None = None) -> str:

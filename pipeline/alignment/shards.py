@@ -6,10 +6,9 @@ A shard holds the rows of a stretch of one source. Its record (shard-00000.json)
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ from pipeline.alignment.formats import BadRow
 from pipeline.alignment.rows import AlignedBatch, align_rows
 from pipeline.alignment.sides import Side
 from pipeline.alignment.sources import ChatRows, Maskable, OnBadRow, repeats
-from pipeline.core.checksums import add_checksum, checksum_fits, is_intact
-from pipeline.core.errors import BadInput
-from pipeline.core.files import file_sha256, json_sha256, read_json, write_json
+from pipeline.core.checksums import FileEntry, record_file, write_record
+from pipeline.core.files import file_sha256, json_sha256
+from pipeline.data.arrow_files import write_arrow
 
 BATCH_ROWS, BATCH_CHARACTERS = 256, 1_000_000
 """Rows that are rendered and tokenized together, and written as one record batch: as many as both limits allow."""
@@ -48,14 +47,11 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class ShardRecord:
-    """What a shard's record file says: its data file, the key it was built for, and what its rows count."""
+class ShardRecord(FileEntry):
+    """What a shard's record file says: its data file, and what its rows count."""
 
-    file: str
     split: str
     rows: int
-    sha256: str
-    key: str
     counts: dict[str, int]
 
 
@@ -78,18 +74,6 @@ def _stretches(rows: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def finished(folder: Path, shard: Shard, key: str) -> ShardRecord | None:
-    """The record of a shard that an earlier run built with the same key, if its data are intact."""
-    try:
-        found = read_json(_record_file(folder, shard))
-    except BadInput:
-        return None
-    if not checksum_fits(found) or found["key"] != key:
-        return None
-    record = ShardRecord(**{name: value for name, value in found.items() if name != "digest"})
-    return record if is_intact(folder, record) else None
-
-
 @dataclass(frozen=True)
 class Aligner:
     """What makes rows of the dataset out of chats."""
@@ -104,22 +88,15 @@ def build(folder: Path, shard: Shard, key: str, rows: ChatRows, aligner: Aligner
     """Aligns a shard's rows and writes data and record; returns the record."""
     counts: Counter[str] = Counter()
     path = folder / shard.file
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, schema(aligner.teachers)) as writer:
-            for batch in _batches(shard, rows, aligner, counts):
-                writer.write_batch(batch)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    record = ShardRecord(shard.file, shard.split, counts["kept"], file_sha256(path), key, dict(counts))
-    write_json(_record_file(folder, shard), add_checksum(asdict(record)))
+    write_arrow(path, schema(aligner.teachers), _batches(shard, rows, aligner, counts))
+    record = ShardRecord(shard.file, file_sha256(path), shard.split, counts["kept"], dict(counts))
+    write_record(folder, key, record)
     return record
 
 
 def remove_stale(folder: Path, shards: Iterable[Shard]) -> int:
     """Deletes shards and records that are none of these, and what killed runs left; returns the number of shards."""
-    keep = {name for shard in shards for name in (shard.file, _record_file(folder, shard).name)}
+    keep = {name for shard in shards for name in (shard.file, record_file(shard.file))}
     kinds = ("shard", "validation", ".shard", ".validation")  # with a dot: temporary
     stale = [path for kind in kinds for path in folder.glob(f"{kind}-*.*") if path.name not in keep]
     for path in stale:
@@ -133,10 +110,6 @@ def schema(teachers: Iterable[str]) -> pa.Schema:
     fields = [("input_ids", ids), ("maskable", pa.list_(pa.bool_())), ("source", pa.string()), ("row", pa.int64())]
     columns = ("input_ids", "chunk_ids", "student_chunk_ids")
     return pa.schema([*fields, *((f"{name}_{column}", ids) for name in teachers for column in columns)])
-
-
-def _record_file(folder: Path, shard: Shard) -> Path:
-    return (folder / shard.file).with_suffix(".json")
 
 
 def _batches(shard: Shard, rows: ChatRows, aligner: Aligner, counts: Counter[str]) -> Iterator[pa.RecordBatch]:

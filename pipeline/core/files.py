@@ -80,6 +80,16 @@ def json_sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def differences(first: Any, second: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted name and both values of everything that differs in two JSON values; items of equally long lists by number."""
+    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        first, second = dict(enumerate(first)), dict(enumerate(second))
+    if not isinstance(first, dict) or not isinstance(second, dict):
+        return [] if first == second else [(name, first, second)]
+    keys = {**first, **second}
+    return [d for key in keys for d in differences(first.get(key), second.get(key), f"{name}.{key}".lstrip("."))]
+
+
 def file_sha256(path: Path) -> str:
     """Hexadecimal digest of a file's content."""
     with path.open("rb") as file:

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from pipeline.data.answers import Answers, StoredAnswers, open_arrow
+from pipeline.data.answers import Answers, StoredAnswers
+from pipeline.data.arrow_files import open_arrow
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.core.errors import BadInput
+from pipeline.data.arrow_files import open_arrow
 
 
 @dataclass(frozen=True)
@@ -95,15 +94,3 @@ class StoredAnswers:
         picked = copy.copy(self)
         picked._rows = self._rows.select(places)
         return picked
-
-
-def open_arrow(folder: Path, files: Sequence[str], form: str, *, stage: str) -> Any:
-    """The rows of Arrow files behind one another, in a format of `datasets`. Raises BadInput, naming the stage that writes them, for a
-    file that cannot be read."""
-    import datasets  # a second to import, and only needed from here on
-
-    try:
-        tables = [datasets.Dataset.from_file(str(folder / file)) for file in files]
-    except (pa.ArrowInvalid, OSError) as error:
-        raise BadInput(f"{folder}: a file is damaged or missing ({error}): run {stage} again") from None
-    return datasets.concatenate_datasets(tables).with_format(form) if tables else []

@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pipeline.core.errors import BadInput
+from pipeline.core.errors import BadInput, of_user
+from pipeline.distributed.collectives import all_or_error, first_or_error
 
 T = TypeVar("T")
 
@@ -33,27 +34,20 @@ class Ranks:
 
     def share(self, work: Callable[[], T]) -> T:
         """Rank 0 works; all ranks get its result, or its error."""
-        outcome: Any = _outcome(work, self.rank) if self.rank == 0 else None
-        return _result(self._comm.bcast(outcome) if self._comm else outcome)
+        return first_or_error(_for_user(work), self.rank == 0, self._comm.bcast) if self._comm else work()
 
     def gather(self, work: Callable[[], T]) -> list[T]:
-        """Every rank works; all ranks get all results in order, or the first rank's error."""
-        outcome = _outcome(work, self.rank)
-        return [_result(o) for o in (self._comm.allgather(outcome) if self._comm else [outcome])]
+        """Every rank works; all ranks get all results in order, or an error."""
+        return all_or_error(_for_user(work), self._comm.allgather) if self._comm else [work()]
 
 
-def _outcome(work: Callable[[], T], rank: int) -> tuple[T | None, Exception | None]:
-    try:
-        return work(), None
-    except BadInput as error:
-        return None, error
-    except Exception as error:
-        # Other ranks see a message, since not every exception can be sent.
-        return None, error if rank == 0 else RuntimeError(f"rank {rank}: {type(error).__name__}: {error}")
+def _for_user(work: Callable[[], T]) -> Callable[[], T]:
+    """The work, whose errors that the user can put right (a full disk) reach every rank as such."""
 
+    def attempt() -> T:
+        try:
+            return work()
+        except OSError as error:
+            raise of_user(error) or error from None
 
-def _result(outcome: tuple[T, Exception | None]) -> T:
-    value, error = outcome
-    if error is not None:
-        raise error
-    return value
+    return attempt

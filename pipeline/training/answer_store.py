@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.alignment.manifest import Manifest, align_command
 from pipeline.config.recipe import Recipe, Teacher
-from pipeline.core.checksums import add_checksum, checksum_fits, damaged_files
+from pipeline.core.checksums import FileEntry, add_checksum, checksum_fits, damaged_files
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256, json_sha256, read_json
 from pipeline.data.answers import Answers, StoredAnswers
@@ -24,12 +24,10 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class StoredShard:
+class StoredShard(FileEntry):
     """A file of answers."""
 
-    file: str
     rows: int
-    sha256: str
     nats: float
     """Sum of the negative log-likelihoods of its tokens"""
     tokens: int

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +14,13 @@ from transformers import PreTrainedModel
 
 from pipeline.alignment.manifest import Manifest, require_dataset
 from pipeline.config.recipe import Recipe, Teacher
-from pipeline.core.checksums import add_checksum, checksum_fits, is_intact
+from pipeline.core.checksums import read_record, write_record
 from pipeline.core.errors import BadInput
-from pipeline.core.files import file_sha256, read_json, write_json
+from pipeline.core.files import file_sha256, write_json
 from pipeline.core.log import log
 from pipeline.data.aligned_dataset import AlignedRow, AlignedRows
 from pipeline.data.answers import Answers, schema, to_columns
+from pipeline.data.arrow_files import write_arrow
 from pipeline.data.blocks import lay_out_causal
 from pipeline.data.packing import pack
 from pipeline.distributed.topology import Topology
@@ -58,7 +57,7 @@ def _store(recipe: Recipe, teacher: Teacher, manifest: Manifest, topology: Topol
     identity = store_identity(recipe, teacher, manifest)
     weights = topology.broadcast_object(weight_digests(teacher) if topology.rank == 0 else {})
     key = store_key(identity, weights)
-    done = {shard.file: _finished(folder, shard.file, key) for shard in manifest.shards}
+    done = {shard.file: read_record(folder, shard.file, key, StoredShard) for shard in manifest.shards}
     done = topology.broadcast_object(done)
     missing = [shard.file for shard in manifest.shards if done[shard.file] is None]
     if missing:
@@ -102,32 +101,14 @@ def _load(recipe: Recipe, teacher: Teacher, topology: Topology) -> PreTrainedMod
     )
 
 
-def _finished(folder: Path, file: str, key: str) -> StoredShard | None:
-    try:
-        record = read_json((folder / file).with_suffix(".json"))
-    except BadInput:
-        return None
-    if not checksum_fits(record) or record["key"] != key:
-        return None
-    shard = StoredShard(**{name: value for name, value in record.items() if name not in ("key", "digest")})
-    return shard if is_intact(folder, shard) else None
-
-
 def _write(folder: Path, file: str, key: str, rows: list[Row]) -> StoredShard:
     columns = schema()
-    path, temporary = folder / file, folder / f".{file}.{os.getpid()}"
-    try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, columns) as writer:
-            for _, values in rows:
-                arrays = [pa.array([values[field.name]], field.type) for field in columns]
-                writer.write_batch(pa.record_batch(arrays, schema=columns))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    arrays = ([pa.array([values[field.name]], field.type) for field in columns] for _, values in rows)
+    write_arrow(folder / file, columns, (pa.record_batch(row, schema=columns) for row in arrays))
     log_probs = [values["log_prob"] for _, values in rows]
     nats, tokens = -float(sum(part.sum(dtype=np.float64) for part in log_probs)), sum(len(part) for part in log_probs)
-    shard = StoredShard(file, len(rows), file_sha256(path), nats, tokens)
-    write_json(path.with_suffix(".json"), add_checksum({"key": key, **asdict(shard)}))
+    shard = StoredShard(file, file_sha256(folder / file), len(rows), nats, tokens)
+    write_record(folder, key, shard)
     return shard
 
 

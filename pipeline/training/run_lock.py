@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import yaml
 
@@ -15,7 +15,7 @@ from pipeline.alignment.manifest import load_manifest
 from pipeline.config.recipe import Recipe, dump, without_idle_teachers
 from pipeline.core.checkpoint_files import complete_checkpoints
 from pipeline.core.errors import BadInput
-from pipeline.core.files import lock, read_json
+from pipeline.core.files import differences, lock, read_json
 from pipeline.core.log import rank
 from pipeline.core.run_directory import stop_file
 from pipeline.core.stage_status import status_file
@@ -40,7 +40,8 @@ def run_lock(recipe: Recipe) -> TextIO | None:
             stored = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError):
             raise BadInput(f"{recipe_file} is damaged: put a copy back, or choose another --run_dir") from None
-        differing = _differences(stored, yaml.safe_load(dump(without_idle_teachers(recipe))))
+        wanted = yaml.safe_load(dump(without_idle_teachers(recipe)))
+        differing = [name for name, *_ in differences(stored, wanted) if name.partition(".")[0] not in _FREE]
         if not all(map(_PLACE.fullmatch, differing)):
             raise BadInput(
                 f"{run_dir} belongs to another recipe (it differs in {', '.join(differing)}): "
@@ -98,13 +99,3 @@ def _was_trained_on(folder: str, run_dir: Path) -> bool:
         return True
     config = read_json(checkpoints[-1] / "export" / "config.json") or {}
     return bool(config.get("provenance", {}).get("manifest_key") == load_manifest(folder).key)
-
-
-def _differences(stored: Any, wanted: Any, prefix: str = "") -> list[str]:
-    """Dotted names of the fields that differ and that change what is trained; items of a list by number."""
-    if isinstance(stored, list) and isinstance(wanted, list) and len(stored) == len(wanted):
-        stored, wanted = dict(enumerate(stored)), dict(enumerate(wanted))
-    if not isinstance(stored, dict) or not isinstance(wanted, dict):
-        return [] if stored == wanted else [prefix]
-    names = [name for name in {**stored, **wanted} if prefix or name not in _FREE]
-    return [d for n in names for d in _differences(stored.get(n), wanted.get(n), f"{prefix}.{n}" if prefix else n)]
