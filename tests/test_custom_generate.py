@@ -14,7 +14,7 @@ from pipeline.decoding.canvas import GenerateConfig
 from pipeline.decoding.sampler import generate
 from pipeline.models.export import export
 from pipeline.models.export_files.generate import generate as exported_generate
-from pipeline.models.formats import export_as
+from pipeline.models.formats import FORMATS, Exported
 from pipeline.models.loading import load_student, load_teacher
 from pipeline.models.tokenizer import load_tokenizer
 from tests import launch
@@ -103,10 +103,8 @@ def test_an_export_of_a_shifted_family_says_so_and_generates_as_we_do(name: str,
     """Opened by plain transformers; prompts shorter and longer than a block, of unequal lengths."""
     source = publish(tmp_path / name, name, block_size=4)
     live = load_teacher(str(source), dtype=torch.float32, device="cpu")
-    provenance = {"source": str(source)}
-    export_as(
-        "transformers", live, live.state_dict(), load_tokenizer(str(STUDENT)), tmp_path / "e", provenance=provenance
-    )
+    exported = Exported(live, live.state_dict(), load_tokenizer(str(STUDENT)))
+    FORMATS["transformers"].write(exported, tmp_path / "e", {"source": str(source)})
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "e", attn_implementation="sdpa")
     read_again = load_student(str(tmp_path / "e"), dtype=torch.float32).eval()
     assert type(opened).__name__ == "Qwen2ForCausalLM" and opened.config.shifted

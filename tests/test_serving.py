@@ -19,7 +19,7 @@ from pipeline.models.card import ScoreRow, add_scores
 from pipeline.models.configs import read_named_config
 from pipeline.models.export import as_exported, export
 from pipeline.models.export_files.generate import generate as exported_generate
-from pipeline.models.formats import check_format, export_again, export_as
+from pipeline.models.formats import FORMATS, Exported, check_format, export_again
 from pipeline.models.loading import load_student, load_teacher
 from pipeline.models.tokenizer import load_tokenizer
 from tests import test_families as families
@@ -191,7 +191,7 @@ def test_a_dense_family_goes_out_as_it_came(name, tmp_path):
 
 def test_a_family_goes_out_as_transformers_class_where_that_says_all(tmp_path):
     live = load_student(str(families.publish(tmp_path / "llada", "llada")), dtype=torch.float32)
-    export_as("transformers", live, live.state_dict(), byte_level(), tmp_path / "out", provenance=PROVENANCE)
+    FORMATS["transformers"].write(Exported(live, live.state_dict(), byte_level()), tmp_path / "out", PROVENANCE)
     case = families.cases(families.golden("llada")[1])["full"]
     model = LlamaForCausalLM.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(model(case["input_ids"]).logits, case["logits"], atol=2e-5, rtol=0)

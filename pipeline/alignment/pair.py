@@ -15,7 +15,8 @@ from pipeline.alignment.sides import Side
 from pipeline.alignment.vocabulary import shared_vocab
 from pipeline.core.errors import BadInput
 from pipeline.core.rng import generator_for
-from pipeline.data.blocks import build_blocks, lay_out, lay_out_causal
+from pipeline.data.batch import CausalLayout, TeacherLayout
+from pipeline.data.blocks import build_blocks
 from pipeline.data.packing import pack
 from pipeline.method.masking import predictable
 from pipeline.models.configs import read_config, read_named_config
@@ -124,6 +125,11 @@ def _likelihood(
     config = read_named_config(path, tokenizer, causal=causal)
     model = load_teacher(path, dtype=torch.float32, device="cpu", config=config, causal=causal)
     blocks = build_blocks(reads, getattr(model.config, "block_size", None) or 32)
+    layout = (
+        CausalLayout(0, blocks)
+        if causal
+        else TeacherLayout(model.config.mask_token_id, blocks, shifted=is_shifted(model.config))
+    )
     names = ("t_input_ids", "maskable", "t_student_chunk_ids", "t_chunk_ids")
     split = [torch.from_numpy(x).split(lengths.tolist()) for x, lengths in map(aligned.columns.__getitem__, names)]
     rows = [(ids.long(), predictable(*chunks)) for ids, *chunks in zip(*split, strict=True)]
@@ -132,13 +138,7 @@ def _likelihood(
         for number, (row, answers) in enumerate(rows):
             masked = answers & (torch.rand(len(row), generator=generator_for(0, number, share)) < share)
             masked[:1] = False
-            shifted = not causal and is_shifted(model.config)
-            document = (
-                lay_out_causal(row, masked)
-                if causal
-                else lay_out(row, masked, blocks.cut(masked), model.config.mask_token_id, shifted)
-            )
-            packed, predicting = pack([document])
+            packed, predicting = pack([layout.view(row, masked)])
             with torch.no_grad():
                 nats -= float(score_tokens(model, packed, predicting, row[masked]).sum())
             count += int(masked.sum())

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.checksums import FileEntry, damaged_files
 from pipeline.core.files import file_sha256
 
 
@@ -32,14 +33,13 @@ def saved_step(run_dir: Path) -> int:
 
 def inventory(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file in a checkpoint's folder, COMPLETE and the model card (scores come later) apart."""
-    files = [p for p in folder.rglob("*") if p.is_file() and p.name not in ("COMPLETE", "README.md")]
-    return _described(folder, sorted(str(p.relative_to(folder)) for p in files))
-
-
-def _described(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in ("COMPLETE", "README.md"))
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(lambda name: file_sha256(folder / name), names)
-        return {n: {"bytes": (folder / n).stat().st_size, "sha256": d} for n, d in zip(names, digests, strict=True)}
+        digests = pool.map(file_sha256, files)
+        return {
+            str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": digest}
+            for file, digest in zip(files, digests, strict=True)
+        }
 
 
 def damaged_file(path: Path, below: str = "") -> str | None:
@@ -51,12 +51,12 @@ def damaged_file(path: Path, below: str = "") -> str | None:
         complete = json.loads((path / "COMPLETE").read_text(encoding="utf-8"))
         if step_name(complete["step"]) != path.name:
             return "COMPLETE"
-        written = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in complete["files"].items()}
-        written = {name: size_and_digest for name, size_and_digest in written.items() if name.startswith(below)}
+        written = {name: entry for name, entry in complete["files"].items() if name.startswith(below)}
+        sizes = {name: entry["bytes"] for name, entry in written.items()}
+        entries = [FileEntry(name, entry["sha256"]) for name, entry in written.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "COMPLETE"
-    for name, (size, _) in written.items():  # costs nothing, and finds most damage
+    for name, size in sizes.items():  # costs nothing, and finds most damage
         if not (path / name).is_file() or (path / name).stat().st_size != size:
             return name
-    present = _described(path, list(written))
-    return next((name for name, (_, digest) in written.items() if present[name]["sha256"] != digest), None)
+    return next(iter(damaged_files(path, entries)), None)

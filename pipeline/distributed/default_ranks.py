@@ -10,15 +10,13 @@ from __future__ import annotations
 import base64
 import json
 import os
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import takewhile
-from pathlib import Path
 
 import psutil
 
 from pipeline.core.log import log
+from pipeline.distributed.launcher_env import deepspeed_options
 
 RANKS = 2
 
@@ -60,16 +58,8 @@ def relaunch_command(parents: Sequence[Sequence[str]]) -> list[str]:
 
 def _names_ranks(command: Sequence[str]) -> bool:
     """Whether a `deepspeed` command says how many ranks it wants, or where. True for any other command."""
-    if not any(Path(word).name == "deepspeed" for word in command[:2]):
-        return True
-    options = ArgumentParser(add_help=False)
-    options.add_argument("-H", "--hostfile")
-    options.add_argument("-i", "--include")
-    options.add_argument("-e", "--exclude")
-    options.add_argument("--num_gpus", "--num_accelerators")
-    options.add_argument("--num_nodes")
-    named, _ = options.parse_known_args(list(takewhile(lambda word: not word.endswith(".py"), command)))
-    return any(value is not None for value in vars(named).values())
+    options = deepspeed_options(command)
+    return options is None or any(value is not None for value in vars(options).values())
 
 
 def _has_accelerator() -> bool:

@@ -6,7 +6,7 @@ import os
 import socket
 import stat
 import tempfile
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import takewhile
@@ -74,16 +74,25 @@ def check_hostfile(parents: Sequence[Sequence[str]]) -> None:
     Args:
         parents: command lines of the processes above this one.
     """
+    for options in filter(None, map(deepspeed_options, parents)):
+        if options.hostfile and not Path(options.hostfile).is_file():
+            raise BadInput(
+                f"no hostfile {options.hostfile}: deepspeed would train on this machine alone; correct the path, or leave "
+                "--hostfile out"
+            )
+
+
+def deepspeed_options(command: Sequence[str]) -> Namespace | None:
+    """What a `deepspeed` command says of ranks and hosts, each None where it says nothing; None for any other command."""
+    if not any(Path(word).name == "deepspeed" for word in command[:2]):
+        return None
     options = ArgumentParser(add_help=False)
-    options.add_argument("-H", "--hostfile", default="")
-    for words in parents:
-        if any(Path(word).name == "deepspeed" for word in words[:2]):
-            own, _ = options.parse_known_args(list(takewhile(lambda word: not word.endswith(".py"), words)))
-            if own.hostfile and not Path(own.hostfile).is_file():
-                raise BadInput(
-                    f"no hostfile {own.hostfile}: deepspeed would train on this machine alone; correct the path, or leave "
-                    "--hostfile out"
-                )
+    options.add_argument("-H", "--hostfile")
+    options.add_argument("-i", "--include")
+    options.add_argument("-e", "--exclude")
+    options.add_argument("--num_gpus", "--num_accelerators")
+    options.add_argument("--num_nodes")
+    return options.parse_known_args(list(takewhile(lambda word: not word.endswith(".py"), command)))[0]
 
 
 def _keep_caches_local() -> None:
@@ -91,8 +100,8 @@ def _keep_caches_local() -> None:
     folder = Path(tempfile.gettempdir()) / f"tide-{os.getuid()}"
     with suppress(FileExistsError):  # a file, or a link to nowhere
         folder.mkdir(mode=0o700, exist_ok=True)
-    facts = folder.lstat()
-    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o022:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise BadInput(f"{folder} is not this user's alone: remove it, or set TMPDIR to another folder")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder / "torch_extensions"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))

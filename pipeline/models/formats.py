@@ -43,26 +43,13 @@ class Format:
     obstacles: Callable[[PreTrainedConfig, PreTrainedTokenizerFast], Iterator[str]]
     """Why a model, with the configuration of its export, cannot have it."""
     write: Callable[[Exported, Path, dict[str, Any]], None]
-    """Into a folder, with its provenance."""
+    """As `export`, into a folder and with its provenance, what `check_format` has not refused."""
 
 
 def check_format(name: ExportFormat, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast, where: str) -> None:
     """Raises BadInput with every reason why a model cannot be exported so. `config`: see `as_exported`."""
     if reasons := list(FORMATS[name].obstacles(config, tokenizer)):
         raise BadInput(f"{where} cannot be exported as {name}: {'; '.join(reasons)}")
-
-
-def export_as(
-    name: ExportFormat,
-    model: PreTrainedModel,
-    state_dict: Mapping[str, Tensor],
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    *,
-    provenance: dict[str, Any],
-) -> None:
-    """As `export`, in a format that `check_format` has not refused."""
-    FORMATS[name].write(Exported(model, state_dict, tokenizer), folder, provenance)
 
 
 def export_again(source: str, name: ExportFormat, folder: Path) -> None:
@@ -80,7 +67,7 @@ def export_again(source: str, name: ExportFormat, folder: Path) -> None:
     model = load_student(source, dtype=dtype, config=config)
     tmp_dir = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(tmp_dir, ignore_errors=True)
-    export_as(name, model, model.state_dict(), tokenizer, tmp_dir, provenance=provenance)
+    FORMATS[name].write(Exported(model, model.state_dict(), tokenizer), tmp_dir, provenance)
     if (Path(source) / "README.md").is_file():
         copy_scores(Path(source), tmp_dir)
     os.rename(tmp_dir, folder)

@@ -32,9 +32,9 @@ from pipeline.core.run_directory import best_file, read_metrics
 from pipeline.distributed.collectives import RanksFailed, all_or_error, first_or_error
 from pipeline.distributed.topology import Topology
 from pipeline.models.export import export
-from pipeline.models.formats import export_as
+from pipeline.models.formats import FORMATS, Exported
 from pipeline.training.metrics import Metrics
-from pipeline.training.zero_state import collect
+from pipeline.training.zero_state import buffers, collect
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -92,10 +92,10 @@ class Checkpoints:
         (tmp_dir / "state").mkdir(parents=True, exist_ok=True)
         if self.topology.rank == 0:
             provenance = {**self.provenance, "step": step}
-            model = self.engine.module.model
-            export(model, weights, self.tokenizer, tmp_dir / "export", provenance=provenance)
+            exported = Exported(self.engine.module.model, weights, self.tokenizer)
+            export(*exported, tmp_dir / "export", provenance=provenance)
             for kind in self.formats:
-                export_as(kind, model, weights, self.tokenizer, tmp_dir / f"export-{kind}", provenance=provenance)
+                FORMATS[kind].write(exported, tmp_dir / f"export-{kind}", provenance)
         name = f"state/rank-{self.topology.rank:05d}-of-{self.topology.world_size:05d}.safetensors"
         data = serialise(share)
         (tmp_dir / name).write_bytes(data)
@@ -138,8 +138,7 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
             if dist.get_rank() == 0:
                 weights[name] = parameter.detach().cpu().clone()
     if dist.get_rank() == 0:
-        persistent = model.state_dict().keys()
-        weights |= {name: b.detach().cpu().clone() for name, b in model.named_buffers() if name in persistent}
+        weights |= {name: buffer.detach().cpu().clone() for name, buffer in buffers(model).items()}
     return weights
 
 

@@ -62,31 +62,34 @@ def validation_loss(
         student: `StudentWithLoss` in eval mode, or its engine.
         cross_entropy_weight: the student's, which is taken out.
     """
-    losses = {}
-    for t in TIMESTEPS:
-        total = torch.zeros(2, dtype=torch.float64, device=rows.topology.device)
-        weight = cross_entropy_weight(torch.tensor(t))
-        for batch in rows.batches(t):
-            total += torch.stack([student(batch, (), 0.0)[0] / weight, batch.t.new_tensor(batch.targets.shape[0])])
-        dist.all_reduce(total)
-        nats, tokens = read(total)
-        losses[str(t)] = nats / max(1, tokens)
-    return losses
+
+    def nats_and_tokens(batch: Batch, t: float) -> Tensor:
+        nats = student(batch, (), 0.0)[0] / cross_entropy_weight(torch.tensor(t))
+        return torch.stack([nats, batch.t.new_tensor(batch.targets.shape[0])])
+
+    return _mean_by_time(rows, nats_and_tokens)
 
 
 @torch.no_grad()
 def cloze_accuracy(student: PreTrainedModel, rows: FixedNoiseRows) -> ByTime:
     """Share of masked tokens whose truth the student ranks first. Collective."""
-    shares = {}
-    for t in TIMESTEPS:
-        total = torch.zeros(2, dtype=torch.float64, device=rows.topology.device)
+
+    def hits_and_tokens(batch: Batch, _t: float) -> Tensor:
+        hits = score_tokens(student, batch.student, batch.predict, batch.targets, log_prob_and_hit)[:, 1].double()
+        return torch.stack([hits.sum(), hits.new_tensor(hits.shape[0])])
+
+    return _mean_by_time(rows, hits_and_tokens)
+
+
+def _mean_by_time(rows: FixedNoiseRows, sum_and_count: Callable[[Batch, float], Tensor]) -> ByTime:
+    """Over all rows and ranks. Collective."""
+    totals = torch.zeros(len(TIMESTEPS), 2, dtype=torch.float64, device=rows.topology.device)
+    for total, t in zip(totals, TIMESTEPS, strict=True):
         for batch in rows.batches(t):
-            known = score_tokens(student, batch.student, batch.predict, batch.targets, log_prob_and_hit)
-            total += torch.stack([known[:, 1].double().sum(), total.new_tensor(known.shape[0])])
-        dist.all_reduce(total)
-        hits, tokens = read(total)
-        shares[str(t)] = hits / max(1, tokens)
-    return shares
+            total += sum_and_count(batch, t)
+    dist.all_reduce(totals)
+    means = read(totals[:, 0] / totals[:, 1].clamp(min=1))
+    return dict(zip(map(str, TIMESTEPS), means, strict=True))
 
 
 def kl_terms(

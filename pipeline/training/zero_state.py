@@ -43,7 +43,7 @@ def collect(engine: DeepSpeedEngine) -> dict[str, Tensor]:
             if number in kept:
                 state[f"{kind}.{name}"] = whole.detach().cpu().clone()
     if dist.get_rank() == 0:
-        state |= {f"buffer.{n}": b.detach().cpu().clone() for n, b in _buffers(engine.module.model).items()}
+        state |= {f"buffer.{n}": b.detach().cpu().clone() for n, b in buffers(engine.module.model).items()}
     return state
 
 
@@ -67,14 +67,15 @@ def restore(engine: DeepSpeedEngine, folder: Path, step: int) -> list[Tensor]:
         _set(engine, parameter, "weight", weight)
         for kind in MOMENTS:
             _set(engine, parameter, kind, saved(f"{kind}.{name}"))
-    for name, buffer in _buffers(engine.module.model).items():
+    for name, buffer in buffers(engine.module.model).items():
         buffer.copy_(saved(f"buffer.{name}"))
     for moments in engine.basic_optimizer.state.values():
         moments["step"].fill_(step)
     return [saved(f"metrics.{rank}") for rank in range(len(files))]
 
 
-def _buffers(model: nn.Module) -> dict[str, Tensor]:
+def buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Those that a checkpoint holds, by name."""
     persistent = model.state_dict().keys()
     return {name: buffer for name, buffer in model.named_buffers() if name in persistent}
 
