@@ -16,66 +16,40 @@ from pipeline.models.configs import read_config
 from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
 from pipeline.models.loading import build, load_student, load_teacher
 from pipeline.models.tokenizer import load_tokenizer
-from tests.test_models_llada2 import DATA
+from tests import launch
 from tests.test_models_loading import STUDENT
 
-QWEN3_06B = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "hidden_size": 1024,
-    "initializer_range": 0.02,
-    "intermediate_size": 3072,
-    "max_position_embeddings": 40960,
-    "max_window_layers": 28,
-    "model_type": "qwen3",
-    "num_attention_heads": 16,
-    "num_hidden_layers": 28,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": None,
-    "rope_theta": 1000000,
-    "sliding_window": None,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.51.0",
-    "use_cache": True,
-    "use_sliding_window": False,
-    "vocab_size": 151936,
-}
-BD3LM = QWEN3_06B | {
-    "architectures": ["A2DQwen3LMHeadModel"],
-    "auto_map": {"AutoConfig": "modeling_qwen3.A2DQwen3Config", "AutoModel": "modeling_qwen3.A2DQwen3LMHeadModel"},
-    "model_type": "a2d-qwen3",
-    "dtype": "bfloat16",
-}
-WEDLM_8B = QWEN3_06B | {
-    "architectures": ["WeDLMForCausalLM"],
-    "auto_map": {"AutoConfig": "configuration_wedlm.WeDLMConfig", "AutoModelForCausalLM": "modeling_wedlm.WeDLM"},
-    "model_type": "wedlm",
-    "qk_norm": True,
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "max_position_embeddings": 16384,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 36,
-    "tie_word_embeddings": False,
-}
-LLADA2_MINI = json.loads((DATA / "llada2_mini_config.json").read_text()) | {"model_type": "llada2_moe"}
-LLADA2_FLASH = LLADA2_MINI | {  # the sizes of Ling-flash-2.0, from which it was trained
-    "hidden_size": 4096,
-    "intermediate_size": 9216,
-    "moe_intermediate_size": 1024,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-}
+
+def config_of(name: str, **beside) -> dict:
+    """A published configuration that `plan` has, and what its file says beside."""
+    folder = launch.ROOT / "pipeline/capacity/published" / name
+    return json.loads((folder / "config.json").read_text()) | beside
+
+
+QWEN3_FILE = {  # what the files of Qwen3 and of its kin say and what changes nothing here
+    "bos_token_id": 151643, "max_window_layers": 28, "rope_scaling": None, "sliding_window": None, "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.0", "use_cache": True, "use_sliding_window": False,
+}  # fmt: skip
+QWEN3_06B = config_of("Qwen/Qwen3-0.6B", architectures=["Qwen3ForCausalLM"], **QWEN3_FILE)
+BD3LM = config_of(
+    "dllm-hub/Qwen3-0.6B-diffusion-bd3lm-v0.1",
+    architectures=["A2DQwen3LMHeadModel"],
+    auto_map={"AutoConfig": "modeling_qwen3.A2DQwen3Config", "AutoModel": "modeling_qwen3.A2DQwen3LMHeadModel"},
+    dtype="bfloat16",
+    **QWEN3_FILE,
+)
+WEDLM_8B = config_of(
+    "tencent/WeDLM-8B-Instruct",
+    architectures=["WeDLMForCausalLM"],
+    auto_map={"AutoConfig": "configuration_wedlm.WeDLMConfig", "AutoModelForCausalLM": "modeling_wedlm.WeDLM"},
+    **QWEN3_FILE,
+)
+LLADA2_MINI = config_of("inclusionAI/LLaDA2.0-mini", model_type="llada2_moe")
+LLADA2_FLASH = config_of("inclusionAI/LLaDA2.0-flash", model_type="llada2_moe")
 SMALL = {"hidden_size": 16, "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24}
 SMALL |= {"num_hidden_layers": 3, "moe_intermediate_size": 8, "vocab_size": 400}
-SPECIAL = {"eos_token_id": 326, "pad_token_id": 324, "bos_token_id": None}  # the mask: only the tokenizer knows
+# the mask: only the tokenizer knows
+SPECIAL = {"eos_token_id": 326, "pad_token_id": 324, "bos_token_id": None, "mask_token_id": None}
 
 
 def dense_names(c: dict) -> dict[str, tuple[int, ...]]:

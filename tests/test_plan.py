@@ -143,7 +143,7 @@ def test_a_run_that_does_not_fit_is_refused_with_the_numbers(answers, planned):
 
 def test_configs_can_be_given(tmp_path, answers, planned, monkeypatch):
     file = tmp_path / "flash.json"
-    config = json.loads((launch.ROOT / "tests/data/models/llada2_mini_config.json").read_text())
+    config = json.loads((launch.ROOT / "pipeline/capacity/published/inclusionAI/LLaDA2.0-mini/config.json").read_text())
     file.write_text(json.dumps(config | {"num_hidden_layers": 4}))
     words = ["--teachers.path", "nowhere/else", "--teachers.dtype", "bfloat16", "--data.aligned", "nowhere"]
     (found,) = answers(*words, "--config", f"llada2={file}")

@@ -22,6 +22,7 @@ from pipeline.config.cli import RECIPES, parse, parser
 from pipeline.config.recipe import Recipe, Source, dump
 from pipeline.core.errors import BadInput
 from pipeline.evaluation.presets import PRESETS
+from pipeline.method.strategies import STRATEGIES
 from pipeline.training.engine import RECIPE_OWNS, read_engine_config, student_dtype, zero_stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -207,14 +208,19 @@ def test_tidal_with_a_reverse_objective_is_advised_against_by_name(strategy):
         else []
     )
     assert [line.split(" is advised")[0] for line in advice(found)] == told
+    assert not advice(read("--objective.strategy", strategy, "--teachers", "[]"))
 
 
-@pytest.mark.parametrize("strategy", typing.get_args(recipe.Strategy))
+def test_recipes_name_every_strategy():
+    assert set(typing.get_args(recipe.Strategy)) == STRATEGIES.keys()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_resolved_recipe_says_whether_compdemo_is_on(strategy):
     def enabled(*words: str) -> bool:
         return yaml.safe_load(dump(read("--objective.strategy", strategy, *words)))["objective"]["compdemo"]["enabled"]
 
-    assert enabled() is (strategy == "tide_shared")
+    assert enabled() is STRATEGIES[strategy].compdemo
     assert enabled("--objective.compdemo.enabled", "true") is True
     assert enabled("--objective.compdemo.enabled", "false") is False
 
