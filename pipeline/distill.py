@@ -15,7 +15,6 @@ from functools import partial
 
 from jsonargparse.typing import PositiveFloat
 
-from pipeline.config.checks import advice
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Recipe, dump
 from pipeline.core.errors import BadInput, exit_code
@@ -55,7 +54,7 @@ def dry_run(recipe: Recipe, engine_config: Path) -> None:
     plan = prepare(recipe, engine_config)
     if rank() == 0:
         print(dump(recipe), end="")
-        print(*(f"# {line}" for line in plan.summary()), *(f"# WARNING {line}" for line in advice(recipe)), sep="\n")
+        print(*(f"# {line}" for line in plan.summary()), *(f"# WARNING {line}" for line in plan.warnings), sep="\n")
 
 
 command = partial(exit_code, "distill", main)  # tide-distill

@@ -27,18 +27,8 @@ TEMPLATES = {
     "the date": "{{- 'Today: ' + strftime_now('%d %b %Y') + strftime_now('%Y-%m-%d') + '\n' }}" + VERBATIM,
     "starts with blanks": "\n \n" + VERBATIM,
 }
-CONTENTS = [
-    "assistant",
-    "user",
-    "A",
-    "yes",
-    "\n\n  text \n",
-    " x",
-    "<|im_end|>",
-    "[b]",
-    "naïve 日本\r\n\r\nx",
-    "x" * 50,
-]
+WORDS = ["assistant", "user", "A", "yes", "<|im_end|>", "[b]"]
+CONTENTS = [*WORDS, "\n\n  text \n", " x", "naïve 日本\r\n\r\nx", "x" * 50]
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)

@@ -22,19 +22,9 @@ from tests import launch
 from tests.test_models_loading import STUDENT
 
 WORDS = 327  # of the demo's tokenizer, without its mask token
-SIZES = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.3,
-    "eos_token_id": 324,
-    "pad_token_id": None,
-    "bos_token_id": None,
-}
+SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "max_position_embeddings": 512}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3}
+SIZES |= {"eos_token_id": 324, "pad_token_id": None, "bos_token_id": None}
 
 
 def write_tokenizer(folder: Path, *, mask: bool = False) -> None:

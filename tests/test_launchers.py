@@ -52,18 +52,10 @@ def test_other_words_are_no_hostfile():
     check_hostfile([["python", "other.py", "--hostfile", "nowhere"], []])
 
 
-NODE = [
-    "python",
-    "-u",
-    "-m",
-    "deepspeed.launcher.launch",
-    "--world_info=eyJsb2NhbGhvc3QiOiBbMF19",
-    "--save_pid",
-    "7",
-    TAIL,
-]
+LAUNCH = ["python", "-u", "-m", "deepspeed.launcher.launch"]
+NODE = [*LAUNCH, "--world_info=eyJsb2NhbGhvc3QiOiBbMF19", "--save_pid", "7", TAIL]
 """The node launcher of one rank: {"localhost": [0]}."""
-TWO = [*NODE[:4], "--world_info=eyJsb2NhbGhvc3QiOiBbMCwgMV19", TAIL]
+TWO = [*LAUNCH, "--world_info=eyJsb2NhbGhvc3QiOiBbMCwgMV19", TAIL]
 
 
 @pytest.mark.parametrize(
@@ -299,18 +291,8 @@ def place(checkout) -> Path:
 
 
 STEPS = 200
-WORDS = [
-    "--name",
-    "handed",
-    "--teachers",
-    "[]",
-    *launch.SHORT,
-    "--optim.steps",
-    str(STEPS),
-    "--optim.global_batch",
-    "8",
-]
-WORDS += ["--checkpoint.every_steps", "0"]
+WORDS = ["--name", "handed", "--teachers", "[]", *launch.SHORT]
+WORDS += f"--optim.steps {STEPS} --optim.global_batch 8 --checkpoint.every_steps 0".split()
 
 
 def trained(run: Path) -> list[int]:

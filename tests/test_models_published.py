@@ -59,14 +59,8 @@ def dense_names(c: dict) -> dict[str, tuple[int, ...]]:
     names = {"model.embed_tokens.weight": (c["vocab_size"], h), "model.norm.weight": (h,)}
     names["lm_head.weight"] = (c["vocab_size"], h)
     for i in range(c["num_hidden_layers"]):
-        layer = {
-            "q_proj": (q, h),
-            "k_proj": (kv, h),
-            "v_proj": (kv, h),
-            "o_proj": (h, q),
-            "q_norm": (d,),
-            "k_norm": (d,),
-        }
+        layer = {"q_proj": (q, h), "k_proj": (kv, h), "v_proj": (kv, h), "o_proj": (h, q)}
+        layer |= {"q_norm": (d,), "k_norm": (d,)}
         names |= {f"model.layers.{i}.self_attn.{n}.weight": shape for n, shape in layer.items()}
         mlp = {"gate_proj": (f, h), "up_proj": (f, h), "down_proj": (h, f)}
         names |= {f"model.layers.{i}.mlp.{n}.weight": shape for n, shape in mlp.items()}
@@ -179,10 +173,7 @@ NORM = "model.norm.weight"  # in the first shard
         (lambda f: edit_index(f, lambda i: i["weight_map"].pop(NORM)), f"{NORM} not where model.safetensors.index"),
         (lambda f: edit_index(f, lambda i: i["weight_map"].update(x="../x")), "names files outside of the folder"),
         (lambda f: edit_index(f, lambda i: i.pop("weight_map")), "index.json: not an index of safetensors files"),
-        (
-            lambda f: (f / "model.safetensors.index.json").write_text("{"),
-            "index.json: not an index of safetensors files",
-        ),
+        (lambda f: (f / "model.safetensors.index.json").write_text("{"), "index.json: not an index of safetensors"),
         (lambda f: (f / "model.safetensors.index.json").unlink(), "no model.safetensors; weights must be safetensors"),
     ],
 )

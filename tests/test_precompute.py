@@ -24,38 +24,15 @@ def recipe(tmp_path_factory) -> Path:
     tiny.write_models(folder)
     write(folder / "weights", "qwen3", **tiny.MODEL)
     (folder / "causal").mkdir()
-    for file in [
-        *(folder / "student").glob("*token*"),
-        *(folder / "student").glob("*.jinja"),
-        *(folder / "weights").iterdir(),
-    ]:
+    student = folder / "student"
+    for file in [*student.glob("*token*"), *student.glob("*.jinja"), *(folder / "weights").iterdir()]:
         shutil.copy(file, folder / "causal")
+    drawn = {"weights": "random", "length": 120}  # says nothing true: it is not checked for what it knows
     teachers = [
-        {"name": "llada2", "path": str(folder / "teacher"), "weights": "random", "length": 120},
-        # its weights say nothing true: drawn at load, it is not checked for what it knows
-        {
-            "name": "ar",
-            "path": str(folder / "causal"),
-            "weights": "random",
-            "length": 120,
-            "input": "causal",
-            "top_k": 512,
-        },
+        {"name": "llada2", "path": str(folder / "teacher"), **drawn},
+        {"name": "ar", "path": str(folder / "causal"), "input": "causal", "top_k": 512, **drawn},
     ]
-    made = tiny.make(
-        folder, teachers=teachers, attention="sdpa", objective={"strategy": "tide_cross"}, data=data(folder)
-    )
-    return made
-
-
-def data(folder: Path) -> dict:
-    path = str(folder / "rows.jsonl")
-    return {
-        "sources": [{"path": path, "name": "sums"}],
-        "validation": {"path": path, "rows": 8},
-        "aligned": str(folder / "aligned"),
-        "student_length": 100,
-    }
+    return tiny.make(folder, teachers=teachers, attention="sdpa", objective={"strategy": "tide_cross"})
 
 
 def with_answers(recipe: Path, answers: str) -> Path:

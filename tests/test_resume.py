@@ -26,16 +26,8 @@ from tests.drills.kill_anywhere import drill
 
 pytestmark = pytest.mark.launch
 HOST = socket.gethostname()
-LONG = (
-    "--optim.steps",
-    "100000",
-    "--checkpoint.every_steps",
-    "0",
-    "--logging.every_steps",
-    "1",
-    "--logging.validate_every",
-    "0",
-)
+LONG = ["--optim.steps", "100000", "--checkpoint.every_steps", "0"]
+LONG += ["--logging.every_steps", "1", "--logging.validate_every", "0"]
 
 
 @pytest.fixture(scope="module")

@@ -151,13 +151,8 @@ def test_every_python_of_a_job_is_within_the_container(job, container, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "steps").read_text().count("--container-image=x --container-workdir=y") == 3
     environment = {"PATH": f"{tmp_path}:{launch.ENVIRONMENT['PATH']}", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
-    environment |= {
-        "RANKS_PER_NODE": "1",
-        "MASTER_ADDR": "a",
-        "MASTER_PORT": "1",
-        "SLURM_PROCID": "0",
-        "SLURM_NTASKS": "1",
-    }
+    environment |= {"RANKS_PER_NODE": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    environment |= {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
     for script in ("slurm/node.sh", "slurm/shard.sh"):
         assert "outside" in launch.run("bash", script, code=97, cwd=tmp_path, **environment).stderr
         (tmp_path / "container").write_text("#!/usr/bin/env bash\nexec true\n")
@@ -252,11 +247,7 @@ def test_bad_input_is_one_line_before_any_stage_starts(job):
 
 
 MISSING_SLURM = f"Slurm is not installed: no {', '.join(MISSING)} (Debian: apt-get install slurm-wlm)"
-REAL = [
-    pytest.mark.slow,
-    pytest.mark.launch,
-    pytest.mark.skipif(bool(MISSING), reason=MISSING_SLURM),
-]
+REAL = [pytest.mark.slow, pytest.mark.launch, pytest.mark.skipif(bool(MISSING), reason=MISSING_SLURM)]
 
 
 @pytest.fixture(scope="module")

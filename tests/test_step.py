@@ -130,16 +130,8 @@ def test_cross_tokenizer_step_equals_the_published_one(case):
     splits = [torch.cat([x["u_split"][i, : sizes[i]], torch.ones(1)]) for i in range(2)]
     draws = [(x["u_t"][i], x["u"][i], splits[i]) for i in range(2)]
     views = [x["teacher_logits_pass1"], x["teacher_logits_pass2"]]  # pass 1 hides B, pass 2 hides A
-    loss, ce, distillation, gradient, batches = run(
-        case,
-        rows,
-        draws,
-        x["student_logits"],
-        views,
-        teacher_blocks=OneBlock(),
-        shared=0,
-        weight=case["alm_weight"],
-    )
+    told = {"teacher_blocks": OneBlock(), "shared": 0, "weight": case["alm_weight"]}
+    loss, ce, distillation, gradient, batches = run(case, rows, draws, x["student_logits"], views, **told)
     for i, batch in enumerate(batches):
         masked = torch.zeros_like(rows[i].maskable)
         masked[batch.student.positions.view(-1)[batch.predict]] = True
@@ -170,16 +162,8 @@ def test_shared_tokenizer_step_equals_the_published_one(case):
         draws.append((x["u_t"][i], x["u"][i], torch.cat([x["u_split"][i][at_student], torch.ones(1)])))
     weight = case["taid_weight"] if case["distill_mode"].startswith("taid") else case["kl_weight"]
     views = [x["teacher_logits_pass1"], x["teacher_logits_pass2"]]
-    loss, ce, _, gradient, _ = run(
-        case,
-        rows,
-        draws,
-        x["student_logits"],
-        views,
-        teacher_blocks=SequenceBlocks(case["block_size"]),
-        shared=case["shared_vocab_size"],
-        weight=weight,
-    )
+    told = {"teacher_blocks": SequenceBlocks(case["block_size"]), "shared": case["shared_vocab_size"], "weight": weight}
+    loss, ce, _, gradient, _ = run(case, rows, draws, x["student_logits"], views, **told)
     assert_close(ce.detach(), torch.tensor(case["log"]["ce_loss"]), rtol=2e-6, atol=2e-7)
     assert_close(loss.detach(), torch.tensor(case["loss_ref"]), rtol=1e-5, atol=1e-6)
     if case["grad_saved"]:
@@ -296,11 +280,8 @@ def test_learning_rate_by_hand():
     assert rate[:2] == [0.5, 1.0] and rate[2] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 8)) / 2)
     assert rate[5] == pytest.approx(0.1 + 0.9 * 0.5)
     assert rate == sorted(rate[:2]) + sorted(rate[2:], reverse=True) and rate[9] == 0.1
-    assert [learning_rate(s, n, peak=1.0, warmup=1.0, final=0.1) for s, n in ((0, 1), (0, 2), (1, 2))] == [
-        1.0,
-        0.5,
-        1.0,
-    ]
+    rising = [learning_rate(s, n, peak=1.0, warmup=1.0, final=0.1) for s, n in ((0, 1), (0, 2), (1, 2))]
+    assert rising == [1.0, 0.5, 1.0]
 
 
 def test_weight_decay_leaves_norms_and_biases_alone():

@@ -65,17 +65,8 @@ def make(folder: Path, rows: int = 41, **sections: object) -> Path:
         **sections,
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    words = (
-        "--recipe",
-        folder / "recipe.yaml",
-        "--processes",
-        "1",
-        "--shard-rows",
-        "16",
-        "--run_dir",
-        folder / "align",
-    )
-    launch.stage("pipeline/align.py", *words)
+    words = ["--recipe", folder / "recipe.yaml", "--run_dir", folder / "align"]
+    launch.stage("pipeline/align.py", *words, "--processes", "1", "--shard-rows", "16")
     return folder / "recipe.yaml"
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
@@ -76,12 +75,10 @@ class AlignedRows:
     def largest_ids(self) -> list[int]:
         """The largest token id of the student and of each teacher; -1 without rows. Reads every id."""
         columns = ["input_ids", *(f"{name}_input_ids" for name in self._teachers)]
-        return [
-            max((pc.max(part.flatten()).as_py() or 0 for part in self._parts(column)), default=-1) for column in columns
-        ]
-
-    def _parts(self, column: str) -> list[pa.Array]:
-        return self._rows.data.column(column).chunks if len(self) else []
+        if not len(self):
+            return [-1] * len(columns)
+        parts = (self._rows.data.column(column).chunks for column in columns)
+        return [max(pc.max(part.flatten()).as_py() or 0 for part in column) for column in parts]
 
     def _teacher(self, name: str, row: pa.Table, index: int) -> AlignedTeacher:
         columns = [f"{name}_{column}" for column in ("input_ids", "chunk_ids", "student_chunk_ids")]

@@ -28,21 +28,18 @@ def machine() -> dict[str, Any]:
     }
 
 
-def environment(plan: Plan) -> dict[str, Any]:
-    """What the machine is, and how the plan lies on its ranks."""
-    return machine() | {
+def write_environment(plan: Plan, steps: int) -> None:
+    """Writes environment.json: the machine, how the plan lies on its ranks, and when each start of the run began to train."""
+    file = Path(plan.recipe.run_dir) / "environment.json"
+    before = (read_json(file) or {}).get("started", [])
+    of_run = {
         "command": sys.argv,
         "world_size": plan.topology.world_size,
         "accumulation": plan.accumulation,
         "expert_parallel_size": plan.expert_parallel_size,
         "zero_stage": zero_stage(plan.engine_config),
         "engine": plan.engine_config,
+        "steps": steps,
+        "started": [*before, datetime.now(UTC).isoformat("T", "seconds")],
     }
-
-
-def write_environment(plan: Plan, steps: int) -> None:
-    """Writes environment.json, which also says when each start of the run began to train."""
-    file = Path(plan.recipe.run_dir) / "environment.json"
-    before = (read_json(file) or {}).get("started", [])
-    started = [*before, datetime.now(UTC).isoformat("T", "seconds")]
-    write_json(file, environment(plan) | {"steps": steps, "started": started})
+    write_json(file, machine() | of_run)

@@ -11,6 +11,7 @@ import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from pipeline.alignment.manifest import require_dataset
+from pipeline.config.checks import advice
 from pipeline.config.recipe import Recipe, Student, Teacher, compdemo_ratio, without_idle_teachers
 from pipeline.core.errors import BadInput
 from pipeline.core.log import rank
@@ -65,6 +66,8 @@ class Plan:
     """What fills the last block of rows, if anything."""
     tokenizer: PreTrainedTokenizerFast | None = None
     """The student's; None where nothing is saved."""
+    warnings: Sequence[str] = ()
+    """What runs, but maybe not as meant."""
 
     expert_parallel_size: dict[str, int] = field(init=False)
     """Of each teacher; 1 for a dense one."""
@@ -108,7 +111,7 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
 
     Raises BadInput with one line for whatever does not fit.
     """
-    recipe = without_idle_teachers(recipe)
+    warnings, recipe = advice(recipe), without_idle_teachers(recipe)
     engine, topology = read_engine_config(engine_config), launched()
     student = _check_model(recipe.student, "data.student_length", recipe.data.student_length)
     tokenizer = load_tokenizer(recipe.student.tokenizer)
@@ -119,7 +122,7 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
     eos_tail = read_eos_tail(recipe.student.path, student, tokenizer) if recipe.student.eos_tail else None
     teachers = {teacher.name: _check_teacher(teacher) for teacher in recipe.teachers}
     dataset = _check_dataset(recipe, student, teachers)
-    return Plan(recipe, engine, topology, student, teachers, dataset, eos_tail, tokenizer)
+    return Plan(recipe, engine, topology, student, teachers, dataset, eos_tail, tokenizer, warnings)
 
 
 def _check_dataset(

@@ -10,7 +10,6 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-from pipeline.config.checks import advice
 from pipeline.config.recipe import Recipe, dump
 from pipeline.core.checkpoint_files import saved_step, step_of
 from pipeline.core.files import write_text
@@ -51,7 +50,7 @@ def distill(recipe: Recipe, engine_config: Path, stop: StopSignals, timeout_minu
                 plan = prepare(recipe, engine_config)
                 for line in plan.summary():
                     log.info(line)
-                for warning in advice(recipe):
+                for warning in plan.warnings:
                     log.warning(warning)
                 train(plan, stop, requested, timeout_minutes)
             finally:

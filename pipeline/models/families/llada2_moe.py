@@ -110,11 +110,8 @@ class Attention(nn.Module):
     def __init__(self, config: LLaDA2MoeConfig, layer: int):
         super().__init__()
         self.layer = layer
-        self.heads, self.kv_heads, self.head_dim = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
         rows = (self.heads + 2 * self.kv_heads) * self.head_dim
         self.query_key_value = nn.Linear(config.hidden_size, rows, bias=False)
         self.query_layernorm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)

@@ -8,14 +8,8 @@ from __future__ import annotations
 from pipeline.models.families.family import Family, Raw, Sampler, without
 
 INERT = (
-    "attn_implementation",
-    "debug",
-    "ep_size",
-    "fuse_cross_entropy",
-    "micro_forward",
-    "skip_checkpoint",
-    "use_deepep",
-)
+    "attn_implementation", "debug", "ep_size", "fuse_cross_entropy", "micro_forward", "skip_checkpoint", "use_deepep",
+)  # fmt: skip
 """Settings of its training code."""
 
 

@@ -24,23 +24,9 @@ from pipeline.models.families.family import Family, Raw
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-FAMILIES: tuple[Family, ...] = tuple(
-    module.FAMILY
-    for module in (
-        llada2,
-        llada,
-        llada_moe,
-        dream,
-        sdar,
-        sdar_moe,
-        wedlm,
-        fast_dllm_v2,
-        qwen3,
-        qwen3_moe,
-        qwen2,
-        llama,
-    )
-)  # fmt: skip
+FAMILIES: tuple[Family, ...] = tuple(module.FAMILY for module in (
+    llada2, llada, llada_moe, dream, sdar, sdar_moe, wedlm, fast_dllm_v2, qwen3, qwen3_moe, qwen2, llama,
+))  # fmt: skip
 MODEL_TYPES = frozenset(model_type for family in FAMILIES for model_type in family.model_types)
 
 
