@@ -174,7 +174,7 @@ VOCABULARY = 20
 
 
 class HeldOut(list):
-    """Rows as `AlignedRows` gives them: one teacher, with the student's tokens; two tokens a chunk, or `each`."""
+    """Rows as `AlignedRows` gives them: one teacher, with the student's tokens; two tokens per chunk, or `each`."""
 
     def __init__(self, each: int):
         generator = torch.Generator().manual_seed(0)
@@ -194,7 +194,7 @@ def test_distance_is_the_dense_kl_and_nothing_between_equals(shared, monkeypatch
     generator = torch.Generator().manual_seed(1)
     ours, theirs = (torch.randn(2, 16, VOCABULARY, generator=generator) for _ in range(2))
 
-    class Looked(FixedLogits):  # one row a micro-batch: which row it is, its length tells
+    class Looked(FixedLogits):  # one row per micro-batch: which row it is, its length tells
         def model(self, input_ids, attention_mask, position_ids):
             row = int(input_ids.shape[1] > 12)
             return SimpleNamespace(last_hidden_state=self.logits[row, position_ids])

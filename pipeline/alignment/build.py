@@ -131,11 +131,11 @@ def prepare(recipe: Recipe, shard_rows: int, *, overwrite: bool = False) -> Job:
     return Job(folder, inputs, rows, sharding.plan(inputs, shard_rows) if problem else [])
 
 
-def build_all(job: Job, shards: Sequence[Shard], processes: int, show: bool) -> list[BuiltShard]:
+def build_all(job: Job, shards: Sequence[Shard], processes: int, progress: bool) -> list[BuiltShard]:
     """Builds the shards in this many processes; the first error ends the work, finished shards stay."""
     job.folder.mkdir(parents=True, exist_ok=True)
     built = _build(job, shards, min(processes, len(shards)))
-    return list(track(built, "aligning", total=len(shards), disable=not show))
+    return list(track(built, "aligning", total=len(shards), disable=not progress))
 
 
 def finish(job: Job, built: Sequence[BuiltShard]) -> tuple[Manifest, str]:

@@ -123,10 +123,10 @@ class ChatTemplate:
             return None
         for hole, following in zip(map(int, fixed[1::2]), between[1:], strict=True):
             number, start, part = holes[hole]
-            found = _find(part, following, text, position)
-            if found is None:
+            placed = _find(part, following, text, position)
+            if placed is None:
                 return None
-            skipped, length = found
+            skipped, length = placed
             if (number, start) >= reached:  # else shown again, or out of turn: chunks must follow the order of the text
                 runs.append(Run(number, start + skipped, position, length))
                 reached = number, start + len(part.encode())

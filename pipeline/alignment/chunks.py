@@ -25,7 +25,7 @@ class Intervals(NamedTuple):
 
 
 def align_chunks(student: Sequence[bytes], teacher: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """The chunk of every token, int32 [tokens] a side; ids count up from 0.
+    """The chunk of every token, int32 [tokens] per side; ids count up from 0.
 
     A token that spells nothing joins the chunk before it, or the first. Raises ValueError for unequal byte totals.
     """
@@ -43,7 +43,7 @@ def _cumulative(tokens: Sequence[bytes]) -> Intervals:
 
 
 def common_chunks(student: Intervals, teacher: Intervals, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The chunk of every token, -1 where there is none: int32 [tokens] a side, ids 0, 1, ... in order. O(bytes).
+    """The chunk of every token, -1 where there is none: int32 [tokens] per side, ids 0, 1, ... in order. O(bytes).
 
     Args:
         student, teacher: tokens as intervals of byte positions 0..size, in order, without overlap.

@@ -50,11 +50,11 @@ class ControlTokens:
 
     def hide(self, content: str) -> str:
         """The content with stand-ins, which a template copies as they are; `encode` takes them for text."""
-        return self._spelled.sub(lambda found: self._stand_ins[found[0]], content)
+        return self._spelled.sub(lambda match: self._stand_ins[match[0]], content)
 
     def show(self, text: str) -> str:
         """The text with the letters that stand-ins stand for."""
-        return self._hidden.sub(lambda found: self._tokens_of[found[0]], text)
+        return self._hidden.sub(lambda match: self._tokens_of[match[0]], text)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text rendered from hidden contents: control tokens are the template's alone."""

@@ -179,8 +179,8 @@ def restrict_to(identity: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[
 
 def changes(aligned: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What differs between two identities, in words: the name of an entry, and both values."""
-    found = sorted(differences(aligned, wanted), key=itemgetter(0))
-    return [f"{name} (aligned: {_short(there)}, recipe: {_short(here)})" for name, there, here in found]
+    pairs = sorted(differences(aligned, wanted), key=itemgetter(0))
+    return [f"{name} (aligned: {_short(there)}, recipe: {_short(here)})" for name, there, here in pairs]
 
 
 def _short(value: Any) -> str:

@@ -30,32 +30,32 @@ def align_rows(
 ) -> AlignedBatch:
     """Aligns a batch of rows with all teachers; `maskable`: the answers that may be masked, all or the last."""
     batch = Conversations(rows, maskable)
-    own = student.encode(batch)
-    tokens, learnt = _per_row(own.row, rows), _per_row(own.row[own.maskable], rows)
-    columns = {"input_ids": (own.ids, tokens), "maskable": (own.maskable, tokens)}
+    student_batch = student.encode(batch)
+    tokens, learnt = _per_row(student_batch.row, rows), _per_row(student_batch.row[student_batch.maskable], rows)
+    columns = {"input_ids": (student_batch.ids, tokens), "maskable": (student_batch.maskable, tokens)}
     counts = {
         "student_tokens": tokens,
         "maskable_tokens": learnt,
-        "rows_cut": own.cut.astype(np.int64),
-        "tokens_lost": own.lost,
+        "rows_cut": student_batch.cut.astype(np.int64),
+        "tokens_lost": student_batch.lost,
     }
     dropped = [
         problem or _nothing_to_learn(*row)
-        for problem, *row in zip(own.problems, rows, batch.targets, learnt, strict=True)
+        for problem, *row in zip(student_batch.problems, rows, batch.targets, learnt, strict=True)
     ]
     for name, side in teachers.items():
-        other = side.encode(batch)
-        own_chunks, other_chunks = common_chunks(own.contents, other.contents, batch.size)
-        other, other_chunks = _end_with_chunks(other, other_chunks, own.cut)
-        other_tokens = _per_row(other.row, rows)
-        columns[f"{name}_input_ids"] = other.ids, other_tokens
-        columns[f"{name}_chunk_ids"] = _count_from_zero(other_chunks, other.row, len(rows)), other_tokens
-        columns[f"{name}_student_chunk_ids"] = _count_from_zero(own_chunks, own.row, len(rows)), tokens
-        statistics = _statistics(own, own_chunks, other, other_chunks, len(rows))
+        teacher_batch = side.encode(batch)
+        student_chunks, teacher_chunks = common_chunks(student_batch.contents, teacher_batch.contents, batch.size)
+        teacher_batch, teacher_chunks = _end_with_chunks(teacher_batch, teacher_chunks, student_batch.cut)
+        teacher_tokens = _per_row(teacher_batch.row, rows)
+        columns[f"{name}_input_ids"] = teacher_batch.ids, teacher_tokens
+        columns[f"{name}_chunk_ids"] = _count_from_zero(teacher_chunks, teacher_batch.row, len(rows)), teacher_tokens
+        columns[f"{name}_student_chunk_ids"] = _count_from_zero(student_chunks, student_batch.row, len(rows)), tokens
+        statistics = _statistics(student_batch, student_chunks, teacher_batch, teacher_chunks, len(rows))
         counts |= {f"{name}.{key}": values for key, values in statistics.items()}
-        counts[f"{name}.rows_cut"] = other.cut.astype(np.int64)
-        useful = _per_row(own.row[own.maskable & (own_chunks >= 0)], rows) > 0
-        for index, problem in enumerate(other.problems):
+        counts[f"{name}.rows_cut"] = teacher_batch.cut.astype(np.int64)
+        useful = _per_row(student_batch.row[student_batch.maskable & (student_chunks >= 0)], rows) > 0
+        for index, problem in enumerate(teacher_batch.problems):
             dropped[index] = dropped[index] or problem or (None if useful[index] else "no_aligned_chunk")
     return AlignedBatch(columns, counts, dropped)
 
@@ -88,20 +88,21 @@ def _count_from_zero(chunks: np.ndarray, row: np.ndarray, rows: int) -> np.ndarr
 
 
 def _statistics(
-    own: SideBatch, own_chunks: np.ndarray, other: SideBatch, other_chunks: np.ndarray, rows: int
+    student: SideBatch, student_chunks: np.ndarray, teacher: SideBatch, teacher_chunks: np.ndarray, rows: int
 ) -> dict[str, np.ndarray]:
-    in_own, in_other = own_chunks >= 0, other_chunks >= 0
-    own_size, other_size = np.bincount(own_chunks[in_own]), np.bincount(other_chunks[in_other])  # tokens of every chunk
-    chunk_row = np.zeros(len(own_size), np.int64)
-    chunk_row[own_chunks[in_own]] = own.row[in_own]
+    in_student, in_teacher = student_chunks >= 0, teacher_chunks >= 0
+    # tokens of every chunk
+    student_size, teacher_size = np.bincount(student_chunks[in_student]), np.bincount(teacher_chunks[in_teacher])
+    chunk_row = np.zeros(len(student_size), np.int64)
+    chunk_row[student_chunks[in_student]] = student.row[in_student]
     selected = {
-        "tokens": other.row,
+        "tokens": teacher.row,
         "chunks": chunk_row,
-        "one_to_one": chunk_row[(own_size == 1) & (other_size == 1)],
-        "student_tokens_in_chunks": own.row[in_own],
-        "teacher_tokens_in_chunks": other.row[in_other],
-        "maskable_outside_chunks": own.row[own.maskable & ~in_own],
-        "student_straddling": own.row[own.straddling],
-        "teacher_straddling": other.row[other.straddling],
+        "one_to_one": chunk_row[(student_size == 1) & (teacher_size == 1)],
+        "student_tokens_in_chunks": student.row[in_student],
+        "teacher_tokens_in_chunks": teacher.row[in_teacher],
+        "maskable_outside_chunks": student.row[student.maskable & ~in_student],
+        "student_straddling": student.row[student.straddling],
+        "teacher_straddling": teacher.row[teacher.straddling],
     }
     return {name: np.bincount(row, minlength=rows) for name, row in selected.items()}

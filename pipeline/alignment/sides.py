@@ -173,10 +173,10 @@ class Side:
         row = np.repeat(np.arange(len(rows)), counts)
         runs = [
             (batch.starts[n][run.message] + run.start, text_starts[n] + run.text, run.length)
-            for n, found in enumerate(rows)
-            for run in found.runs
+            for n, of_row in enumerate(rows)
+            for run in of_row.runs
         ]
-        turns = [(n, text_starts[n] + a, text_starts[n] + b) for n, found in enumerate(rows) for a, b in found.turns]
+        turns = [(n, text_starts[n] + a, text_starts[n] + b) for n, of_row in enumerate(rows) for a, b in of_row.turns]
         maskable = self._maskable(ids, row, spans, _table(turns))
         fits = np.arange(len(ids)) - (np.cumsum(counts) - counts)[row] < self._length
         lost = np.bincount(row[maskable & ~fits], minlength=len(rows))

@@ -41,9 +41,9 @@ def spans_from_offsets(pieces: Sequence[bytes] | None, text: str, offsets: Seque
     lengths[first] = end - begin
     faithful = np.ones(len(first), bool)
     if pieces is not None:
-        spelled, own = _without_added_space(pieces, first, end - begin)
-        faithful = _spells(spelled, group.repeat(own), begin, end, text.encode())
-        lengths = np.where(faithful[group], own, lengths)
+        spelled, spelled_lengths = _without_added_space(pieces, first, end - begin)
+        faithful = _spells(spelled, group.repeat(spelled_lengths), begin, end, text.encode())
+        lengths = np.where(faithful[group], spelled_lengths, lengths)
     total = np.cumsum(lengths)
     token_end = begin[group] + total - (total - lengths)[first][group]
     return Spans(token_end - lengths, token_end, faithful[group])

@@ -135,7 +135,7 @@ def _array(path: str) -> list[Any]:
             return json.load(file)
         except (ValueError, RecursionError) as error:
             raise BadInput(
-                f"{path}: begins as a JSON array, but is none ({error}); else write one object a line"
+                f"{path}: begins as a JSON array, but is none ({error}); else write one object per line"
             ) from None
 
 

@@ -23,8 +23,8 @@ _PLACES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 def of_user(error: BaseException) -> BadInput | None:
     """The error as one that the user can put right: a BadInput itself, or a place that is full, read-only or another's."""
     if isinstance(error, OSError) and error.errno in _PLACES:
-        place = f"{error.filename}: " if error.filename else ""
-        words = f"{place}{os.strerror(error.errno)}: make room, or choose another folder (--run_dir, --data.aligned, TMPDIR)"
+        where = f"{error.filename}: " if error.filename else ""
+        words = f"{where}{os.strerror(error.errno)}: make room, or choose another folder (--run_dir, --data.aligned, TMPDIR)"
         return BadInput(f"{words}; what was finished stays, and the same command goes on")
     return error if isinstance(error, BadInput) else None
 

@@ -82,17 +82,17 @@ class AlignedRows:
 
     def _teacher(self, name: str, row: pa.Table, index: int) -> AlignedTeacher:
         columns = [f"{name}_{column}" for column in ("input_ids", "chunk_ids", "student_chunk_ids")]
-        ids, chunks, own = (_values(row, column, np.int64) for column in columns)
+        ids, chunks, student_chunks = (_values(row, column, np.int64) for column in columns)
         stored = self._answers.get(name)
-        return AlignedTeacher(ids, chunks, own, None if stored is None else stored.row(index, len(ids)))
+        return AlignedTeacher(ids, chunks, student_chunks, None if stored is None else stored.row(index, len(ids)))
 
-    def pick(self, places: np.ndarray) -> AlignedRows:
-        """The rows at these places alone."""
+    def pick(self, indices: np.ndarray) -> AlignedRows:
+        """The rows of these indices alone."""
         picked = copy.copy(self)
-        picked._rows = self._rows.select(places)
-        picked._answers = {name: stored.pick(places) for name, stored in self._answers.items()}
-        picked.student_lengths = self.student_lengths[places]
-        picked.teacher_lengths = [lengths[places] for lengths in self.teacher_lengths]
+        picked._rows = self._rows.select(indices)
+        picked._answers = {name: stored.pick(indices) for name, stored in self._answers.items()}
+        picked.student_lengths = self.student_lengths[indices]
+        picked.teacher_lengths = [lengths[indices] for lengths in self.teacher_lengths]
         return picked
 
     def origin(self, index: int) -> str:

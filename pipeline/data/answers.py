@@ -89,8 +89,8 @@ class StoredAnswers:
 
         return Answers(*(spread(field.name, getattr(none, field.name)) for field in fields(none)))
 
-    def pick(self, places: np.ndarray) -> StoredAnswers:
-        """Of the rows at these places alone."""
+    def pick(self, indices: np.ndarray) -> StoredAnswers:
+        """Of the rows of these indices alone."""
         picked = copy.copy(self)
-        picked._rows = self._rows.select(places)
+        picked._rows = self._rows.select(indices)
         return picked

@@ -94,13 +94,13 @@ class Watchdog:
             if self.topology.world_size > 1:
                 time.sleep(3)
             return
-        facts: dict[str, Any] = {"ended": True}
+        outcome: dict[str, Any] = {"ended": True}
         if failed:
-            facts = {"failure": f"failed while {self.phase}: {type(error).__name__}: {error}"}
-            facts["exit_code"] = BAD_INPUT if isinstance(error, BadInput) else 1
+            outcome = {"failure": f"failed while {self.phase}: {type(error).__name__}: {error}"}
+            outcome["exit_code"] = BAD_INPUT if isinstance(error, BadInput) else 1
         self._ended.set()
         for connection in list(self._peers):
-            self._send(connection, self._note(**facts))
+            self._send(connection, self._note(**outcome))
             if failed and self._gone(connection, 0.5):  # before rank 0 can have ended the run for this rank's sake
                 traceback.print_exception(error)
                 self._end_without_rank_0()
@@ -134,14 +134,14 @@ class Watchdog:
                 continue
         listener.close()
 
-    def _note(self, **facts: Any) -> Note:
+    def _note(self, **outcome: Any) -> Note:
         stack = [(f.f_code, line) for f, line in traceback.walk_stack(sys._current_frames()[self._main])]
         callers = [
             (c, n) for c, n in stack if c.co_filename.startswith(_OURS) and c.co_filename != device_reads.__file__
         ]
         code, line = (callers or stack)[0]
         where = f"{os.path.relpath(code.co_filename, Path(_OURS).parent)}:{line} {code.co_name}"
-        return Note(self.topology.rank, socket.gethostname(), where, is_waiting(stack[0][0].co_filename), **facts)
+        return Note(self.topology.rank, socket.gethostname(), where, is_waiting(stack[0][0].co_filename), **outcome)
 
     def _send(self, connection: Connection, note: Note) -> None:
         with suppress(OSError):  # the other side is gone: a thread of it or of ours speaks of that
@@ -201,8 +201,8 @@ class Watchdog:
                 self._end_silent(silent[0])
             if time.monotonic() - self._since > self.limit:
                 notes = [self._note(), *(note for note, _ in self._peers.values())]
-                found = self._unheard(3 * self.beat) or [note for note in notes if not note.waiting]
-                named = "; ".join(f"{note} in {note.line}" for note in found) or "every rank waits for another"
+                suspects = self._unheard(3 * self.beat) or [note for note in notes if not note.waiting]
+                named = "; ".join(f"{note} in {note.line}" for note in suspects) or "every rank waits for another"
                 self._end(f"no progress while {self.phase} for {self.limit:.0f} s: {named}", 1)
 
     def _unheard(self, seconds: float) -> list[Note]:

@@ -35,11 +35,11 @@ def draw_mask(t: float, maskable: Tensor, generator: torch.Generator, units: Ten
 
 def _first_of_unit(units: Tensor) -> Tensor:
     """Index of the first token that shares each token's unit: int [L] -> int [L]."""
-    own = torch.arange(units.shape[0])
+    index = torch.arange(units.shape[0])
     first = torch.full((int(units.max()) + 2,), units.shape[0])
     slot = units % first.shape[0]  # -1 goes to the last slot
-    first.scatter_reduce_(0, slot, own, "amin")
-    return torch.where(units >= 0, first[slot], own)
+    first.scatter_reduce_(0, slot, index, "amin")
+    return torch.where(units >= 0, first[slot], index)
 
 
 def complete_chunks(masked: Tensor, maskable: Tensor, chunkings: Sequence[Tensor]) -> Tensor:

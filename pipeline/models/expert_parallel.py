@@ -3,7 +3,7 @@
 AutoEP gives the exchange of tokens and the experts' products; routing stays with the model's own gate (LLaDA2's, or the softmax of
 Qwen3-MoE), so that every size chooses alike (AutoEP's router would work in the model's dtype, normalise weights that LLaDA-MoE does
 not, and forget a selection bias whose name it does not know).
-Collectives a forward: three all-to-alls a MoE layer, whatever the tokens of a rank.
+Collectives per forward: three all-to-alls per MoE layer, whatever the tokens of a rank.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class TiedHead:
 
 
 def published_views(state: Mapping[str, Tensor], family: Family, first_expert: int = 0) -> dict[str, Tensor]:
-    """The family's published names, with one tensor a projection of an expert where the model stacks them."""
+    """The family's published names, with one tensor per projection of an expert where the model stacks them."""
     views = {}
     for name, tensor in state.items():
         layer, _, stacked = name.partition(".mlp.experts.")

@@ -49,11 +49,11 @@ class Store:
     @classmethod
     def read(cls, folder: Path) -> Store | None:
         """None where there is none, or a damaged one."""
-        found = read_json(folder / "manifest.json")
-        if found is None or not checksum_fits(found):
+        record = read_json(folder / "manifest.json")
+        if record is None or not checksum_fits(record):
             return None
-        shards = tuple(StoredShard(**shard) for shard in found["shards"])
-        return cls(found["key"], found["identity"], found["top_k"], shards)
+        shards = tuple(StoredShard(**shard) for shard in record["shards"])
+        return cls(record["key"], record["identity"], record["top_k"], shards)
 
 
 def store_folder(recipe: Recipe, name: str) -> Path:

@@ -122,8 +122,8 @@ class Trainer:
     def rank_slice(self, step: int) -> list[list[SampleRef]]:
         """This rank's rows of a global batch, by micro-batch."""
         samples = self.batches[step]
-        own = [s.row for s in samples]
-        costs = self.builder.tokens(self.rows.student_lengths[own], [n[own] for n in self.rows.teacher_lengths])
+        rows = [sample.row for sample in samples]
+        costs = self.builder.tokens(self.rows.student_lengths[rows], [n[rows] for n in self.rows.teacher_lengths])
         groups = balance(costs, self.topology.world_size * self.accumulation)
         mine = groups[self.topology.rank * self.accumulation : (self.topology.rank + 1) * self.accumulation]
         return [[samples[i] for i in group] for group in mine]
@@ -165,7 +165,7 @@ class Trainer:
         """Sums of the cross-entropy, of each teacher's term, and of the student's own losses: [1 + teachers + own losses]."""
         batch = staged.on_device()
         pairs = zip(self.teachers, batch.teachers, strict=True)
-        teacher_outputs = [term.teacher_forward(model, own) for (term, model), own in pairs]
+        teacher_outputs = [term.teacher_forward(model, part) for (term, model), part in pairs]
         return self.engine(batch, teacher_outputs, progress)
 
     def init_optimizer_state(self) -> None:

@@ -35,7 +35,7 @@ from pipeline.training.teacher_checks import SHARE
 from pipeline.training.terms import stored_temperatures
 
 Row = tuple[int, dict[str, np.ndarray]]
-"""Place in its shard, columns of the answers."""
+"""Index in its shard, columns of the answers."""
 
 
 def precompute(recipe: Recipe, topology: Topology) -> list[str]:
@@ -144,24 +144,24 @@ def _answer(
     answered: list[Row] = []
     temperatures = stored_temperatures(recipe.objective.temperature, shared)
     for number in range(max(topology.gather_objects(len(batches)))):
-        places = batches[number] if number < len(batches) else []
-        samples = [(rows[place], answered_tokens(rows[place])) for place in places]
+        indices = batches[number] if number < len(batches) else []
+        samples = [(rows[index], answered_tokens(rows[index])) for index in indices]
         answers = answer(model, [(row.teachers[0].ids, wanted) for row, wanted in samples], shared, top_k, temperatures)
-        for place, (_, wanted), of_row in zip(places, samples, answers, strict=True):
-            answered.append((place, to_columns(wanted.nonzero()[:, 0], of_row)))
+        for index, (_, wanted), of_row in zip(indices, samples, answers, strict=True):
+            answered.append((index, to_columns(wanted.nonzero()[:, 0], of_row)))
     return answered
 
 
-def _batches(rows: AlignedRows, places: range, budget: int) -> Iterator[list[int]]:
-    """Places in order, of as many rows as fit a budget of tokens; at least one."""
+def _batches(rows: AlignedRows, indices: range, budget: int) -> Iterator[list[int]]:
+    """Indices in order, of as many rows as fit a budget of tokens; at least one."""
     batch: list[int] = []
     tokens = 0
-    for place in places:
-        length = int(rows.teacher_lengths[0][place])
+    for index in indices:
+        length = int(rows.teacher_lengths[0][index])
         if batch and tokens + length > budget:
             yield batch
             batch, tokens = [], 0
-        batch.append(place)
+        batch.append(index)
         tokens += length
     if batch:
         yield batch

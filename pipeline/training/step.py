@@ -71,16 +71,16 @@ class StudentWithLoss(nn.Module):
         def per_token(logits: Tensor, tokens: slice) -> Tensor:
             log_prob = token_log_prob(logits, batch.targets[tokens])
             taught = (signal.per_token(logits, log_prob, tokens) for signal in signals)
-            return torch.stack([log_prob, *taught, *(own(logits, batch.targets[tokens]) for own in own_losses)], 1)
+            return torch.stack([log_prob, *taught, *(loss(logits, batch.targets[tokens]) for loss in own_losses)], 1)
 
         hidden = hidden_states(self.model, batch.student, batch.predict)
         log_prob, *values = self.head(per_token, hidden).unbind(1)
-        taught, own = values[: len(signals)], values[len(signals) :]
+        taught, own_values = values[: len(signals)], values[len(signals) :]
         weight = self.cross_entropy_weight(batch.t)
         if terms and self.cross_entropy_mix:
             weight = mix_cross_entropy(weight, self.cross_entropy_mix(progress, batch.t))
         losses = [signal.loss(value) for signal, value in zip(signals, taught, strict=True)]
-        return torch.stack([-(weight * log_prob).sum(), *losses, *(value.sum() for value in own)])
+        return torch.stack([-(weight * log_prob).sum(), *losses, *(value.sum() for value in own_values)])
 
 
 def counts(batch: Batch, terms: Sequence[Term], own_losses: int = 0) -> Tensor:

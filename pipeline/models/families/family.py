@@ -1,4 +1,4 @@
-"""What there is to know of a family of published models, as one object a family; the families: table.py.
+"""What there is to know of a family of published models, as one object per family; the families: table.py.
 
 A family is computed by a class of transformers (LLaDA2: by our own) wherever that is equal, which the golden vectors in
 tests/data/families show: then it is a translation of config.json, and of the names of tensors.
