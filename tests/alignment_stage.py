@@ -13,15 +13,8 @@ from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Recipe
 from pipeline.core.files import read_json
 
-ROWS = [
-    {
-        "messages": [
-            {"role": "user", "content": f"What is {n} plus 12?"},
-            {"role": "assistant", "content": f"It is {n}."},
-        ]
-    }
-    for n in range(40)
-]
+TURNS = [(f"What is {n} plus 12?", f"It is {n}.") for n in range(40)]
+ROWS = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in TURNS]
 
 
 def write_jsonl(path: Path, rows: list) -> Path:

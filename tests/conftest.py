@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +38,20 @@ def checkout(tmp_path_factory) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(launch.ROOT / name, folder / name)
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory) -> Iterator[None]:
+    """A process group of this process alone."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():  # a stage that ran in this process has left its own
+        yield
+        return
+    store = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

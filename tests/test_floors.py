@@ -18,22 +18,7 @@ FLOORS = (
     {"alignment", "decoding"},
     {"evaluation", "training"},
     {"capacity", "conversation", "experiments", "reporting"},
-    {
-        "align",
-        "chat",
-        "check_pair",
-        "convert",
-        "distill",
-        "evaluate",
-        "export",
-        "plan",
-        "precompute",
-        "prepare",
-        "report",
-        "status",
-        "stop",
-        "study",
-    },
+    {path.stem for path in (launch.ROOT / "pipeline").glob("[!_]*.py")},
 )
 """From below; the last are the stage scripts."""
 

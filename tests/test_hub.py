@@ -11,17 +11,12 @@ from threading import Thread
 from typing import Any
 
 import pytest
-import torch
 from huggingface_hub import HfApi, ModelCard
 
 from pipeline.core.errors import BadInput
 from pipeline.models.card import add_scores
-from pipeline.models.export import export
 from pipeline.models.hub import push
-from pipeline.models.loading import load_student
-from pipeline.models.tokenizer import load_tokenizer
-from tests.test_models_export import PROVENANCE, SCORES
-from tests.test_models_loading import STUDENT
+from tests.test_models_export import SCORES, export_student
 
 
 class Hub(ThreadingHTTPServer):
@@ -81,8 +76,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    live = load_student(str(STUDENT), dtype=torch.float32, weights="random")
-    export(live, live.state_dict(), load_tokenizer(str(STUDENT)), tmp_path / "student", provenance=PROVENANCE)
+    export_student(tmp_path / "student")
     add_scores(tmp_path / "student", SCORES)
     return tmp_path / "student"
 
@@ -95,13 +89,8 @@ def test_every_file_arrives_and_the_card_says_all(hub, folder) -> None:
     assert hub.files == there and "custom_generate/generate.py" in there
     card = ModelCard(hub.files["README.md"].decode())
     assert card.data.license == "apache-2.0" and card.data.eval_results[0].metric_value == 0.5
-    for part in (
-        "sums (CC0-1.0)",
-        "| sums | exact_match | 0.500 |",
-        "Alarm, chats: a third is cut off.",
-        '"recipe": {',
-    ):
-        assert part in card.text
+    table = ("| sums | exact_match | 0.500 |", "Alarm, chats: a third is cut off.")
+    assert all(part in card.text for part in ("sums (CC0-1.0)", *table, '"recipe": {'))
 
 
 @pytest.mark.parametrize("name", ["me/student", "not a name"])

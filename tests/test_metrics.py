@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from pipeline.core.run_directory import read_metrics
 from pipeline.training.metrics import Metrics
 
 
 @pytest.fixture
-def metrics(tmp_path) -> Iterator[Metrics]:
+def metrics(tmp_path, one_rank) -> Metrics:
     """Going on from step 8, whose checkpoint keeps the sums of the two steps since the line of step 6."""
-    ours = not dist.is_initialized()  # a stage that ran in this process has left its own
-    if ours:
-        dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     found = Metrics(tmp_path / "metrics.jsonl", ["ce"], first=8, steps=9, device=torch.device("cpu"))
     found.load_state([torch.tensor([0.0, 100.0, 2.0], dtype=torch.float64)])
-    yield found
-    if ours:
-        dist.destroy_process_group()
+    return found
 
 
 def write(path: Path, *steps: int) -> None:

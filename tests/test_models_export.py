@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3ForCausalLM
 
 from pipeline.core.checkpoint_files import inventory
 from pipeline.models.card import ScoreRow, add_scores
@@ -35,6 +35,13 @@ SCORES = [
     ScoreRow("sums", "exact_match", 0.5, "0.400 to 0.600", 90, "demo", "abcd"),
     ScoreRow("chats", "", None, "", 3, "demo", "abcd", ["a third is cut off"]),
 ]
+
+
+def export_student(folder: Path) -> PreTrainedModel:
+    """A student as the demo's, with random weights, and its export in the folder."""
+    live = load_student(str(STUDENT), dtype=torch.float32, weights="random")
+    export(live, live.state_dict(), load_tokenizer(str(STUDENT)), folder, provenance=PROVENANCE)
+    return live
 
 
 def some_mask(batch: int, length: int) -> torch.Tensor:
@@ -96,8 +103,7 @@ def test_the_card_names_origins(tmp_path):
 
 
 def test_scores_come_into_the_card_and_are_replaced(tmp_path):
-    live = load_student(str(STUDENT), dtype=torch.float32, weights="random")
-    export(live, live.state_dict(), load_tokenizer(str(STUDENT)), tmp_path, provenance=PROVENANCE)
+    export_student(tmp_path)
     before, files = ModelCard.load(tmp_path / "README.md"), inventory(tmp_path)
     assert "## Scores\n\nNot measured yet.\n\n## Provenance" in before.text
     for value in (0.25, 0.5):

@@ -1,4 +1,4 @@
-"""Every engine file on the CPU: no wait in the step, float32 where gradients meet, bf16 runs that resume and name bad rows."""
+"""Every engine file on the CPU: no wait in the step, float32 where gradients meet, bf16 runs that resume."""
 
 from __future__ import annotations
 
@@ -86,15 +86,3 @@ def test_a_bf16_run_that_is_resumed_ends_to_the_bit_where_it_would_have(recipe, 
     weights = [t for name, t in tiny.tensors(tmp_path / "whole").items() if name.startswith("weight.")]
     assert all(t.dtype == torch.float32 for t in weights)  # the master copies
     assert any((t != t.bfloat16().float()).any() for t in weights)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["zero3_bf16", "zero1_bf16"])
-def test_a_bf16_step_that_is_not_finite_is_not_taken(recipe, tmp_path, stage):
-    words = ["--recipe", recipe, "--optim.global_batch", "41", "--teachers.dtype", "bfloat16"]
-    script = "tests/distributed/not_finite.py"
-    launch.ranks(2, script, tmp_path / "found", *words, "--deepspeed", f"ds_configs/{stage}.json")
-    for rank in range(2):
-        found = json.loads((tmp_path / f"found.rank{rank}").read_text())
-        assert found["message"].startswith("the loss of sums row 40 is not finite at step 1: no step was taken")
-        assert found["unchanged"] and found["again"] == found["message"]

@@ -239,12 +239,16 @@ def test_a_frozen_rank_ends_the_run_and_is_named(recipe, tmp_path, victim):
 # Nonsense
 
 
-@pytest.mark.parametrize("stage", ["zero3", pytest.param("zero0", marks=pytest.mark.slow)])
-def test_a_row_without_a_finite_loss_is_named_and_no_step_is_taken(recipe, tmp_path, stage):
+SLOW = [pytest.param(engine, marks=pytest.mark.slow) for engine in ("zero0", "zero3_bf16", "zero1_bf16")]
+
+
+@pytest.mark.parametrize("engine", ["zero3", *SLOW])
+def test_a_row_without_a_finite_loss_is_named_and_no_step_is_taken(recipe, tmp_path, engine):
     """On two ranks, of which one has the row."""
     words = ["--recipe", recipe, "--optim.global_batch", "41"]  # every step has the odd row
+    words += ["--teachers.dtype", "bfloat16"] if "bf16" in engine else []
     script = "tests/distributed/not_finite.py"
-    launch.ranks(2, script, tmp_path / "found", *words, "--deepspeed", f"ds_configs/{stage}.json")
+    launch.ranks(2, script, tmp_path / "found", *words, "--deepspeed", f"ds_configs/{engine}.json")
     found = [json.loads((tmp_path / f"found.rank{rank}").read_text()) for rank in range(2)]
     for rank in found:
         assert rank["message"].startswith("the loss of sums row 40 is not finite at step 1: no step was taken")

@@ -25,7 +25,7 @@ from pipeline.models.tokenizer import load_tokenizer
 from tests import test_families as families
 from tests.alignment_tokenizers import byte_level
 from tests.check_serving import MASK_ID, check_export
-from tests.test_models_export import PROVENANCE, some_mask
+from tests.test_models_export import PROVENANCE, export_student, some_mask
 from tests.test_models_llada2 import golden
 from tests.test_models_loading import CONFIG, STUDENT
 
@@ -124,12 +124,9 @@ def test_a_student_of_real_widths_as_servers_take_it(tmp_path):
 
 
 def test_a_token_in_the_place_of_the_mask_changes_with_it(tmp_path):
-    write_student(tmp_path / "start", 30, **NARROW)  # the mask behind 151669
-    live = load_student(str(tmp_path / "start"), dtype=torch.float32, weights="random").eval()
-    export(live, live.state_dict(), load_tokenizer(str(tmp_path / "start")), tmp_path / "a", provenance=PROVENANCE)
-    export_again(str(tmp_path / "a"), "sdar", tmp_path / "b")
-    assert_served(live, tmp_path / "b")
-    moved = PreTrainedTokenizerFast.from_pretrained(tmp_path / "b")
+    live, _, folder = serve(tmp_path, 30, torch.float32, **NARROW)  # the mask behind 151669
+    assert_served(live, folder)
+    moved = PreTrainedTokenizerFast.from_pretrained(folder)
     assert moved.convert_ids_to_tokens([MASK_ID, WORDS + 30]) == ["<|mask|>", "<|added 23|>"]
 
 
@@ -154,9 +151,8 @@ def test_a_student_that_a_format_cannot_hold(name, changes, message, tmp_path):
 
 
 def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path, run_command):
-    live = load_student(str(STUDENT), dtype=torch.float32)
     checkpoint = tmp_path / "step-00000007"
-    export(live, live.state_dict(), load_tokenizer(str(STUDENT)), checkpoint / "export", provenance=PROVENANCE)
+    export_student(checkpoint / "export")
     again = tmp_path / "again"
 
     def run(name: str, output: Path) -> tuple[int, str, str]:
@@ -219,15 +215,8 @@ def test_llada2_as_its_server_takes_it(tmp_path):
         "hidden_act": "silu", "architectures": ["LLaDA2MoeModelLM"], "mask_token_id": 156_895, "block_size": 32,
     }  # fmt: skip
     assert wanted.items() <= written.items()
-    names = [
-        "n_group",
-        "topk_group",
-        "routed_scaling_factor",
-        "num_shared_experts",
-        "first_k_dense_replace",
-        "head_dim",
-    ]
-    assert all(written[name] is not None for name in (*names, "partial_rotary_factor", "rope_theta"))
+    names = ["n_group", "topk_group", "routed_scaling_factor", "num_shared_experts", "first_k_dense_replace"]
+    assert all(written[name] is not None for name in (*names, "head_dim", "partial_rotary_factor", "rope_theta"))
     config = AutoConfig.from_pretrained(tmp_path / "served", trust_remote_code=True)
     assert type(config).__name__ == "LLaDA2MoeConfig" and config.n_group == live.config.n_group
     again = load_student(str(tmp_path / "served"), dtype=torch.float32)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.alignment.build import align
@@ -30,20 +29,14 @@ SOURCE = "[{path: demo/data/validation.jsonl, name: held_out}]"
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> Iterator[tuple[Recipe, AlignedRows]]:
-    """The demo's recipe with the teacher that reads blocks, on its held-out rows, aligned, in a process group of one rank."""
+def demo(tmp_path_factory, one_rank) -> tuple[Recipe, AlignedRows]:
+    """The demo's recipe with the teacher that reads blocks, on its held-out rows, aligned."""
     folder = tmp_path_factory.mktemp("demo")
-    recipe, _ = parse(
-        parser(""), ["--data.sources", SOURCE, "--data.validation", "null", "--data.aligned", str(folder / "aligned")]
-    )
+    words = ["--data.sources", SOURCE, "--data.validation", "null", "--data.aligned", str(folder / "aligned")]
+    recipe, _ = parse(parser(""), words)
     recipe = replace(recipe, teachers=[replace(recipe.teachers[0], path="demo/teacher", input="block")])
     align(recipe, Ranks(), 1, 4096)
-    ours = not dist.is_initialized()  # a stage that ran in this process has left its own
-    if ours:
-        dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=0, world_size=1)
-    yield recipe, AlignedRows(folder / "aligned", load_manifest(folder / "aligned").files("train"), ["llada2"])
-    if ours:
-        dist.destroy_process_group()
+    return recipe, AlignedRows(folder / "aligned", load_manifest(folder / "aligned").files("train"), ["llada2"])
 
 
 @pytest.fixture(scope="module")
