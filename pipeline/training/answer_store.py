@@ -14,7 +14,7 @@ from pipeline.alignment.manifest import Manifest, align_command
 from pipeline.config.recipe import Recipe, Teacher
 from pipeline.core.checksums import FileEntry, add_checksum, checksum_fits, damaged_files
 from pipeline.core.errors import BadInput
-from pipeline.core.files import file_sha256, json_sha256, read_json
+from pipeline.core.files import file_sha256, read_json, write_json
 from pipeline.data.answers import Answers, StoredAnswers
 from pipeline.models.files import CONFIG_FILES, WEIGHT_FILES, fetch
 from pipeline.models.weights import weight_files
@@ -31,29 +31,6 @@ class StoredShard(FileEntry):
     nats: float
     """Sum of the negative log-likelihoods of its tokens"""
     tokens: int
-
-
-@dataclass(frozen=True)
-class Store:
-    """The manifest of a teacher's answers."""
-
-    key: str
-    identity: dict[str, Any]
-    """What the key is a hash of"""
-    top_k: int
-    shards: tuple[StoredShard, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return add_checksum(asdict(self))
-
-    @classmethod
-    def read(cls, folder: Path) -> Store | None:
-        """None where there is none, or a damaged one."""
-        record = read_json(folder / "manifest.json")
-        if record is None or not checksum_fits(record):
-            return None
-        shards = tuple(StoredShard(**shard) for shard in record["shards"])
-        return cls(record["key"], record["identity"], record["top_k"], shards)
 
 
 def store_folder(recipe: Recipe, name: str) -> Path:
@@ -91,29 +68,30 @@ def weight_digests(teacher: Teacher) -> dict[str, str]:
     return {file.name: file_sha256(file) for file in files}
 
 
-def store_key(identity: Mapping[str, Any], weights: Mapping[str, str]) -> str:
-    """Of answers to this identity by these weights."""
-    return json_sha256([identity, weights])
+def write_store(folder: Path, key: str, identity: Mapping[str, Any], shards: Sequence[StoredShard]) -> None:
+    """Writes the manifest of a teacher's answers; the key is a hash of the identity."""
+    entries = [asdict(shard) for shard in shards]
+    record = {"key": key, "identity": identity, "top_k": identity["top_k"], "shards": entries}
+    write_json(folder / "manifest.json", add_checksum(record))
 
 
-def check_store(recipe: Recipe, teacher: Teacher, manifest: Manifest, *, every_byte: bool) -> Store:
-    """The teacher's answers, as this recipe needs them. Raises BadInput naming the command that computes them.
+def check_store(recipe: Recipe, teacher: Teacher, manifest: Manifest, *, every_byte: bool) -> None:
+    """Raises BadInput, naming the command that computes them, unless there are the teacher's answers as this recipe needs them.
 
     every_byte: whether to compare the files with their digests. The weights are not read again.
     """
     folder, command = store_folder(recipe, teacher.name), align_command().replace("align.py", "precompute.py", 1)
-    store = Store.read(folder)
-    if store is None:
+    record = read_json(folder / "manifest.json")
+    if not checksum_fits(record):
         raise BadInput(f"no stored answers of teacher {teacher.name} in {folder}: run `{command}` first")
     wanted = store_identity(recipe, teacher, manifest)
-    stored = {name: value for name, value in store.identity.items() if name != "weights_sha256"}
-    if changed := sorted(name for name in wanted if stored.get(name) != wanted[name]):
+    if changed := sorted(name for name in wanted if record["identity"].get(name) != wanted[name]):
         raise BadInput(
             f"the stored answers in {folder} were computed with another {', '.join(changed)}: run `{command}` again"
         )
-    if every_byte and (damaged := damaged_files(folder, store.shards)):
+    shards = [StoredShard(**shard) for shard in record["shards"]]
+    if every_byte and (damaged := damaged_files(folder, shards)):
         raise BadInput(f"{folder}: missing or damaged {', '.join(damaged)}: run `{command}` again")
-    return store
 
 
 def no_answers(recipe: Recipe, teacher: Teacher, shared_vocab: int) -> Answers:

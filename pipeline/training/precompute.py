@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,14 @@ from pipeline.alignment.manifest import Manifest, require_dataset
 from pipeline.config.recipe import Recipe, Teacher
 from pipeline.core.checksums import read_record, write_record
 from pipeline.core.errors import BadInput
-from pipeline.core.files import file_sha256, write_json
+from pipeline.core.files import file_sha256, json_sha256
 from pipeline.core.log import log
 from pipeline.data.aligned_dataset import AlignedRow, AlignedRows
 from pipeline.data.answers import Answers, schema, to_columns
 from pipeline.data.arrow_files import write_arrow
 from pipeline.data.blocks import lay_out_causal
 from pipeline.data.packing import pack
+from pipeline.distributed.collectives import first_or_error
 from pipeline.distributed.topology import Topology
 from pipeline.method.chunked_lm_head import chunked_lm_head, token_log_prob
 from pipeline.method.masking import predictable
@@ -30,7 +31,7 @@ from pipeline.models.configs import read_config
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
 from pipeline.models.forward import head_weight, hidden_states
 from pipeline.models.loading import load_teacher
-from pipeline.training.answer_store import Store, StoredShard, store_folder, store_identity, store_key, weight_digests
+from pipeline.training.answer_store import StoredShard, store_folder, store_identity, weight_digests, write_store
 from pipeline.training.teacher_checks import SHARE
 from pipeline.training.terms import stored_temperatures
 
@@ -56,7 +57,7 @@ def _store(recipe: Recipe, teacher: Teacher, manifest: Manifest, topology: Topol
     folder.mkdir(parents=True, exist_ok=True)
     identity = store_identity(recipe, teacher, manifest)
     weights = topology.broadcast_object(weight_digests(teacher) if topology.rank == 0 else {})
-    key = store_key(identity, weights)
+    key = json_sha256([identity, weights])
     done = {shard.file: read_record(folder, shard.file, key, StoredShard) for shard in manifest.shards}
     done = topology.broadcast_object(done)
     missing = [shard.file for shard in manifest.shards if done[shard.file] is None]
@@ -69,17 +70,14 @@ def _store(recipe: Recipe, teacher: Teacher, manifest: Manifest, topology: Topol
             if topology.rank == 0:
                 done[file] = _write(folder, file, key, sorted(gathered, key=lambda row: row[0]))
                 log.info(f"{teacher.name}: {file} answered ({number} of {len(missing)})")
-    problem = ""
-    if topology.rank == 0:
-        shards = tuple(shard for shard in done.values() if shard is not None)
-        problem = _problem(teacher, shards)
-        if not problem:
-            whole = Store(key, {**identity, "weights_sha256": weights}, identity["top_k"], shards)
-            write_json(folder / "manifest.json", whole.to_json())
-    if problem := topology.broadcast_object(problem):
-        raise BadInput(problem)
-    size = sum((folder / shard.file).stat().st_size for shard in manifest.shards) if topology.rank == 0 else 0
-    built = len(missing)
+
+    def complete() -> int:
+        shards = [shard for shard in done.values() if shard is not None]
+        _require_understanding(teacher, shards)
+        write_store(folder, key, {**identity, "weights_sha256": weights}, shards)
+        return sum((folder / shard.file).stat().st_size for shard in shards)
+
+    size, built = first_or_error(complete, topology.rank == 0, topology.broadcast_object), len(missing)
     return f"{folder}: reused {len(done) - built} files, computed {built}; {size / 1e6:.1f} MB"
 
 
@@ -112,19 +110,18 @@ def _write(folder: Path, file: str, key: str, rows: list[Row]) -> StoredShard:
     return shard
 
 
-def _problem(teacher: Teacher, shards: tuple[StoredShard, ...]) -> str:
-    """Whether the teacher reads its tokens hardly better than by guessing."""
+def _require_understanding(teacher: Teacher, shards: Sequence[StoredShard]) -> None:
+    """Raises BadInput for a teacher that reads its tokens hardly better than by guessing."""
     if teacher.weights == "random":
-        return ""
+        return
     nats = sum(shard.nats for shard in shards) / max(1, sum(shard.tokens for shard in shards))
     bound = SHARE * math.log(read_config(teacher.path, causal=True).vocab_size)
     log.info(f"teacher {teacher.name}: {nats:.2f} nats per token of its own ids (bound {bound:.2f})")
-    if nats < bound:
-        return ""
-    return (
-        f"teacher {teacher.name} needs {nats:.2f} nats per token of its own ids, above {bound:.2f}: check its tokenizer, chat"
-        " template and weights"
-    )
+    if not nats < bound:
+        raise BadInput(
+            f"teacher {teacher.name} needs {nats:.2f} nats per token of its own ids, above {bound:.2f}: check its tokenizer, "
+            "chat template and weights"
+        )
 
 
 def answered_tokens(row: AlignedRow) -> Tensor:
