@@ -61,6 +61,7 @@ def build_trainer(plan: Plan, topology: Topology) -> Trainer:
             use_flex(loaded)
     rows = aligned_rows(plan, "train")
     batches = GlobalBatches(len(rows), recipe.optim.global_batch, recipe.data.seed)
+    builder = batch_builder(plan, compdemo_ratio(recipe), topology.device)
     module = student_with_loss(plan, model, teachers)
     return Trainer(
         recipe,
@@ -69,7 +70,7 @@ def build_trainer(plan: Plan, topology: Topology) -> Trainer:
         teachers=list(zip(module.terms, teachers, strict=True)),
         rows=rows,
         batches=batches,
-        builder=batch_builder(plan, compdemo_ratio(recipe), topology.device),
+        builder=builder,
         weights=torch.tensor(
             [
                 recipe.objective.cross_entropy_weight,

@@ -133,13 +133,13 @@ def _check_dataset(
     for teacher in recipe.teachers:
         if teacher.stored:
             check_store(recipe, teacher, manifest, every_byte=rank() == 0)
-    rows = AlignedRows(folder, files["train"], [t.name for t in recipe.teachers])
+    rows, held_out = (AlignedRows(folder, part, [t.name for t in recipe.teachers]) for part in files.values())
     if not len(rows):
         raise BadInput(f"{folder} holds no training rows: see the reasons in its manifest.json")
     if rank() == 0:
-        held_out = AlignedRows(folder, files["validation"], [t.name for t in recipe.teachers])
-        for part in (rows, held_out) if recipe.data.validation else (rows,):
-            _check_ids(part, [(recipe.student, student), *((t, teachers[t.name]) for t in recipe.teachers)])
+        models = [(recipe.student, student), *((t, teachers[t.name]) for t in recipe.teachers)]
+        _check_ids(rows, models)
+        _check_ids(held_out, models)
     return DatasetNumbers(
         shared_vocab=tuple(manifest.inputs.teachers[t.name].shared_vocab or 0 for t in recipe.teachers),
         costs=row_costs(recipe, rows.student_lengths, rows.teacher_lengths),
