@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import signal
 import subprocess
@@ -16,16 +15,8 @@ import psutil
 import pytest
 
 from pipeline.core.files import read_json
+from tests import launch
 from tests.alignment_stage import ROWS, write_jsonl
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
-
-
-def launch(*command: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -39,19 +30,18 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def mpirun() -> str:
+    return shutil.which("mpirun", path=launch.ENVIRONMENT["PATH"]) or pytest.skip("no mpirun")
+
+
 @pytest.mark.launch
 def test_worker_processes_and_mpi_ranks_write_the_same_dataset(run_align, align_recipe, tmp_path):
     run_align()
     arguments = ["--recipe", str(align_recipe), "--shard-rows", "16", "--data.aligned"]
-    workers = launch(sys.executable, "pipeline/align.py", *arguments, str(tmp_path / "two"), "--processes", "2")
-    assert workers.returncode == 0, workers.stderr
+    launch.python("pipeline/align.py", *arguments, tmp_path / "two", "--processes", "2")
     assert files(tmp_path / "two") == files(tmp_path / "aligned")
-    mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if mpirun is None:
-        pytest.skip("no mpirun")
-    module = [mpirun, "-n", "2", sys.executable, "-m", "pipeline.align", *arguments]
-    ranks = launch(*module, str(tmp_path / "ranks"))
-    assert ranks.returncode == 0, ranks.stderr
+    module = [mpirun(), "-n", "2", sys.executable, "-m", "pipeline.align", *arguments]
+    ranks = launch.run(*module, tmp_path / "ranks")
     assert files(tmp_path / "ranks") == files(tmp_path / "aligned")
     assert ranks.stdout.count("reused 0 shards, built 4") == 1
     assert read_json(tmp_path / "run/status/align.json")["state"] == "done"
@@ -59,14 +49,11 @@ def test_worker_processes_and_mpi_ranks_write_the_same_dataset(run_align, align_
 
 @pytest.mark.launch
 def test_a_failing_rank_ends_all(align_recipe, tmp_path):
-    mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if mpirun is None:
-        pytest.skip("no mpirun")
     write_jsonl(tmp_path / "rows.jsonl", [*ROWS[:20], {"messages": 1}, *ROWS])  # in the second shard: rank 1
     arguments = ["--recipe", str(align_recipe), "--shard-rows", "16"]
     started = time.monotonic()
-    failed = launch(mpirun, "-n", "2", sys.executable, "pipeline/align.py", *arguments)
-    assert failed.returncode == 2 and time.monotonic() - started < 55  # no rank waits for a launcher to end it
+    failed = launch.run(mpirun(), "-n", "2", sys.executable, "pipeline/align.py", *arguments, code=2)
+    assert time.monotonic() - started < 55  # no rank waits for a launcher to end it
     assert failed.stderr.count("row 20 (line 21): no `messages`") == 1 and "Traceback" not in failed.stderr
     assert not (tmp_path / "aligned/manifest.json").exists()
 
@@ -77,7 +64,7 @@ def test_a_dataset_that_another_process_builds_is_waited_for(run_align, align_re
     with (tmp_path / ".aligned.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         command = [sys.executable, "pipeline/align.py", "--recipe", str(align_recipe), "--shard-rows", "16"]
-        waiting = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        waiting = subprocess.Popen(command, cwd=launch.ROOT, stdout=subprocess.PIPE, text=True)
         assert "is being built by another process: waiting" in waiting.stdout.readline()
         shutil.copytree(tmp_path / "made", tmp_path / "aligned")
     output, _ = waiting.communicate(timeout=600)
@@ -88,7 +75,9 @@ def start(recipe: Path, folder: Path) -> tuple[subprocess.Popen, list[psutil.Pro
     """align with two workers, once they have written their first shards, and the workers."""
     write_jsonl(folder / "rows.jsonl", ROWS * 400)
     words = ["pipeline/align.py", "--recipe", str(recipe), "--shard-rows", "200", "--processes", "2"]
-    running = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        [sys.executable, *words], cwd=launch.ROOT, env=launch.ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
     wait_until(lambda: list((folder / "aligned").glob("shard-*.arrow")))
     return running, psutil.Process(running.pid).children()
 

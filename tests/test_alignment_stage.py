@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import datasets
 import pytest
@@ -25,8 +24,6 @@ from pipeline.core.files import read_json
 from tests import tiny
 from tests.alignment_stage import ROWS, recipe_of, table, write_jsonl
 from tests.alignment_tokenizers import byte_level, metaspace
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_dataset_follows_its_contract(run_align, align_recipe, tmp_path, align_tokenizers):

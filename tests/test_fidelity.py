@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,12 +17,11 @@ from pipeline.method.calm import calm
 from pipeline.method.masking import touched_chunks
 from pipeline.method.tidal import cross_entropy_weight
 from pipeline.training.step import StudentWithLoss
-from tests import golden
+from tests import golden, launch
 from tests.alignment_rows import PUBLISHED, align_one, published_teacher_row, published_tokenizers
 from tests.test_objectives import chunk_log_probs
 from tests.test_step import FixedLogits, published_noise
 
-ROOT = Path(__file__).resolve().parents[1]
 CE, CE_TENSORS = golden.load("bd3lm_ce")
 OURS = [c for c in CE if c["scheduler"] == "linear" and c["loss_norm_type"] == "token"]
 
@@ -110,8 +108,11 @@ def test_batches_hold_what_the_published_trainer_feeds_its_models(row):
 
 
 def test_every_claim_of_the_fidelity_page_names_a_test_that_exists():
-    page = (ROOT / "docs" / "fidelity.md").read_text()
+    page = (launch.ROOT / "docs" / "fidelity.md").read_text()
     named = set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page))
     assert len(named) > 20
     for file, test in named:
-        assert f"def {test}(" in (ROOT / file).read_text() if test else (ROOT / file).is_file(), (file, test)
+        assert f"def {test}(" in (launch.ROOT / file).read_text() if test else (launch.ROOT / file).is_file(), (
+            file,
+            test,
+        )

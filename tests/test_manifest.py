@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +12,6 @@ from pipeline.alignment.manifest import align_command, check_manifest, load_mani
 from pipeline.core.checksums import add_checksum
 from pipeline.core.errors import BadInput
 from tests.alignment_stage import ROWS, recipe_of, write_jsonl
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_recipe_that_does_not_fit_is_refused(run_align, align_recipe, tmp_path, align_tokenizers):

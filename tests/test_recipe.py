@@ -24,10 +24,10 @@ from pipeline.core.errors import BadInput
 from pipeline.evaluation.presets import PRESETS
 from pipeline.method.strategies import STRATEGIES
 from pipeline.training.engine import RECIPE_OWNS, read_engine_config, student_dtype, zero_stage
+from tests import launch
 
-ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-ENGINES = sorted((ROOT / "ds_configs").glob("*.json"))
+ENGINES = sorted((launch.ROOT / "ds_configs").glob("*.json"))
 LEAST = "name: least\nstudent: {path: s}\noptim: {steps: 1}\n"
 
 
@@ -68,10 +68,8 @@ def test_shipped_recipes_are_read_and_written_back(name, write):
 
 
 def test_a_recipe_takes_what_it_does_not_name_from_the_one_it_extends(write):
-    found, base = (
-        read("--recipe", write("name: x\nextends: llada2_mini\nobjective: {temperature: 5.0}\n")),
-        read("--recipe", "llada2_mini"),
-    )
+    found = read("--recipe", write("name: x\nextends: llada2_mini\nobjective: {temperature: 5.0}\n"))
+    base = read("--recipe", "llada2_mini")
     assert (found.name, found.objective.temperature, base.objective.temperature) == ("x", 5.0, 2.0)
     assert (found.teachers, found.student, found.optim, found.extends) == (base.teachers, base.student, base.optim, "")
     assert read("--recipe", write("extends: llada2_mini\nteachers: []\n")).teachers == []
@@ -202,12 +200,9 @@ def test_bad_overrides_name_the_field_and_the_fault(words, message):
 @pytest.mark.parametrize("strategy", typing.get_args(recipe.Strategy))
 def test_tidal_with_a_reverse_objective_is_advised_against_by_name(strategy):
     found = read("--objective.strategy", strategy)
-    told = (
-        [f"objective.strategy {strategy}: TIDAL with a reverse objective"]
-        if "reverse" in strategy and "tidal" in strategy
-        else []
-    )
-    assert [line.split(" is advised")[0] for line in advice(found)] == told
+    told = [f"objective.strategy {strategy}: TIDAL with a reverse objective"]
+    advised = [line.split(" is advised")[0] for line in advice(found)]
+    assert advised == (told if "reverse" in strategy and "tidal" in strategy else [])
     assert not advice(read("--objective.strategy", strategy, "--teachers", "[]"))
 
 
@@ -275,9 +270,8 @@ def test_help_explains_every_field(stage, capsys, monkeypatch):
 def test_shipped_engine_settings_are_deepspeed_s(path):
     config = read_engine_config(path)
     assert zero_stage(config) == {"zero0": 0, "zero1_bf16": 1}.get(path.stem, 3)
-    assert (str(student_dtype(config)) == "torch.bfloat16") == (
-        path.stem in ("zero1_bf16", "zero3_bf16", "zero3_offload")
-    )
+    bf16 = path.stem in ("zero1_bf16", "zero3_bf16", "zero3_offload")
+    assert (str(student_dtype(config)) == "torch.bfloat16") == bf16
 
 
 def test_there_are_engine_settings_for_cpu_and_gpu():

@@ -137,9 +137,8 @@ def _check_dataset(
     if not len(rows):
         raise BadInput(f"{folder} holds no training rows: see the reasons in its manifest.json")
     if rank() == 0:
-        models = [(recipe.student, student), *((t, teachers[t.name]) for t in recipe.teachers)]
-        _check_ids(rows, models)
-        _check_ids(held_out, models)
+        for part in (rows, held_out):
+            _check_ids(part, [(recipe.student, student), *((t, teachers[t.name]) for t in recipe.teachers)])
     return DatasetNumbers(
         shared_vocab=tuple(manifest.inputs.teachers[t.name].shared_vocab or 0 for t in recipe.teachers),
         costs=row_costs(recipe, rows.student_lengths, rows.teacher_lengths),
