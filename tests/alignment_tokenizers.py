@@ -126,15 +126,8 @@ def metaspace(
 
 def llama_bpe(template: str = HEADERS, end_of_turn: str = "<|eot_id|>") -> PreTrainedTokenizerFast:
     """SentencePiece BPE as Llama 2 has it: a normalizer writes the spaces and adds one in front of every section."""
-    vocabulary = [
-        "<unk>",
-        *(f"<0x{byte:02X}>" for byte in range(256)),
-        *"▁abdehilmnorstuw.,",
-        "▁t",
-        "▁th",
-        "▁the",
-        "he",
-    ]
+    vocabulary = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abdehilmnorstuw.,"]
+    vocabulary += ["▁t", "▁th", "▁the", "he"]
     merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e"), ("h", "e")]
     ids = {token: index for index, token in enumerate(vocabulary)}
     backend = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))

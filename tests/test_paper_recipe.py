@@ -43,11 +43,8 @@ def words(tmp_path_factory) -> list[str]:
         "optim.micro_tokens": 2000,
         "logging.every_steps": 1,
     }
-    words = [
-        "--recipe",
-        "llada2_mini",
-        *(str(word) for name, value in changed.items() for word in (f"--{name}", value)),
-    ]
+    words = ["--recipe", "llada2_mini"]
+    words += [str(word) for name, value in changed.items() for word in (f"--{name}", value)]
     launch.stage("pipeline/align.py", *words, "--processes", 1, "--run_dir", folder / "align")
     return words
 
