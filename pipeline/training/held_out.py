@@ -52,7 +52,6 @@ class FixedNoiseRows:
             yield self.builder([Sample(self.rows[i], ("validation", t, i)) for i in group], t).to(topology.device)
 
 
-@torch.no_grad()
 def validation_loss(
     student: Callable[..., Tensor], cross_entropy_weight: Callable[[Tensor], Tensor], rows: FixedNoiseRows
 ) -> ByTime:
@@ -67,10 +66,9 @@ def validation_loss(
         nats = student(batch, (), 0.0)[0] / cross_entropy_weight(torch.tensor(t))
         return torch.stack([nats, batch.t.new_tensor(batch.targets.shape[0])])
 
-    return _mean_by_time(rows, nats_and_tokens)
+    return by_time(means(rows, nats_and_tokens, 1)[:, 0])
 
 
-@torch.no_grad()
 def cloze_accuracy(student: PreTrainedModel, rows: FixedNoiseRows) -> ByTime:
     """Share of masked tokens whose truth the student ranks first. Collective."""
 
@@ -78,18 +76,23 @@ def cloze_accuracy(student: PreTrainedModel, rows: FixedNoiseRows) -> ByTime:
         hits = score_tokens(student, batch.student, batch.predict, batch.targets, log_prob_and_hit)[:, 1].double()
         return torch.stack([hits.sum(), hits.new_tensor(hits.shape[0])])
 
-    return _mean_by_time(rows, hits_and_tokens)
+    return by_time(means(rows, hits_and_tokens, 1)[:, 0])
 
 
-def _mean_by_time(rows: FixedNoiseRows, sum_and_count: Callable[[Batch, float], Tensor]) -> ByTime:
-    """Over all rows and ranks. Collective."""
-    totals = torch.zeros(len(TIMESTEPS), 2, dtype=torch.float64, device=rows.topology.device)
+@torch.no_grad()
+def means(rows: FixedNoiseRows, sums_and_count: Callable[[Batch, float], Tensor], columns: int) -> Tensor:
+    """Over all rows and ranks, of a micro-batch's [sums, count] at t: float64 [timesteps, columns]. Collective."""
+    totals = torch.zeros(len(TIMESTEPS), columns + 1, dtype=torch.float64, device=rows.topology.device)
     for total, t in zip(totals, TIMESTEPS, strict=True):
         for batch in rows.batches(t):
-            total += sum_and_count(batch, t)
+            total += sums_and_count(batch, t)
     dist.all_reduce(totals)
-    means = read(totals[:, 0] / totals[:, 1].clamp(min=1))
-    return dict(zip(map(str, TIMESTEPS), means, strict=True))
+    return totals[:, :-1] / totals[:, -1:].clamp(min=1)
+
+
+def by_time(values: Tensor) -> ByTime:
+    """A vector of one value per timestep."""
+    return dict(zip(map(str, TIMESTEPS), read(values), strict=True))
 
 
 def kl_terms(

@@ -17,7 +17,7 @@ from pipeline.core.terminal import by_timestep
 from pipeline.data.batch import TeacherBatch
 from pipeline.distributed.device_reads import read
 from pipeline.models.forward import log_prob_and_hit, score_tokens
-from pipeline.training.held_out import TIMESTEPS, FixedNoiseRows
+from pipeline.training.held_out import TIMESTEPS, FixedNoiseRows, by_time, means
 from pipeline.training.teacher_probe import TeacherProbe
 
 ROWS = 64
@@ -84,7 +84,6 @@ def likelihood(model: PreTrainedModel, k: int, rows: FixedNoiseRows) -> tuple[fl
     return mean, entropy
 
 
-@torch.no_grad()
 def probe_teacher(name: str, model: PreTrainedModel, k: int, views: Mapping[str, FixedNoiseRows]) -> TeacherProbe:
     """Measures teacher k on held-out rows and says what it knows. Collective.
 
@@ -93,15 +92,9 @@ def probe_teacher(name: str, model: PreTrainedModel, k: int, views: Mapping[str,
     """
     probe = TeacherProbe(TIMESTEPS, -math.log(model.get_output_embeddings().weight.shape[0]), {}, {})
     for view, rows in views.items():
-        sums = torch.zeros(len(TIMESTEPS), 3, dtype=torch.float64, device=rows.topology.device)
-        for i, t in enumerate(TIMESTEPS):
-            for batch in rows.batches(t):
-                sums[i] += _known(model, batch.teachers[k])
-        dist.all_reduce(sums)
-        means = sums[:, :2] / sums[:, 2:].clamp(min=1)
-        probe.log_prob[view], probe.accuracy[view] = read(means[:, 0]), read(means[:, 1])
-        right = dict(zip(map(str, TIMESTEPS), probe.accuracy[view], strict=True))
-        log.info(f"teacher {name}, {view.replace('_', ' '):9}  right {by_timestep(right, '.0%')}")
+        known = means(rows, lambda batch, _t: _known(model, batch.teachers[k]), 2)
+        probe.log_prob[view], probe.accuracy[view] = read(known[:, 0]), read(known[:, 1])
+        log.info(f"teacher {name}, {view.replace('_', ' '):9}  right {by_timestep(by_time(known[:, 1]), '.0%')}")
     if max(probe.log_prob["one_view"]) < probe.uniform:
         log.warning(f"teacher {name} is worse than guessing: check its tokenizer, template, weights and input mask")
     return probe
