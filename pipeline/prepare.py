@@ -18,9 +18,9 @@ from functools import partial
 from rich.table import Table
 
 from pipeline.alignment.formats import BadRow
-from pipeline.alignment.sources import ChatRows, OnBadRow, open_source
+from pipeline.alignment.sources import ChatRows, open_source
 from pipeline.config.cli import parse, parser
-from pipeline.config.recipe import Source, Validation
+from pipeline.config.recipe import OnBadRow, Source, Validation
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.log import log
 from pipeline.core.stage_status import record_status

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
-from pipeline.alignment.sources import Maskable, OnBadRow
-from pipeline.config.recipe import Recipe, Source, Validation
+from pipeline.config.recipe import Maskable, OnBadRow, Recipe, Source, Validation
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256, json_sha256
 from pipeline.models.files import TOKENIZER_FILES, fetch

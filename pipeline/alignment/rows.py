@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.alignment.chat import Messages
 from pipeline.alignment.chunks import common_chunks
 from pipeline.alignment.sides import Conversations, Side, SideBatch
-from pipeline.alignment.sources import Maskable
+from pipeline.config.recipe import Maskable
 
 
 @dataclass(frozen=True)

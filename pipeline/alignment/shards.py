@@ -20,7 +20,8 @@ from pipeline.alignment.fingerprint import Inputs, source_key
 from pipeline.alignment.formats import BadRow
 from pipeline.alignment.rows import AlignedBatch, align_rows
 from pipeline.alignment.sides import Side
-from pipeline.alignment.sources import ChatRows, Maskable, OnBadRow, repeats
+from pipeline.alignment.sources import ChatRows, repeats
+from pipeline.config.recipe import Maskable, OnBadRow
 from pipeline.core.checksums import FileEntry, record_file, write_record
 from pipeline.core.files import file_sha256, json_sha256
 from pipeline.data.arrow_files import write_arrow

@@ -17,9 +17,9 @@ from pipeline.alignment.chat import ChatTemplate, Messages, Refusal, Run
 from pipeline.alignment.chunks import Intervals
 from pipeline.alignment.control_tokens import ControlTokens
 from pipeline.alignment.formats import Message
-from pipeline.alignment.sources import Maskable
 from pipeline.alignment.spans import Spans, spans_from_offsets
 from pipeline.alignment.vocabulary import token_bytes
+from pipeline.config.recipe import Maskable
 
 _LONGEST_REASON = 100
 

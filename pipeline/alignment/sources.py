@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from pipeline.alignment.formats import FORMATS, BadRow, Format, Message, detect, is_tokenized, read_row
 from pipeline.alignment.tables import DatasetTable, JsonArray, JsonLines, ParquetTable, Table, Unreadable, open_json
-from pipeline.config.recipe import Source, Validation
+from pipeline.config.recipe import OnBadRow, Source, Validation
 from pipeline.core.errors import BadInput
 
 FILE_SUFFIXES = (".jsonl", ".json", ".gz", ".zst", ".parquet")
-OnBadRow = Literal["fail", "drop"]
-Maskable = Literal["all", "last"]
 
 
 @dataclass(frozen=True)

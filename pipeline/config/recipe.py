@@ -23,6 +23,12 @@ Strategy = Literal[
 
 Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "prompt_response"]
 
+Maskable = Literal["all", "last"]
+
+OnBadRow = Literal["fail", "drop"]
+
+Weights = Literal["pretrained", "random"]
+
 ExportFormat = Literal["transformers", "sdar", "llada2"]
 
 
@@ -78,9 +84,9 @@ class Data:
     """Folder of the aligned dataset; default runs/aligned/NAME."""
     student_length: int = 512
     """Longest student sequence, in tokens; longer rows are cut."""
-    maskable: Literal["all", "last"] = "all"
+    maskable: Maskable = "all"
     """Answers that may be masked and carry loss: `all` of a conversation, or (as published) the `last` one."""
-    on_bad_row: Literal["fail", "drop"] = "fail"
+    on_bad_row: OnBadRow = "fail"
     """A row that is no conversation ends the stage (`fail`), or is left out and counted by reason (`drop`)."""
     seed: int = 0
     """Seed of order, noise and random initial weights."""
@@ -94,7 +100,7 @@ class Student:
     """Folder or hub name: config, weights (safetensors) and tokenizer."""
     tokenizer: str = ""
     """Folder or hub name of the tokenizer; default: the path."""
-    weights: Literal["pretrained", "random"] = "pretrained"
+    weights: Weights = "pretrained"
     """`random` takes the config only and draws weights from `data.seed`."""
     block_size: int = 32
     """Block of block diffusion, in tokens."""
@@ -127,7 +133,7 @@ class Teacher:
     """Folder or hub name: config, weights (safetensors) and tokenizer."""
     tokenizer: str = ""
     """Folder or hub name of the tokenizer; default: the path."""
-    weights: Literal["pretrained", "random"] = "pretrained"
+    weights: Weights = "pretrained"
     """`random` takes the config only: for trials of speed and memory, it teaches nothing."""
     length: int = 1024
     """Longest teacher sequence, in tokens."""

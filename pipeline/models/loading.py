@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from types import MethodType
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from pipeline.config.recipe import Weights
 from pipeline.core.errors import BadInput, one_line
 from pipeline.data.blocks import lay_out_causal
 from pipeline.data.packing import pack
@@ -26,8 +27,6 @@ from pipeline.models.families.table import FAMILIES, family_of
 from pipeline.models.files import CONFIG_FILES, WEIGHT_FILES, fetch
 from pipeline.models.forward import dense_inputs, head_weight, windowed_inputs
 from pipeline.models.weights import TiedHead, check_files, checkpoint_views, fill, init_weights, shapes
-
-Weights = Literal["pretrained", "random"]
 
 
 def load_student(
