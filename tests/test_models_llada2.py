@@ -85,14 +85,6 @@ def test_what_a_pad_holds_changes_nothing(case):
     torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
 
 
-def test_a_mask_is_required_and_must_be_boolean(case):
-    model, _, tensors = case
-    mask = pair_mask(tensors["attention_mask_2d"])
-    for wrong in (None, tensors["attention_mask_2d"], mask.float(), mask[:, 0]):
-        with pytest.raises(ValueError, match="attention_mask must be bool"):
-            model(tensors["input_ids"], attention_mask=wrong)
-
-
 def test_rotary_positions_are_used(case):
     """Equal ids at shifted positions: rotary attention sees differences only; at stretched ones, the logits change."""
     model, _, tensors = case

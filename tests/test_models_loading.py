@@ -53,11 +53,12 @@ def test_wedlm_equals_the_published_model(name, architecture, tmp_path):
     torch.testing.assert_close(logits[real], tensors["logits_xt"][real], atol=2e-5, rtol=0)
 
 
-def test_a_missing_mask_is_an_error_for_every_architecture(tmp_path):
-    model = teacher(write_checkpoint(tmp_path, "wedlm_qwen3style"))
-    ids = torch.zeros(1, 4, dtype=torch.long)
+@pytest.mark.parametrize("name", ["wedlm_qwen3style", "llada2_tiny"])
+def test_a_mask_is_required_and_must_be_boolean(name, tmp_path):
+    model = teacher(write_checkpoint(tmp_path, name))
+    ids, allowed = torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, 4, dtype=torch.bool)
     for call in (model, model.model):
-        for mask in (None, torch.ones(1, 4, dtype=torch.long), torch.zeros(1, 1, 4, 4)):
+        for mask in (None, torch.ones(1, 4, dtype=torch.long), torch.zeros(1, 1, 4, 4), allowed):
             with pytest.raises(ValueError, match="attention_mask must be bool"):
                 call(input_ids=ids, attention_mask=mask)
 
