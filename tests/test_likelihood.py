@@ -67,22 +67,22 @@ def estimates(model, context, continuation, blocks, samples, seeds, batch_size=1
 @pytest.mark.parametrize("blocks", ["training", "reference"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{len(case[0])}+{len(case[1])}")
 def test_few_sets_are_summed_up_exactly(model, case, blocks) -> None:
-    (found,) = estimates(model, *case, blocks, samples=16, seeds=[0])  # a block of 4 has 15 sets
-    assert found.value == pytest.approx(bound(model, *case, blocks), abs=1e-4)
-    assert found.variance == 0
+    (estimate,) = estimates(model, *case, blocks, samples=16, seeds=[0])  # a block of 4 has 15 sets
+    assert estimate.value == pytest.approx(bound(model, *case, blocks), abs=1e-4)
+    assert estimate.variance == 0
 
 
 @pytest.mark.parametrize("blocks", ["training", "reference"])
 def test_mean_and_variance_of_the_estimator(model, blocks) -> None:
     """Over 400 seeds: the mean is the bound within 4 standard errors, and the variance said is not below the true one."""
     context, continuation = CASES[1]
-    found = estimates(model, context, continuation, blocks, samples=4, seeds=range(400), batch_size=200)
-    values = torch.tensor([e.value for e in found], dtype=torch.float64)
+    made = estimates(model, context, continuation, blocks, samples=4, seeds=range(400), batch_size=200)
+    values = torch.tensor([e.value for e in made], dtype=torch.float64)
     true = float(values.var())
     assert true > 1e-3, "the case must have something to estimate"
     error = abs(float(values.mean()) - bound(model, context, continuation, blocks))
     assert error < 4 * math.sqrt(true / len(values))
-    said = sum(e.variance for e in found) / len(found)
+    said = sum(e.variance for e in made) / len(made)
     assert 0.8 * true < said < 4 * true
 
 
@@ -114,8 +114,8 @@ def test_greedy_is_one_forward_a_block(model) -> None:
         generated += logits[-new:].argmax(-1).tolist()
     right = generated[len(context) :]
     wrong = [*right[:-1], (right[-1] + 1) % 20]
-    found = [estimates(model, context, tokens, "training", 4, [0])[0].greedy for tokens in (right, wrong)]
-    assert found == [True, False]
+    greedy = [estimates(model, context, tokens, "training", 4, [0])[0].greedy for tokens in (right, wrong)]
+    assert greedy == [True, False]
 
 
 def test_samples_are_a_multiple_of_four() -> None:

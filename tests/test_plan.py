@@ -75,17 +75,17 @@ def documented(recipe: str, strategy: str) -> list[list[str]]:
 @pytest.mark.parametrize(("recipe", "strategy"), REAL)
 def test_real_models_on_80_gb(recipe, strategy, answers):
     words = ["--recipe", recipe, "--objective.strategy", strategy, "--rows", 5_000_000, "--mean-tokens", 400]
-    found = answers(*words, "--nodes", 1, 2, 8, "--gpus-per-node", 8, "--gpu-memory", 80)
-    assert [a["nodes"] for a in found] == [1, 2, 8] and all(a["fits"] for a in found)
-    assert found[0]["accumulation"] == 1  # as published: the whole batch of a GPU at once
-    totals, hours = ([a[name] for a in found] for name in ("total_gb", "hours_per_epoch"))
+    reports = answers(*words, "--nodes", 1, 2, 8, "--gpus-per-node", 8, "--gpu-memory", 80)
+    assert [a["nodes"] for a in reports] == [1, 2, 8] and all(a["fits"] for a in reports)
+    assert reports[0]["accumulation"] == 1  # as published: the whole batch of a GPU at once
+    totals, hours = ([a[name] for a in reports] for name in ("total_gb", "hours_per_epoch"))
     assert totals == sorted(totals, reverse=True) and hours[1] < hours[0]
-    last = found[-1]  # a row or two per GPU: only two views of a dense 8B teacher are slower than host and network
+    last = reports[-1]  # a row or two per GPU: only two views of a dense 8B teacher are slower than host and network
     assert (last["bound_by"] == "arithmetic") == ((recipe, strategy) == ("wedlm_8b", "tide_shared"))
     assert ("GPUs wait for the" in (last["warning"] or "")) == (last["bound_by"] != "arithmetic")
     assert last["operations"] > 3000
     assert last["host_waits"] == (19 if recipe == "llada2_mini" else 0)
-    first = found[0]
+    first = reports[0]
     teacher = sum(size for part, size in first["memory_gb"].items() if part.startswith("teacher"))
     whole = {"llada2_mini": 16.26e9, "wedlm_8b": 8.19e9}[recipe]  # parameters of the published models
     if recipe == "llada2_mini":
@@ -99,7 +99,7 @@ def test_real_models_on_80_gb(recipe, strategy, answers):
     assert first["parameters"] == pytest.approx(0.596e9, rel=0.01)
     plain, checkpointed = (o["micro_tokens"] for o in first["options"] if not o["optimizer_offload"])
     assert 0 < plain < checkpointed
-    for row, a in zip(documented(recipe, strategy), found, strict=True):
+    for row, a in zip(documented(recipe, strategy), reports, strict=True):
         largest = [f"{o['micro_tokens']:,}" for o in a["options"] if not o["optimizer_offload"]]
         teachers = sum(size for part, size in a["memory_gb"].items() if part.startswith("teacher "))
         sent = sum(a["sent_gb_per_step"].values())
@@ -109,19 +109,19 @@ def test_real_models_on_80_gb(recipe, strategy, answers):
 
 @SLOW
 def test_both_teachers_at_once(answers):
-    (found,) = answers("--recipe", "two_teachers")
-    assert found["expert_parallel_size"] == {"llada2": 8, "wedlm": 1} and found["fits"]
-    assert {"teacher llada2: forward", "teacher wedlm: forward"} < found["phases_gb"].keys()
+    (report,) = answers("--recipe", "two_teachers")
+    assert report["expert_parallel_size"] == {"llada2": 8, "wedlm": 1} and report["fits"]
+    assert {"teacher llada2: forward", "teacher wedlm: forward"} < report["phases_gb"].keys()
 
 
 @SLOW
 def test_a_100b_teacher_fits_where_its_experts_are_shared_out(answers):
     words = ["--recipe", "llada2_mini", "--teachers.path", "inclusionAI/LLaDA2.0-flash"]
-    (found,) = answers(*words)
-    sizes = found["memory_gb"]
+    (report,) = answers(*words)
+    sizes = report["memory_gb"]
     parameters = (sizes["teacher llada2: dense part"] + 8 * sizes["teacher llada2: experts / 8"]) / 2
     assert parameters == pytest.approx(103, rel=0.02)  # billions
-    assert found["fits"] and found["host_waits"] == 31
+    assert report["fits"] and report["host_waits"] == 31
     answers(*words, "--teachers.expert_parallel_size", 1, code=2)
 
 
@@ -146,8 +146,8 @@ def test_configs_can_be_given(tmp_path, answers, planned, monkeypatch):
     config = json.loads((launch.ROOT / "pipeline/capacity/published/inclusionAI/LLaDA2.0-mini/config.json").read_text())
     file.write_text(json.dumps(config | {"num_hidden_layers": 4}))
     words = ["--teachers.path", "nowhere/else", "--teachers.dtype", "bfloat16", "--data.aligned", "nowhere"]
-    (found,) = answers(*words, "--config", f"llada2={file}")
-    assert found["memory_gb"]["teacher llada2: experts / 8"] == pytest.approx(3 * 256 * 3 * 2048 * 512 * 2 / 8e9)
+    (report,) = answers(*words, "--config", f"llada2={file}")
+    assert report["memory_gb"]["teacher llada2: experts / 8"] == pytest.approx(3 * 256 * 3 * 2048 * 512 * 2 / 8e9)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "give it with --config llada2=FILE" in planned(*words, code=2)[1]
     wrong = planned(*words, "--config", f"teacher={file}", code=2)[1]
@@ -189,9 +189,9 @@ def test_an_aligned_dataset_gives_lengths_and_rows(tmp_path, answers, run_comman
     words = ["--data.sources", f"[{{path: {tmp_path}/rows.jsonl, name: r}}]", "--data.validation", "null"]
     words += ["--data.aligned", f"{tmp_path}/aligned", "--run_dir", f"{tmp_path}/run", "--optim.micro_tokens", "4096"]
     assert run_command(align, *words, "--processes", 1)[0] == 0
-    (found,) = answers(*words, "--gpus-per-node", 2)
-    assert found["rows"] == 8 and found["row_tokens"] < 4 * 128 and "aligned, 8 rows" in found["data"]
-    assert found["hours_per_epoch"] is not None
+    (report,) = answers(*words, "--gpus-per-node", 2)
+    assert report["rows"] == 8 and report["row_tokens"] < 4 * 128 and "aligned, 8 rows" in report["data"]
+    assert report["hours_per_epoch"] is not None
 
 
 def test_configurations_of_a_dataset_are_sources_of_their_own(tmp_path, monkeypatch):
@@ -217,10 +217,10 @@ SMALL = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "v
 
 @cache
 def config(**changes):
-    found = read_config("demo/student")
+    small = read_config("demo/student")
     for name, value in (SMALL | changes).items():
-        setattr(found, name, value)
-    return found
+        setattr(small, name, value)
+    return small
 
 
 def forward(model, rows: int, length: int) -> torch.Tensor:

@@ -10,8 +10,8 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.core.errors import BadInput
@@ -247,8 +247,8 @@ ATTACKS = {
 def world(tmp_path_factory):
     """What attacks are after: a file that everybody may read, a variable, a listening port."""
     folder = tmp_path_factory.mktemp("world")
-    for place in (folder, *folder.parents[:2]):  # pytest's own
-        place.chmod(0o755)
+    for readable in (folder, *folder.parents[:2]):  # pytest's own
+        readable.chmod(0o755)
     secret = folder / "secret"
     secret.write_text("untouched")
     os.environ["SECRET"] = "in the environment"
@@ -313,28 +313,21 @@ def test_sleepers_are_woken_and_neighbours_live(sandbox) -> None:
 def _left_over(seconds: float = 5.0) -> list[str]:
     """Command lines of this file's sandboxed processes that are still there; the kernel gets some time to end them."""
     deadline = time.monotonic() + seconds
-    while (found := _running()) and time.monotonic() < deadline:
+    while (running := _running()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    return found
+    return running
 
 
 def _running() -> list[str]:
-    found = []
-    for place in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            text = place.read_bytes()
-        except OSError:
-            continue
-        if f'"FSIZE": [{FILE_BYTES}'.encode() in text:
-            found.append(text.decode("utf-8", "replace")[-300:])
-    return found
+    commands = (" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
+    return [command[-300:] for command in commands if f'"FSIZE": [{FILE_BYTES}' in command]
 
 
 def test_without_walls_there_is_no_scoring(monkeypatch, tmp_path) -> None:
     fake = tmp_path / "bwrap"
     fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create a new namespace' >&2\nexit 1\n")
-    for place in (tmp_path, *tmp_path.parents[:2], fake):
-        place.chmod(0o755)
+    for readable in (tmp_path, *tmp_path.parents[:2], fake):
+        readable.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     refusal = "bwrap: No permissions to create a new namespace; it needs user namespaces"
     with pytest.raises(BadInput, match=refusal), Sandbox.open(LIMITS):

@@ -97,8 +97,8 @@ def test_a_damaged_recipe_is_named(made, recipe):
 
 
 def test_a_run_directory_with_nothing_in_it(tmp_path):
-    found = as_json(tmp_path)
-    assert (found["state"], found["step"], found["checkpoint"]) == ("not started", 0, None)
+    stands = as_json(tmp_path)
+    assert (stands["state"], stands["step"], stands["checkpoint"]) == ("not started", 0, None)
     assert "none yet" in status(tmp_path)
 
 
@@ -162,8 +162,8 @@ def test_tensorboard_has_what_metrics_jsonl_has(lived):
         numbers = {name: value for name, value, _ in events(record)}
         assert numbers.keys() >= {f"{record['kind']}/loss"}
         for name, value in numbers.items():
-            found = [e.value for e in written.Scalars(name) if e.step == record["step"]]
-            assert found[-1] == pytest.approx(value, rel=1e-6), name
+            values = [e.value for e in written.Scalars(name) if e.step == record["step"]]
+            assert values[-1] == pytest.approx(value, rel=1e-6), name
 
 
 def test_names_and_numbers_that_monitors_get():

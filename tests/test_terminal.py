@@ -20,9 +20,9 @@ SHOWN = r"a\x1b]52;c;ZWNobyBwd25lZA==\x1b\\x1b[2J\x9b2J\x0d\x07b"
 
 
 def table() -> Table:
-    found = Table(EVIL, title="[/red]")
-    found.add_row("[/INST] :smile:")
-    return found
+    evil = Table(EVIL, title="[/red]")
+    evil.add_row("[/INST] :smile:")
+    return evil
 
 
 @pytest.mark.parametrize("printed", [EVIL, Text(EVIL, style="bold"), table()])

@@ -1,7 +1,9 @@
-"""Bytes of one GPU: by part and by phase."""
+"""Bytes of one GPU: by part, by phase, and how much fits."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.capacity.fake_step import FakeStep, StepTrace
@@ -48,3 +50,12 @@ def gpu_memory(run: PlannedRun, step: FakeStep, shards: Shards, traced: StepTrac
         "student: optimizer step": shards.stepping,
     }
     return GpuMemory({part: size for part, size in always.items() if size}, phases)
+
+
+def largest_rows(total: Callable[[int], int], limit: float) -> int:
+    """Longest rows that fit at once; 0 = not even one. `total`: bytes of a GPU with so many, asked for small numbers first: large
+    ones cost a trace."""
+    high = 1
+    while total(high) <= limit:
+        high *= 2
+    return bisect_right(range(1, high), limit, key=total)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.capacity.compute import Arithmetic, Epoch, Machine, StepTime, arithmetic, epoch, step_time, traffic
 from pipeline.capacity.fake_step import FakeStep, StepTrace
-from pipeline.capacity.memory import GpuMemory, gpu_memory
+from pipeline.capacity.memory import GpuMemory, gpu_memory, largest_rows
 from pipeline.capacity.planned_run import PlannedRun, RowMeans
 from pipeline.capacity.zero import Shards, ZeroSettings
 
 GB = 1e9
-MANY_ROWS = 1 << 20  # no micro-batch has so many
 
 
 @dataclass(frozen=True)
@@ -177,6 +175,6 @@ def _option(
         offload,
         total(run.rows, step.trace),
         total(1),
-        bisect_right(range(1, MANY_ROWS), machine.limit, key=total) * run.row_tokens,
+        largest_rows(total, machine.limit) * run.row_tokens,
         machine.gpus_per_node * shards.host,
     )

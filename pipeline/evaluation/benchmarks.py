@@ -16,7 +16,7 @@ from pipeline.core.errors import BadInput
 from pipeline.core.files import read_json_lines
 
 TASKS = Path(__file__).parent / "tasks"
-"""This project's task files, one a benchmark."""
+"""This project's task files, one per benchmark."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ BBH = (
     "tracking_shuffled_objects_seven_objects", "tracking_shuffled_objects_three_objects", "web_of_lies", "word_sorting",
 )  # fmt: skip
 
-# Columns and sizes: the cards at huggingface.co/datasets/PATH. hendrycks_math and bbh have one configuration a subject.
+# Columns and sizes: the cards at huggingface.co/datasets/PATH. hendrycks_math and bbh have one configuration per subject.
 SOURCES = {
     "gsm8k": Source("openai/gsm8k", "test", 1_319, ("question", "answer"), ("main",)),
     "math": Source("EleutherAI/hendrycks_math", "test", 5_000, ("problem", "solution"), MATH),

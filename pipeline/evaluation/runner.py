@@ -59,7 +59,7 @@ def evaluate(recipe: Recipe, folder: str, label: str, shard: Shard = EVERYTHING,
 
 
 def evaluate_sweep(recipe: Recipe, folder: str, label: str, thresholds: Sequence[float], shard: Shard) -> None:
-    """As `evaluate`, the tasks that generate text, once a threshold; scores go below LABEL/sweep.
+    """As `evaluate`, the tasks that generate text, once per threshold; scores go below LABEL/sweep.
 
     Raises BadInput where no task generates.
     """

@@ -25,18 +25,20 @@ def sample(value: float, problem: int) -> Sample:
 
 def test_comparisons_are_paired() -> None:
     a, b = [1, 0, 0, 0, 0, 0, 0, 0, 1, 1], [0, 1, 1, 1, 1, 1, 1, 1, 1, 1]
-    (found,) = compare({"a": {"t": scored(a)}, "b": {"t": scored(b)}})
-    assert (found.n, found.value_a, found.value_b) == (10, 0.3, 0.9)
-    assert found.difference == pytest.approx(0.6) and found.low < 0.6 < found.high
-    assert found.p == found.p_holm == mcnemar(1, 7) and not found.real and not found.differs_in
+    (comparison,) = compare({"a": {"t": scored(a)}, "b": {"t": scored(b)}})
+    assert (comparison.n, comparison.value_a, comparison.value_b) == (10, 0.3, 0.9)
+    assert comparison.difference == pytest.approx(0.6) and comparison.low < 0.6 < comparison.high
+    assert comparison.p == comparison.p_holm == mcnemar(1, 7) and not comparison.real and not comparison.differs_in
     many = compare({name: {"t": scored(v * 4)} for name, v in {"a": a, "b": b, "c": b}.items()})
     assert [(c.a, c.b, c.real) for c in many] == [("a", "b", True), ("a", "c", True), ("b", "c", False)]
     assert many[0].p_holm == pytest.approx(3 * many[0].p)
 
 
 def test_only_common_problems_count_and_other_settings_are_named() -> None:
-    (found,) = compare({"a": {"t": scored([1, 1, 0, 0])}, "b": {"t": scored([0, 1, 1], first=2, prompts_hash="q")}})
-    assert (found.n, found.value_a, found.value_b, found.differs_in) == (2, 0.0, 0.5, ["prompts"])
+    (comparison,) = compare(
+        {"a": {"t": scored([1, 1, 0, 0])}, "b": {"t": scored([0, 1, 1], first=2, prompts_hash="q")}}
+    )
+    assert (comparison.n, comparison.value_a, comparison.value_b, comparison.differs_in) == (2, 0.0, 0.5, ["prompts"])
     with pytest.raises(BadInput, match="no problem in common"):
         compare({"a": {"t": scored([1])}, "b": {"t": scored([1], first=5)}})
     assert compare({"a": {"t": scored([1])}, "b": {"u": scored([1])}}) == []

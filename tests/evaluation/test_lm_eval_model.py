@@ -18,10 +18,10 @@ def test_rolling_likelihood_scores_every_token_once(folder) -> None:
     assert all(len(context) + len(new) <= 8 for context, new in windows)
     assert windows[2] == ([8, 9, 10, 11], [12, 13, 14, 15])
     lm = language_model(folder)
-    found = lm.loglikelihood_rolling(
+    bounds = lm.loglikelihood_rolling(
         [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(["ab", ""])]
     )
-    assert found[0] < -2 and found[1] == 0.0
+    assert bounds[0] < -2 and bounds[1] == 0.0
 
 
 def test_continuations_start_where_the_context_ends(folder) -> None:

@@ -144,9 +144,14 @@ def test_compare_from_the_command_line(stage, command, run_dir, tmp_path, capsys
     output = tmp_path / "compared.json"
     names = [str(run_dir / "evaluation" / "step-00000003"), str(run_dir)]
     assert command("compare", *names, "--output", output) == 0
-    (found,) = json.loads(output.read_text())
-    assert (found["a"], found["b"], found["n"], found["difference"], found["p"]) == (*names, 4, 0.0, 1.0)
-    assert found["real"] is False and found["test"] == "exact McNemar"
+    (comparison,) = json.loads(output.read_text())
+    assert (comparison["a"], comparison["b"], comparison["n"], comparison["difference"], comparison["p"]) == (
+        *names,
+        4,
+        0.0,
+        1.0,
+    )
+    assert comparison["real"] is False and comparison["test"] == "exact McNemar"
     for bad, line in (
         (names[:1], "at least two"),
         ([names[0], run_dir / "checkpoints"], "holds no scores"),

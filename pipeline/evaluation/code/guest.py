@@ -319,8 +319,6 @@ class JudgePickler(Pickler):
     """Plain data; handles as what they stand for; functions of the tests as callbacks; generators as lists."""
 
     def persistent_id(self, value):
-        if isinstance(value, type):
-            return None
         if isinstance(value, Handle):
             return "object", value._index
         if type(value) is types.FunctionType and value.__module__ == "tests":
