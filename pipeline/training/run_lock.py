@@ -42,7 +42,7 @@ def run_lock(recipe: Recipe) -> TextIO | None:
             raise BadInput(f"{recipe_file} is damaged: put a copy back, or choose another --run_dir") from None
         wanted = yaml.safe_load(dump(without_idle_teachers(recipe)))
         differing = [name for name, *_ in differences(stored, wanted) if name.partition(".")[0] not in _FREE]
-        if not all(map(_PLACE.fullmatch, differing)):
+        if not all(map(_PATHS.fullmatch, differing)):
             raise BadInput(
                 f"{run_dir} belongs to another recipe (it differs in {', '.join(differing)}): "
                 "choose another --run_dir or delete it"
@@ -90,7 +90,7 @@ def stop_requests(run_dir: Path) -> Iterator[Callable[[], bool]]:
 
 # sections that do not change what is trained
 _FREE = ("checkpoint", "evaluation", "logging", "run_dir")
-_PLACE = re.compile(r"data\.(aligned|sources\.\d+\.path|validation\.path)")
+_PATHS = re.compile(r"data\.(aligned|sources\.\d+\.path|validation\.path)")
 
 
 def _was_trained_on(folder: str, run_dir: Path) -> bool:

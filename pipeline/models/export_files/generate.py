@@ -212,5 +212,5 @@ def _ended(ids: Tensor, masked: Tensor, response: Tensor, ends: Tensor) -> Tenso
 
 def _until_end(tokens: Tensor, ends: Tensor) -> Tensor:
     """Up to and including the first end token."""
-    found = torch.isin(tokens, ends).nonzero()
-    return tokens[: found[0, 0] + 1] if len(found) else tokens
+    at = torch.isin(tokens, ends).nonzero()
+    return tokens[: at[0, 0] + 1] if len(at) else tokens
