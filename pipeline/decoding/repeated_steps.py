@@ -189,13 +189,16 @@ def fill_repeating(
 ) -> None:
     """Decides the canvas in place, except blocks behind a row's first end token."""
     decoder = Decoder.of(model, canvas, config, ends, suppressed_ids, repeat)
-    rows, batch = torch.arange(canvas.ids.shape[0], device=canvas.ids.device), None
+    rows = torch.arange(canvas.ids.shape[0], device=canvas.ids.device)
+    batch: Batch | None = None
     before = 0  # columns of the block before
     for block in canvas.generated_blocks(config.block_size):
         masked = canvas.masked[rows, block].sum(1).tolist()
         counts = list(zip_longest(*(schedule(n, config) for n in masked), fillvalue=0))
         if counts:
-            _fill_block(batch := _batch(batch, decoder, canvas, rows, block), canvas, block, counts, before)
+            if batch is None or batch.state.ids.shape[1] != block.stop - block.start:
+                batch = Batch.of(decoder, canvas, rows, block)
+            _fill_block(batch, canvas, block, counts, before)
             batch.state.store(canvas, rows, block)
             going = ~batch.state.ended(ends)
             if not going.all():
@@ -204,13 +207,6 @@ def fill_repeating(
                     return
                 decoder.cached_model.keep(going)
         before = block.stop - block.start
-
-
-def _batch(batch: Batch | None, decoder: Decoder, canvas: Canvas, rows: Tensor, block: slice) -> Batch:
-    """The same batch, where its shapes still hold."""
-    if batch is not None and batch.state.ids.shape[1] == block.stop - block.start:
-        return batch
-    return Batch.of(decoder, canvas, rows, block)
 
 
 def _fill_block(batch: Batch, canvas: Canvas, block: slice, counts: list[tuple[int, ...]], before: int) -> None:
