@@ -6,10 +6,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from demo.study.evidence import fill
 from demo.study.regimes import (
+    BASELINE,
     DOCUMENT,
     FIGURES,
     RESULTS,
@@ -20,9 +22,10 @@ from demo.study.regimes import (
     families,
     natives,
     read_all,
+    rules,
 )
 from pipeline.study import parse_study
-from pipeline.training.teacher_probe import TeacherProbe
+from pipeline.training.teacher_probe import ADVISED_BELOW, TeacherProbe
 
 
 def known(one: float, two: float) -> Known:
@@ -50,7 +53,7 @@ def test_families_by_hand():
         ("moe_t30", pytest.approx(0.3)), ("moe_t50", pytest.approx(0.1)), ("moe_t100", 0.0),
     ]  # fmt: skip
     assert len(made["gain"]) == 6 and made["gain"][1][1][0] == pytest.approx(0.4)
-    assert known(0.5, 0.75).room == 0.25
+    assert known(0.5, 0.75).probe.room == 0.25
 
 
 def test_teachers_made_twice_count_with_their_mean():
@@ -59,7 +62,7 @@ def test_teachers_made_twice_count_with_their_mean():
         return {"steps": {"moe_em60": steps}, "teachers": {"moe_em60": {"exact_match": one, "probe": probe}}}
 
     twice = Evidence.of([made(0.5, 300), made(0.75, 320)], None).teachers["moe_em60"]
-    assert (twice.steps, twice.exact_match, twice.reliability) == ([300, 320], 0.625, 0.625)
+    assert (twice.steps, twice.exact_match, twice.probe.reliability) == ([300, 320], 0.625, 0.625)
 
 
 def test_no_p_value_before_the_last_seed():
@@ -69,6 +72,30 @@ def test_no_p_value_before_the_last_seed():
     assert "3 of 4 seeds are complete" in blocks(early)["state"] and "0.960 (2 rounds)" in blocks(early)["state"]
     del early.scores[Cell("carry", "moe", "t30", "calm")][1]
     assert early.complete() == [0, 2]
+
+
+def test_the_rule_by_hand():
+    """Halves of the seeds: 0 and 1, whose line is 0.165 - 0.4125 (x - 0.5), and 2."""
+    (rule,) = rules(evidence())
+    assert (rule.pipeline, rule.strategy, rule.teachers) == ("moe", "reverse_calm", 3)
+    assert rule.p == 0.25 and not rule.holds  # three seeds of one sign: 2 / 2^3
+    gains = [0.5 * (0.3 + 0.03), 0.5 * (0.1 + 0.01), 0.0]
+    line = np.polyfit([0.5, 0.7, 0.9], gains, 1)
+    assert rule.bound == pytest.approx(-line[1] / line[0]) and 0.7 < rule.bound < 0.9
+    assert rule.separated == 3  # seed 2 is ahead with the two teachers below it, and level above
+    assert replace(rule, p=0.04, separated=2).holds and not replace(rule, p=0.04, separated=1).holds
+    assert not rules(evidence(planned=4))
+
+
+def test_the_advice_beside_the_probe_is_the_rule_s():
+    advised = {BASELINE[rule.pipeline]: rule for rule in rules(Evidence.read(RESULTS)) if rule.holds}
+    assert {name: round(rule.bound, 3) for name, rule in advised.items()} == ADVISED_BELOW
+    assert all(rule.strategy.endswith("tidal_compdemo") for rule in advised.values())
+    probe = known(0.9, 0.95).probe
+    assert "below 96.9%, objective.strategy tide_shared did better than calm" in probe.advise("calm")
+    assert "at or above 95.4%, objective.strategy kl did better than tide_shared" in known(0.97, 1.0).probe.advise("kl")
+    stored = replace(probe, log_prob={"one_view": [-1.0], "two_views": [-0.5]}, advice="so")
+    assert TeacherProbe.from_json([0.5], stored.to_json()) == stored
 
 
 def test_pulls_by_t():
@@ -81,12 +108,12 @@ def test_the_protocol_s_families_have_their_sizes():
     planned = parse_study(["--study", "demo/study/reliability/study.yaml"])[0]
     scores = {Cell.of(variant): {0: 0.5} for variant in planned.variants}
     teachers = {cell.teacher: known(0.5 + 0.001 * i, 0.9) for i, cell in enumerate(scores) if cell.pipeline}
-    made = families(Evidence(teachers, scores, {}, 12, []))
+    made = families(Evidence(teachers, scores, {}, 8, []))
     assert {name: len(of) for name, of in made.items()} == {
         "primary": 4, "regimes": 40, "slope": 4, "parts": 28, "gain": 88,
     }  # fmt: skip
     assert all(moved == pytest.approx({0: 0.0}) for of in made.values() for _, moved in of)
-    assert all(set(pair) <= scores.keys() for pair in natives(Evidence(teachers, scores, {}, 12, [])))
+    assert all(set(pair) <= scores.keys() for pair in natives(Evidence(teachers, scores, {}, 8, [])))
 
 
 def test_document_holds_what_its_raw_results_say():

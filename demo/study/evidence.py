@@ -21,7 +21,7 @@ from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.files import read_json, write_text
 from pipeline.evaluation.statistics import holm, sign_flip
 from pipeline.experiments.grid import START
-from pipeline.experiments.results import Results, by_t, cells, markdown, t_interval
+from pipeline.experiments.results import Results, by_t, cells, lines, markdown, t_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 BASELINES = {"A-calm": ("A-tide_cross", "A-tide_shared"), "B-kl": ("B-tide_shared", "B-tide_cross")}
@@ -35,8 +35,16 @@ PAPER = {
     "A-calm": 32.25, "A-tide_shared": 33.83, "A-tide_cross": 34.20,
     "B-kl": 30.55, "B-tide_shared": 33.55, "B-tide_cross": 30.79,
 }  # fmt: skip
+UNRELIABLE = {
+    "undistilled": "carry-undistilled",
+    "A-calm": "carry-moe_{0}-calm", "A-tide_shared": "carry-moe_{0}-calm_tidal_compdemo", "A-tide_cross": "carry-moe_{0}-reverse_calm",
+    "B-kl": "carry-dense_{0}-kl", "B-tide_shared": "carry-dense_{0}-tidal_compdemo", "B-tide_cross": "carry-dense_{0}-reverse_kl",
+}  # fmt: skip
+"""The same variants in the reliability study, by dial of their teacher."""
+DIALS = {"t30": "trained up to t = 0.3", "full": "read as published"}
 STRONG = 0.9
 RESULTS, DOCUMENT, FIGURES = ROOT / "demo/study/results", ROOT / "docs/evidence.md", ROOT / "docs/evidence"
+RELIABILITY = ROOT / "demo/study/reliability/results.json"
 
 
 def main() -> None:
@@ -73,7 +81,7 @@ def render(document: str, studies: Mapping[str, Results]) -> str:
     }
     blocks |= {f"{name} kl": markdown(*by_t([study.start(), *study.compared()])) for name, study in studies.items()}
     blocks |= {f"{name} problems": problems(study) for name, study in studies.items()}
-    blocks["paper"] = beside_paper(studies)
+    blocks["paper"] = beside_paper(studies, Results.from_json(read_json(RELIABILITY)))
     blocks |= {f"{name} runs": provenance(study) for name, study in studies.items()}
     return fill(document, blocks, RESULTS)
 
@@ -95,14 +103,16 @@ def table(study: Results) -> str:
     return markdown(header, rows)
 
 
-def beside_paper(studies: Mapping[str, Results]) -> str:
+def beside_paper(studies: Mapping[str, Results], reliability: Results) -> str:
     """The rows of the paper's Tables 1 and 2: its averages, and the mean score of each study here, in percent."""
-    scores = {name: {line.variant: line.mean for line in study.compared()} for name, study in studies.items()}
+    cell = {line.variant: line.mean for line in lines(reliability.runs, "undistilled")}
+    unreliable = [{name: cell[variant.format(dial)] for name, variant in UNRELIABLE.items()} for dial in DIALS]
+    reliable = [{line.variant: line.mean for line in study.compared()} for study in studies.values()]
     rows = [
-        [variant, f"{paper:.2f}", *(f"{100 * of[variant]:.1f}" for of in scores.values())]
+        [variant, f"{paper:.2f}", *(f"{100 * of[variant]:.1f}" for of in (*unreliable, *reliable))]
         for variant, paper in PAPER.items()
     ]
-    return markdown(["variant", "paper", *(f"`{name}`" for name in scores)], rows)
+    return markdown(["variant", "paper", *DIALS.values(), *(f"`{name}`" for name in studies)], rows)
 
 
 def apart(study: Results, references: Mapping[str, Sequence[str]]) -> str:

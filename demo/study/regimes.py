@@ -29,6 +29,7 @@ RESULTS, DOCUMENT, FIGURES = ROOT / "demo/study/reliability", ROOT / "docs/relia
 
 BASELINE = {"moe": "calm", "dense": "kl"}
 NATIVES = {"moe": ("reverse_calm", "calm_tidal_compdemo"), "dense": ("tidal_compdemo", "reverse_kl")}
+STRATEGIES = [(pipeline, strategy) for pipeline, natives_of in NATIVES.items() for strategy in natives_of]
 TIDAL = {"moe": "calm_tidal", "dense": "tidal"}
 UNRELIABLE = 0.9
 """Teachers below this belong to the primary family."""
@@ -71,16 +72,6 @@ class Known:
     exact_match: float
     probe: TeacherProbe
 
-    @property
-    def reliability(self) -> float:
-        """Share of masked tokens whose truth it ranks first with one view, mean over t."""
-        return mean(self.probe.accuracy["one_view"])
-
-    @property
-    def room(self) -> float:
-        """What a second view adds to it."""
-        return mean(self.probe.accuracy["two_views"]) - self.reliability
-
 
 @dataclass(frozen=True)
 class Evidence:
@@ -118,6 +109,11 @@ class Evidence:
         planned = results.study["seeds"].partition("..") if results else ("0", "", "-1")
         count = int(planned[2]) - int(planned[0]) + 1
         return cls(known, scores, starts, count, results.environments if results else [])
+
+    @property
+    def finished(self) -> bool:
+        """Whether every seed of the protocol is complete."""
+        return 0 < self.planned <= len(self.complete())
 
     def complete(self) -> list[int]:
         """Seeds of which every cell is there."""
@@ -163,18 +159,87 @@ def over_teachers(
 ) -> list[Comparison]:
     """Per native on `carry`: in each seed, `summary` of (reliabilities, differences to the baseline) of the chosen teachers."""
     made: list[Comparison] = []
-    for pipeline, strategies in NATIVES.items():
-        for strategy in strategies:
-            pairs = [(a, b) for a, b in natives(evidence) if a.data == "carry" and a.strategy == strategy]
-            pairs = [(a, b) for a, b in pairs if a.pipeline == pipeline and chosen(evidence.teachers[a.teacher])]
-            if not pairs:
-                continue
-            x = [evidence.teachers[a.teacher].reliability for a, _ in pairs]
-            by_teacher = [evidence.minus(*pair) for pair in pairs]
-            seeds = sorted(set.intersection(*map(set, by_teacher)))
-            moved = {seed: summary(x, [d[seed] for d in by_teacher]) for seed in seeds}
-            made.append(([pipeline, strategy, BASELINE[pipeline], f"{len(pairs)} teachers"], moved))
+    for pipeline, strategy in STRATEGIES:
+        by_teacher = differences(evidence, pipeline, strategy)
+        by_teacher = {name: d for name, d in by_teacher.items() if chosen(evidence.teachers[name])}
+        if not by_teacher:
+            continue
+        x = [evidence.teachers[name].probe.reliability for name in by_teacher]
+        seeds = sorted(set.intersection(*map(set, by_teacher.values())))
+        moved = {seed: summary(x, [d[seed] for d in by_teacher.values()]) for seed in seeds}
+        made.append(([pipeline, strategy, BASELINE[pipeline], f"{len(x)} teachers"], moved))
     return made
+
+
+def differences(evidence: Evidence, pipeline: str, strategy: str) -> dict[str, Scores]:
+    """Per teacher of a pipeline, on `carry`: this native minus the baseline objective."""
+    pairs = [(a, b) for a, b in natives(evidence) if (a.data, a.pipeline, a.strategy) == ("carry", pipeline, strategy)]
+    return {a.teacher: evidence.minus(a, b) for a, b in pairs}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the protocol asks of a native before it is advised."""
+
+    pipeline: str
+    strategy: str
+    p: float
+    """of its slope, after Holm"""
+    bound: float
+    """reliability at which the line through the first half of the seeds crosses zero"""
+    separated: int
+    """teachers on the right side of it in the other half"""
+    teachers: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the native is advised below the bound."""
+        return self.p < 0.05 and self.separated >= self.teachers - 1
+
+
+def rules(evidence: Evidence) -> list[Rule]:
+    """Of every native; none before the last seed is complete."""
+    if not evidence.finished:
+        return []
+    slopes = families(evidence)["slope"]
+    adjusted = holm([sign_flip(list(moved.values())) for _, moved in slopes])
+    made = []
+    for ((pipeline, strategy, *_), moved), p in zip(slopes, adjusted, strict=True):
+        by_teacher = differences(evidence, pipeline, strategy)
+        x = [evidence.teachers[name].probe.reliability for name in by_teacher]
+        first, other = np.array_split(sorted(moved), 2)
+        line = np.polyfit(x, [mean(d[seed] for seed in first) for d in by_teacher.values()], 1)
+        bound = float(-line[1] / line[0])
+        ahead = [mean(d[seed] for seed in other) > 0 for d in by_teacher.values()]
+        separated = sum(better == (known < bound) for better, known in zip(ahead, x, strict=True))
+        made.append(Rule(pipeline, strategy, p, bound, separated, len(x)))
+    return made
+
+
+def rule_table(evidence: Evidence) -> str:
+    """What the rule makes of the data."""
+    header = [
+        "of",
+        "native",
+        "minus",
+        "p of the slope (Holm)",
+        "r",
+        "teachers on the right side of it",
+        "advised below r",
+    ]
+    rows = [
+        [
+            rule.pipeline,
+            rule.strategy,
+            BASELINE[rule.pipeline],
+            f"{rule.p:.4f}",
+            f"{rule.bound:.3f}",
+            f"{rule.separated} of {rule.teachers}",
+            "yes" if rule.holds else "no",
+        ]
+        for rule in rules(evidence)
+    ]
+    return markdown(header, rows) if rows else "No runs yet."
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -193,7 +258,7 @@ def families(evidence: Evidence) -> dict[str, list[Comparison]]:
             pairs["parts"].append((cell, cell.beside(tidal)))
         pairs["gain"].append((cell, Cell(cell.data, "", "", "undistilled")))
     return {
-        "primary": over_teachers(evidence, lambda _, y: mean(y), lambda known: known.reliability < UNRELIABLE),
+        "primary": over_teachers(evidence, lambda _, y: mean(y), lambda known: known.probe.reliability < UNRELIABLE),
         "slope": over_teachers(evidence, slope, lambda _: True),
         **{
             family: [([a.data, a.teacher, a.strategy, b.strategy], evidence.minus(a, b)) for a, b in of]
@@ -225,8 +290,8 @@ def teachers_table(evidence: Evidence) -> str:
             name,
             ", ".join(map(str, known.steps)),
             f"{known.exact_match:.3f}",
-            f"{known.reliability:.3f}",
-            f"{known.room:+.3f}",
+            f"{known.probe.reliability:.3f}",
+            f"{known.probe.room:+.3f}",
             *(
                 f"{one:.2f} / {two:.2f}"
                 for one, two in zip(known.probe.accuracy["one_view"], known.probe.accuracy["two_views"], strict=True)
@@ -334,9 +399,9 @@ def state(evidence: Evidence) -> str:
 
 def blocks(evidence: Evidence) -> dict[str, str]:
     """What stands between the page's marks."""
-    tested = 0 < evidence.planned <= len(evidence.complete())
-    made = {name: family_table(of, tested=tested) for name, of in families(evidence).items()}
+    made = {name: family_table(of, tested=evidence.finished) for name, of in families(evidence).items()}
     return made | {
+        "rule": rule_table(evidence),
         "teachers": teachers_table(evidence),
         "cells": cells_table(evidence),
         "pulls": pulls_table(evidence),
@@ -354,10 +419,16 @@ def main() -> None:
         )
     points = [
         figures.Point(
-            a.pipeline, a.strategy, evidence.teachers[a.teacher].reliability, list(evidence.minus(a, b).values())
+            cell.pipeline,
+            cell.strategy,
+            evidence.teachers[cell.teacher].probe.reliability,
+            list(evidence.minus(cell, Cell(cell.data, "", "", "undistilled")).values()),
+            list(evidence.minus(cell, cell.beside(BASELINE[cell.pipeline])).values()),
         )
-        for a, b in natives(evidence)
-        if a.data == "carry"
+        for cell in evidence.scores
+        if cell.pipeline
+        and cell.data == "carry"
+        and cell.strategy in (BASELINE[cell.pipeline], *NATIVES[cell.pipeline])
     ]
     if points:
         figures.gains(points, FIGURES / "reliability-gain.svg")

@@ -8,23 +8,26 @@ from pathlib import Path
 from statistics import mean
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from demo.study.evidence_figures import STYLE, save
 from pipeline.experiments.results import t_interval
-from pipeline.reporting.summary import GREEN, VIOLET
+from pipeline.reporting.summary import GREEN, ORANGE, VIOLET
 from pipeline.training.teacher_probe import TeacherProbe
 
 
 @dataclass(frozen=True)
 class Point:
-    """A native strategy beside its baseline objective, with one teacher."""
+    """A strategy with one teacher; differences of each seed."""
 
     pipeline: str
     strategy: str
     reliability: float
-    gains: Sequence[float]
-    """of each seed"""
+    over_undistilled: Sequence[float]
+    over_baseline: Sequence[float]
+    """zeros for the baseline objective itself"""
 
 
 def probes(teachers: Mapping[str, TeacherProbe], path: Path) -> None:
@@ -46,21 +49,34 @@ def probes(teachers: Mapping[str, TeacherProbe], path: Path) -> None:
 
 
 def gains(points: Sequence[Point], path: Path) -> None:
-    """Native minus baseline objective over the teacher's reliability, with 95% intervals over seeds: a panel for each pipeline."""
+    """Gain over undistilled (above) and over the baseline objective (below) against the teacher's reliability, with 95% intervals
+    over seeds: a column for each pipeline."""
     pipelines = list(dict.fromkeys(point.pipeline for point in points))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.2 * len(pipelines), 3.2), layout="constrained")
-        for axes, pipeline in zip(figure.subplots(1, len(pipelines), squeeze=False)[0], pipelines, strict=True):
+        figure = Figure(figsize=(4.2 * len(pipelines), 5.6), layout="constrained")
+        panels = figure.subplots(2, len(pipelines), squeeze=False, sharex=True, sharey="row")
+        for (above, below), pipeline in zip(panels.T, pipelines, strict=True):
             own = [point for point in points if point.pipeline == pipeline]
-            for strategy, colour in zip(dict.fromkeys(point.strategy for point in own), (VIOLET, GREEN), strict=True):
+            for strategy, colour in zip(dict.fromkeys(p.strategy for p in own), (ORANGE, VIOLET, GREEN), strict=True):
                 chosen = sorted((p for p in own if p.strategy == strategy), key=lambda p: p.reliability)
-                ends = [t_interval(p.gains) for p in chosen]
-                middle = [mean(p.gains) for p in chosen]
-                errors = [[m - low for m, (low, _) in zip(middle, ends, strict=True)]]
-                errors += [[high - m for m, (_, high) in zip(middle, ends, strict=True)]]
                 x = [p.reliability for p in chosen]
-                axes.errorbar(x, middle, yerr=errors, fmt="o", color=colour, capsize=3, label=strategy)
-            axes.axhline(0, color="0.5", linewidth=1)
-            axes.set(xlabel="teacher's reliability", ylabel="minus the baseline objective", title=pipeline)
-            axes.legend(fontsize=7)
+                _intervals(above, x, [p.over_undistilled for p in chosen], colour, strategy)
+                if any(map(any, (p.over_baseline for p in chosen))):
+                    _intervals(below, x, [p.over_baseline for p in chosen], colour, strategy)
+            for axes in (above, below):
+                axes.axhline(0, color="0.5", linewidth=1)
+                axes.legend(fontsize=7)
+            above.set(title=pipeline)
+            below.set(xlabel="teacher's reliability")
+        panels[0, 0].set(ylabel="minus undistilled")
+        panels[1, 0].set(ylabel="minus the baseline objective")
         save(figure, path)
+
+
+def _intervals(axes: Axes, x: Sequence[float], differences: Sequence[Sequence[float]], colour: str, label: str) -> None:
+    """Means and Student's 95% intervals."""
+    middle = np.array([mean(d) for d in differences])
+    low, high = np.array([t_interval(d) for d in differences]).T
+    axes.errorbar(
+        x, middle, yerr=[middle - low, high - middle], fmt="o-", color=colour, linewidth=1, capsize=3, label=label
+    )

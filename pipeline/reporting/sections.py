@@ -228,7 +228,8 @@ def probe(run: Run) -> Section:
         title,
         note="Held-out rows before step 0: the teacher sees the truth with a share t of its response masked. With two "
         "views (CompDemo), each reveals half of what the other predicts. A teacher near the dotted line, a uniform guess, "
-        "reads through a wrong tokenizer, template or mask.",
+        "reads through a wrong tokenizer, template or mask. "
+        + " ".join(f"{name}: {known.advice}." for name, known in run.probe.items() if known.advice),
         legend=[(colour, label) for label, _, colour in figures.VIEWS.values()],
         figures=[picture for name, known in run.probe.items() for picture in figures.probe(name, known)],
     )

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
+
+ADVISED_BELOW = {"calm": 0.969, "kl": 0.954}
+"""Reliability below which TIDE-Shared beat each baseline objective, and above which it did not: docs/reliability.md, Rule."""
 
 
 @dataclass(frozen=True)
@@ -18,17 +22,41 @@ class TeacherProbe:
     """Mean log-probability of the truth, by view (`one_view`, `two_views`)."""
     accuracy: dict[str, list[float]]
     """Share of tokens where the truth is the likeliest, by view."""
+    advice: str = ""
+    """What to take from it, where anything is known of teachers like this one."""
 
-    def to_json(self) -> dict[str, float | list[float]]:
+    @property
+    def reliability(self) -> float:
+        """Share of masked tokens whose truth is the likeliest with one view, mean over t."""
+        return mean(self.accuracy["one_view"])
+
+    @property
+    def room(self) -> float:
+        """What a second view, CompDemo's, adds to it."""
+        return mean(self.accuracy["two_views"]) - self.reliability
+
+    def advise(self, baseline: str) -> str:
+        """Which objective did better with teachers as reliable as this one: TIDE-Shared or this baseline, `calm` or `kl`."""
+        bound = ADVISED_BELOW[baseline]
+        better, worse = ("tide_shared", baseline) if self.reliability < bound else (baseline, "tide_shared")
+        side = "below" if self.reliability < bound else "at or above"
+        return (
+            f"right on {self.reliability:.1%} of the masked tokens, mean over t: {side} {bound:.1%}, objective.strategy {better} "
+            f"did better than {worse} (sums; docs/reliability.md)"
+        )
+
+    def to_json(self) -> dict[str, float | list[float] | str]:
         """A teacher's entry in teacher_probe.json, which has `t` once for all of them."""
         accuracy = {f"accuracy_{view}": values for view, values in self.accuracy.items()}
-        return {"uniform": self.uniform, **self.log_prob, **accuracy}
+        advice = {"advice": self.advice} if self.advice else {}
+        return {"uniform": self.uniform, **self.log_prob, **accuracy, **advice}
 
     @classmethod
     def from_json(cls, t: Sequence[float], entries: Mapping[str, Any]) -> TeacherProbe:
         """From such an entry."""
         views = [name.removeprefix("accuracy_") for name in entries if name.startswith("accuracy_")]
-        return cls(t, entries["uniform"], {v: entries[v] for v in views}, {v: entries[f"accuracy_{v}"] for v in views})
+        log_prob, accuracy = {v: entries[v] for v in views}, {v: entries[f"accuracy_{v}"] for v in views}
+        return cls(t, entries["uniform"], log_prob, accuracy, entries.get("advice", ""))
 
 
 def read_probes(entries: Mapping[str, Any]) -> dict[str, TeacherProbe]:
