@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The studies of docs/evidence.md and docs/reliability.md. Called by `make study`, which sets the environment. What is done is not
-# done again; complete seeds of the reliability study stand as they were committed.
+# done again; the reliability study stands as it is committed: delete its results (*.json) to have it anew.
 # Usage: demo/study/run.sh [--quick | WORKERS [STUDY...]], of reliability, carry, noisy, scarce, scarce_carry (default: all)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -22,17 +22,22 @@ dense_teacher() {
   mv $teacher/.export $teacher/export
 }
 mkdir -p demo/study/results
+reliability=demo/study/reliability
 [ $# -gt 0 ] || set -- reliability carry noisy scarce scarce_carry
 for study in "$@"; do
   if [ "$study" = reliability ]; then
-    python -m demo.study.teachers demo/study/reliability/published_teachers.yaml
-    [ -f demo/study/reliability/published_mechanism.json ] || python -m demo.study.mechanism demo/study/reliability/published_teachers.yaml
-    python pipeline/study.py --study demo/study/reliability/published.yaml --workers "$workers"
-    cp runs/study/published/results.json demo/study/reliability/published.json
-    python -m demo.study.teachers
-    [ -f demo/study/reliability/mechanism.json ] || python -m demo.study.mechanism
-    python pipeline/study.py --study demo/study/reliability/study.yaml --workers "$workers"
-    cp runs/study/reliability/results.json demo/study/reliability/
+    if [ ! -f $reliability/published.json ]; then
+      python -m demo.study.teachers $reliability/published_teachers.yaml
+      [ -f $reliability/published_mechanism.json ] || python -m demo.study.mechanism $reliability/published_teachers.yaml
+      python pipeline/study.py --study $reliability/published.yaml --workers "$workers"
+      cp runs/study/published/results.json $reliability/published.json
+    fi
+    if [ ! -f $reliability/results.json ]; then
+      python -m demo.study.teachers
+      [ -f $reliability/mechanism.json ] || python -m demo.study.mechanism
+      python pipeline/study.py --study $reliability/study.yaml --workers "$workers"
+      cp runs/study/reliability/results.json $reliability/
+    fi
   else
     dense_teacher
     python pipeline/study.py --study "demo/study/$study.yaml" --workers "$workers"

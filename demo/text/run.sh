@@ -12,7 +12,7 @@ for teacher in moe dense; do
   folder=runs/study/text-teachers$suffix run=runs/study/text-training$suffix/$teacher
   [ ! -d $folder/$teacher ] || continue
   python pipeline/align.py --recipe demo/text/teacher_$teacher.yaml "${quick[@]}"
-  python pipeline/distill.py --recipe demo/text/teacher_$teacher.yaml --run_dir $run "${quick[@]}"
+  python pipeline/distill.py --deepspeed ds_configs/zero0.json --recipe demo/text/teacher_$teacher.yaml --run_dir $run "${quick[@]}"
   python pipeline/evaluate.py --recipe demo/text/teacher_$teacher.yaml --run_dir $run ${suffix:+--evaluation.limit 4}
   mkdir -p $folder
   rm -rf $folder/.$teacher
