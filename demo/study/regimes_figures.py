@@ -34,6 +34,7 @@ def probes(teachers: Mapping[str, TeacherProbe], path: Path) -> None:
     """Accuracy by t with one view (solid) and two (dashed): a row of panels for each architecture."""
     rows = list(dict.fromkeys(name.partition("_")[0] for name in teachers))
     columns = list(dict.fromkeys(name.partition("_")[2] for name in teachers))
+    least = min(share for known in teachers.values() for shares in known.accuracy.values() for share in shares)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.5 * len(columns), 1.7 * len(rows)), layout="constrained")
         panels = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
@@ -43,7 +44,7 @@ def probes(teachers: Mapping[str, TeacherProbe], path: Path) -> None:
             axes.plot(known.t, known.accuracy["one_view"], ".-", color=VIOLET, label="one view")
             axes.plot(known.t, known.accuracy["two_views"], ".--", color=GREEN, label="two views")
             axes.set_title(name, fontsize=8)
-            axes.set(ylim=(0, 1.03))
+            axes.set(ylim=(least - 0.02, 1.01))
         panels[0, 0].legend(fontsize=6, loc="lower left")
         save(figure, path)
 
