@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         config.save_pretrained(folder)
         for size in sizes:
             found = launch(ranks, folder, size, options.turns, *shape)
-            names = ("s", "weights GB a rank", "peak GB a rank", "norm")
+            names = ("s", "weights GB per rank", "peak GB per rank", "norm")
             rows.append({"expert parallelism": size, "ranks": ranks, **dict(zip(names, found, strict=True))})
     if any(abs(row["norm"] / rows[0]["norm"] - 1) > 1e-5 for row in rows):
         raise SystemExit(f"outputs differ with the size: {[row['norm'] for row in rows]}")
