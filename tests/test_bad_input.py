@@ -18,7 +18,7 @@ from pipeline import align, distill, evaluate
 from pipeline.alignment.manifest import load_manifest
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Recipe, Student, dump
-from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.errors import BadInput
 from pipeline.evaluation import lm_eval_tasks as tasks
 from pipeline.reporting.page import write_report
 from tests import tiny
@@ -49,10 +49,9 @@ def place(tmp_path_factory) -> Path:
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "sys.argv", ["align", "--recipe", str(folder / "recipe.yaml"), "--processes", "1", "--run_dir", str(folder)]
-        )
-        assert exit_code("align", align.main) == 0
+        words = ["--recipe", str(folder / "recipe.yaml"), "--processes", "1", "--run_dir", str(folder)]
+        patch.setattr("sys.argv", ["align", *words])
+        assert align.command() == 0
     return folder
 
 
@@ -65,7 +64,7 @@ def files(folder: Path) -> dict[str, bytes | None]:
 
 
 @pytest.fixture
-def run(place, tmp_path, monkeypatch, capsys):
+def run(place, tmp_path, monkeypatch, run_command):
     """Runs a stage in this process, with tmp_path/run as run directory; gives exit code, output and errors."""
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -73,13 +72,9 @@ def run(place, tmp_path, monkeypatch, capsys):
     for name in ("models.loading.build", "training.run.train"):
         monkeypatch.setattr(f"pipeline.{name}", lambda *_, _name=name, **__: pytest.fail(f"{_name} is called"))
 
-    def run(stage, *words: object) -> tuple[int, str, str]:
-        common = ["--recipe", place / "recipe.yaml", "--run_dir", tmp_path / "run", *words]
-        monkeypatch.setattr("sys.argv", [stage.__name__, *map(str, common)])
-        code = exit_code(stage.__name__.rpartition(".")[2], stage.main)
-        return code, *capsys.readouterr()
-
-    return run
+    return lambda stage, *words: run_command(
+        stage, "--recipe", place / "recipe.yaml", "--run_dir", tmp_path / "run", *words
+    )
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import pytest
 
@@ -23,17 +22,19 @@ def folder(tmp_path_factory):
     return folder
 
 
-def look(monkeypatch, capfd, folder, *words: str, teacher: str = "teacher") -> tuple[int, str]:
+@pytest.fixture
+def look(folder, run_command):
     """Exit code, and what was printed, in one line."""
-    sides = ["--student", str(folder / "student"), "--teacher", str(folder / teacher)]
-    monkeypatch.setattr(sys, "argv", ["check_pair", *sides, *words])
-    code = check_pair.command()
-    printed = capfd.readouterr()
-    return code, " ".join((printed.out + printed.err).split())
+
+    def look(*words: str, teacher: str = "teacher") -> tuple[int, str]:
+        code, *printed = run_command(check_pair, "--student", folder / "student", "--teacher", folder / teacher, *words)
+        return code, " ".join("".join(printed).split())
+
+    return look
 
 
-def test_a_pair_across_tokenizers(folder, monkeypatch, capfd):
-    code, text = look(monkeypatch, capfd, folder, "--data", str(folder / "rows.jsonl"))
+def test_a_pair_across_tokenizers(folder, look):
+    code, text = look("--data", str(folder / "rows.jsonl"))
     assert code == 0
     for words in (
         "Qwen3, trained with block, full, causal",
@@ -47,24 +48,24 @@ def test_a_pair_across_tokenizers(folder, monkeypatch, capfd):
         assert words in text, words
 
 
-def test_a_causal_teacher_of_the_same_tokenizer(folder, tmp_path, monkeypatch, capfd):
+def test_a_causal_teacher_of_the_same_tokenizer(folder, tmp_path, look):
     """With weights, which are random here: it is no teacher."""
     shutil.copytree(folder / "student", folder / "ar")
     for file in write(tmp_path / "w", "qwen3", **tiny.MODEL).iterdir():
         shutil.copy(file, folder / "ar")
     words = ("--input", "causal", "--data", str(folder / "rows.jsonl"))
-    code, text = look(monkeypatch, capfd, folder, *words, teacher="ar")
+    code, text = look(*words, teacher="ar")
     assert "ids: KL" in text and "nats per token, 15% masked" in text
     assert code == 2 and "check its tokenizer, template and `--input`" in text
 
 
-def test_what_cannot_work(folder, monkeypatch, capfd):
+def test_what_cannot_work(folder, look):
     config = folder / "teacher" / "config.json"
     raw = json.loads(config.read_text())
     config.write_text(json.dumps(raw | {"vocab_size": 100, "eos_token_id": 5}))
-    code, text = look(monkeypatch, capfd, folder)
+    code, text = look()
     config.write_text(json.dumps(raw))
     assert code == 2 and "the model 100 embeddings" in text
     assert "its config.json with [5], as a base model's" in text
-    code, text = look(monkeypatch, capfd, folder, "--input", "causal")
+    code, text = look("--input", "causal")
     assert code == 2 and "is a diffusion model here" in text
