@@ -56,12 +56,17 @@ exit "$RETURNS"
 STAND_INS = {"srun": SRUN, "squeue": 'echo "$STATE"\n', "scontrol": 'echo "$@" >> "$RUN/asked"\n[ "$1" = show ]\n'}
 
 
+def program(file: Path, text: str) -> None:
+    """An executable script of bash."""
+    file.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    file.chmod(0o755)
+
+
 @pytest.fixture
 def job(tmp_path) -> Callable:
     """Runs the distill job with stand-ins, in a run directory that holds an earlier run's status."""
     for name, text in STAND_INS.items():
-        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}")
-        (tmp_path / name).chmod(0o755)
+        program(tmp_path / name, text)
     shutil.copytree(launch.ROOT / "slurm", tmp_path / "slurm", ignore=shutil.ignore_patterns("*.log", "*.starts"))
     (tmp_path / "pipeline").symlink_to(launch.ROOT / "pipeline")
     (tmp_path / "status").mkdir()
@@ -128,8 +133,7 @@ def write_container(folder: Path) -> Path:
             f'[ -n "${{WITHIN:-}}" ] || {{ echo "{name} outside" >&2; exit 97; }}\nexec {launch.BIN}/{name} "$@"'
         )
     for name, text in programs.items():
-        (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
-        (folder / name).chmod(0o755)
+        program(folder / name, text)
     return folder / "container"
 
 
@@ -146,7 +150,7 @@ def test_every_python_of_a_job_is_within_the_container(job, container, tmp_path)
     assert "python outside" in job(STATUS="0").stderr
     done = job(CONTAINER=str(container), STATUS="0")
     assert (done.returncode, done.stderr) == (0, "")
-    (tmp_path / "srun").write_text(f"#!/usr/bin/env bash\n{PYXIS}")
+    program(tmp_path / "srun", PYXIS)
     done = job(CONTAINER="--container-image=x --container-workdir=y", SLURM_CPUS_ON_NODE="8")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "steps").read_text().count("--container-image=x --container-workdir=y") == 3
@@ -155,7 +159,7 @@ def test_every_python_of_a_job_is_within_the_container(job, container, tmp_path)
     environment |= {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
     for script in ("slurm/node.sh", "slurm/shard.sh"):
         assert "outside" in launch.run("bash", script, code=97, cwd=tmp_path, **environment).stderr
-        (tmp_path / "container").write_text("#!/usr/bin/env bash\nexec true\n")
+        program(tmp_path / "container", "exec true")
         launch.run("bash", script, cwd=tmp_path, INSIDE=str(container), **environment)
 
 
@@ -195,8 +199,7 @@ CPU_JOBS="--cpus-per-task=4"
 )
 def test_a_job_asks_for_what_its_kind_needs(job, tmp_path, name, asks):
     (tmp_path / "slurm/site.sh").write_text(SITE)
-    (tmp_path / "sbatch").write_text('#!/usr/bin/env bash\necho "$@"\n')
-    (tmp_path / "sbatch").chmod(0o755)
+    program(tmp_path / "sbatch", 'echo "$@"')
     path = f"{tmp_path}:{launch.ENVIRONMENT['PATH']}"
     words = ("bash", "slurm/submit.sh", "--nodes=2", name, "--recipe", "x y")
     done = launch.run(*words, cwd=tmp_path, PATH=path)
@@ -208,8 +211,7 @@ def test_a_job_asks_for_what_its_kind_needs(job, tmp_path, name, asks):
 
 @pytest.mark.parametrize(("local", "visible", "own"), [(1, "4,6", "6"), (1, "", "1")])
 def test_a_shard_has_a_gpu_of_its_own(tmp_path, local, visible, own):
-    (tmp_path / "python").write_text('#!/usr/bin/env bash\necho "$CUDA_VISIBLE_DEVICES: $@"\n')
-    (tmp_path / "python").chmod(0o755)
+    program(tmp_path / "python", 'echo "$CUDA_VISIBLE_DEVICES: $@"')
     task = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": str(local), "SLURM_GPUS_ON_NODE": "2"}
     task |= {"RANKS_PER_NODE": "2", "CUDA_VISIBLE_DEVICES": visible, "PATH": f"{tmp_path}:{launch.ENVIRONMENT['PATH']}"}
     done = launch.run("bash", "slurm/shard.sh", "--recipe", "x", **task)
@@ -220,8 +222,7 @@ def test_a_shard_has_a_gpu_of_its_own(tmp_path, local, visible, own):
 def test_ranks_of_a_node_share_its_cores(tmp_path, words, threads):
     """torchrun would set one thread where the variable is missing."""
     for name, text in {"torchrun": 'echo "$OMP_NUM_THREADS $GLOO_SOCKET_IFNAME"', "nproc": "echo 32"}.items():
-        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
-        (tmp_path / name).chmod(0o755)
+        program(tmp_path / name, text)
     node = {"SLURM_NNODES": "1", "SLURM_NODEID": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1", "RANKS_PER_NODE": "4"}
     node |= {"PATH": f"{tmp_path}:/usr/bin:/bin", "GLOO_SOCKET_IFNAME": "ib0", **words}
     done = subprocess.run(
