@@ -52,6 +52,12 @@ def published_tokenizers():
     )
 
 
+def published_sides(row: dict) -> tuple[Side, Side]:
+    """Student and teacher, of the row's lengths."""
+    student, teacher = map(Side, published_tokenizers(), (row["max_length"], row["max_teacher_length"]))
+    return student, teacher
+
+
 PUBLISHED = json.loads((DATA / "chat_qwen3_llama3.json").read_text())
 WHOLE = {  # published: ends after its last chunk, which is no more than that; ours: ends with the answer's end of turn
     "humaneval_30", "humaneval_31", "multi_turn", "chinese",

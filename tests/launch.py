@@ -43,12 +43,7 @@ def run(
 ) -> subprocess.CompletedProcess:
     """Runs a command and checks its exit code (None: any)."""
     done = subprocess.run(
-        [str(w) for w in words],
-        cwd=cwd,
-        env=ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
+        [str(w) for w in words], cwd=cwd, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=timeout
     )
     return _checked(done, code)
 

@@ -18,8 +18,8 @@ from tests.alignment_rows import (
     chat,
     chunk_texts,
     masked_text,
+    published_sides,
     published_teacher_row,
-    published_tokenizers,
     texts,
 )
 from tests.alignment_tokenizers import HEADERS, byte_level, llama_bpe, merging_line_breaks, metaspace, words
@@ -39,10 +39,7 @@ BETTER = {  # response tokens and chunks that can learn, where the published imp
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row["name"])
 def test_published_rows(row):
-    student, teacher = (
-        Side(tokenizer, row[length])
-        for tokenizer, length in zip(published_tokenizers(), ("max_length", "max_teacher_length"), strict=True)
-    )
+    student, teacher = published_sides(row)
     got = align_one(student, teacher, row["messages"])
     ids, published = got["input_ids"].tolist(), row["map_fn_input_ids"][: row["max_length"]]
     after_the_end = published[len(ids) :]  # the template's line break, which ours leaves out: see the test below

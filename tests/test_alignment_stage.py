@@ -9,12 +9,7 @@ import datasets
 import pytest
 
 from pipeline.alignment import shards
-from pipeline.alignment.manifest import (
-    Manifest,
-    RowCounts,
-    check_manifest,
-    load_manifest,
-)
+from pipeline.alignment.manifest import Manifest, RowCounts, check_manifest, load_manifest
 from pipeline.alignment.vocabulary import token_bytes
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import dump

@@ -55,18 +55,16 @@ def test_a_port_of_another_program_is_named():
 
 def test_a_job_with_gpus_must_not_train_on_the_cpu(tmp_path):
     assert lost_gpus({"SLURM_JOB_ID": "1"}, tmp_path) == ""
-    assert (
-        lost_gpus({"SLURM_GPUS_ON_NODE": "8"}, tmp_path / "nowhere") == "the job was given GPUs (SLURM_GPUS_ON_NODE=8)"
-    )
+    granted = lost_gpus({"SLURM_GPUS_ON_NODE": "8"}, tmp_path / "nowhere")
+    assert granted == "the job was given GPUs (SLURM_GPUS_ON_NODE=8)"
     (tmp_path / "0000:01:00.0").mkdir()
     assert lost_gpus({}, tmp_path) == f"this node has GPUs ({tmp_path})"
 
 
 def test_expert_parallel_groups_lie_inside_a_node(capsys):
     check_expert_parallel_groups(["a", "a", "b", "b"], {"moe": 2, "dense": 1}, 2)
-    with pytest.raises(
-        BadInput, match=r"teacher moe: ranks 0 to 1 share its experts and are on several nodes: .*by slot"
-    ):
+    torn = r"teacher moe: ranks 0 to 1 share its experts and are on several nodes: .*by slot"
+    with pytest.raises(BadInput, match=torn):
         check_expert_parallel_groups(["a", "b", "a", "b"], {"moe": 2}, 2)
     assert capsys.readouterr().out == ""
     check_expert_parallel_groups(["a", "a", "b", "b"], {"moe": 4}, 2)  # asked for by name: no node has four

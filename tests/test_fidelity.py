@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pipeline.alignment.sides import Side
 from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
 from pipeline.data.batch import InputLayout, TeacherLayout, build
 from pipeline.data.blocks import EosTail, OneBlock, SequenceBlocks
@@ -18,7 +17,7 @@ from pipeline.method.masking import touched_chunks
 from pipeline.method.tidal import cross_entropy_weight
 from pipeline.training.step import StudentWithLoss
 from tests import golden, launch
-from tests.alignment_rows import PUBLISHED, align_one, published_teacher_row, published_tokenizers
+from tests.alignment_rows import PUBLISHED, align_one, published_sides, published_teacher_row
 from tests.test_objectives import chunk_log_probs
 from tests.test_step import FixedLogits, published_noise
 
@@ -76,11 +75,7 @@ QWEN3_END_OF_TURN = 151645
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row["name"])
 def test_batches_hold_what_the_published_trainer_feeds_its_models(row):
     """Chat to model inputs, with everything maskable masked: ids around the masks, and the tokens to predict."""
-    sides = (
-        Side(tokenizer, row[length])
-        for tokenizer, length in zip(published_tokenizers(), ("max_length", "max_teacher_length"), strict=True)
-    )
-    got = {k: torch.as_tensor(v) for k, v in align_one(*sides, row["messages"]).items()}
+    got = {k: torch.as_tensor(v) for k, v in align_one(*published_sides(row), row["messages"]).items()}
     columns = (got[f"t_{name}"].long() for name in ("input_ids", "chunk_ids", "student_chunk_ids"))
     aligned = AlignedRow(got["input_ids"].long(), got["maskable"], (AlignedTeacher(*columns),))
     tail = EosTail(QWEN3_END_OF_TURN, frozenset({QWEN3_END_OF_TURN}))

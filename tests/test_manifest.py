@@ -27,7 +27,7 @@ def test_a_recipe_that_does_not_fit_is_refused(run_align, align_recipe, tmp_path
         ("--teachers", json.dumps([other])): r"teachers\.other \(aligned: no, recipe: yes\)",
         (
             "--student.tokenizer",
-            str(align_tokenizers / "teacher"),
+            f"{align_tokenizers}/teacher",
         ): r"student\.tokenizer \(aligned: \w{12}, recipe: \w{12}\)",
         ("--data.validation.rows", "7"): r"validation\.rows \(aligned: 5, recipe: 7\)",
         ("--data.sources.weight", "0.5"): r"sources\.0\.weight \(aligned: 1\.0, recipe: 0\.5\)",
@@ -50,11 +50,8 @@ def test_moved_data_fit_by_their_content(run_align, align_recipe, tmp_path):
     moved_file = (tmp_path / "rows.jsonl").rename(tmp_path / "new/rows.jsonl")
     check_manifest(manifest, moved)
     check_manifest(manifest, recipe_of(align_recipe))  # the dataset alone was taken along
-    here, again = (
-        ["--data.sources.path", str(moved_file), "--data.validation.path", str(moved_file)],
-        tmp_path / "again",
-    )
-    run_align(*here, "--data.aligned", str(again))
+    here, again = ["--data.sources.path", moved_file, "--data.validation.path", moved_file], tmp_path / "again"
+    run_align(*here, "--data.aligned", again)
     assert load_manifest(again).key == manifest.key
     text = moved_file.read_text()
     moved_file.write_text(text.replace("3", "4", 1))

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from pipeline.alignment.sides import Side as AlignmentSide
 from pipeline.config.recipe import CompDemo, Objective, Teacher
 from pipeline.core.rng import generator_for
 from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
@@ -24,7 +23,7 @@ from pipeline.models.loading import load_teacher
 from pipeline.training.step import StudentWithLoss, counts
 from pipeline.training.terms import build_term
 from tests import golden
-from tests.alignment_rows import PUBLISHED, align_one, chunk_texts, published_tokenizers
+from tests.alignment_rows import PUBLISHED, align_one, chunk_texts, published_sides
 from tests.test_models_llada2 import write_checkpoint
 
 VOCAB, MASK, LENGTH = 40, 1, 24
@@ -91,10 +90,7 @@ def test_1_accumulation_does_not_scale_the_gradient(models):
 
 def published_row(name: str):
     found = next(r for r in PUBLISHED if r["name"] == name)
-    student, teacher = (
-        AlignmentSide(tokenizer, found[length])
-        for tokenizer, length in zip(published_tokenizers(), ("max_length", "max_teacher_length"), strict=True)
-    )
+    student, teacher = published_sides(found)
     return found, student, teacher, align_one(student, teacher, found["messages"])
 
 
