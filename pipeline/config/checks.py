@@ -86,7 +86,11 @@ def check(recipe: Recipe) -> None:
     if len(set(names)) < len(names):
         problems.append(f"teachers need different names, not {names}")
     problems += [f"teacher name {n!r}: letters, digits and _, no digit in front" for n in names if not n.isidentifier()]
-    problems += [f"teacher name {n!r} is taken: it would name another column or metric" for n in names if _is_taken(n)]
+    problems += [  # teachers name metrics, counts of the manifest and columns (the student's side of teacher a is a_student_...)
+        f"teacher name {name!r} is taken: it would name another column or metric"
+        for name in names
+        if name in RESERVED_NAMES or name.endswith("_student")
+    ]
     if recipe.student.eos_tail and recipe.student.input == "full":
         problems.append("student.eos_tail fills blocks: it needs student.input block")
     if not 0 < o.t_range[0] < o.t_range[1] <= 1:
@@ -107,11 +111,6 @@ def check(recipe: Recipe) -> None:
         problems.append("no loss has a weight: set objective.cross_entropy_weight, or a teacher's weight")
     if problems:
         raise BadInput("; ".join(problems))
-
-
-def _is_taken(name: str) -> bool:
-    """Teachers name metrics, counts of the manifest and columns (the student's side of teacher a is a_student_...)."""
-    return name in RESERVED_NAMES or name.endswith("_student")
 
 
 def advice(recipe: Recipe) -> list[str]:

@@ -16,10 +16,6 @@ Input = Literal["full", "block", "causal"]
 """The masks of the recipe's `teachers.input`."""
 
 
-def _as_it_is(raw: Raw) -> Raw:
-    return raw
-
-
 @dataclass(frozen=True)
 class Sampler:
     """The sampler of a family's published code (`pipeline/decoding/rules.py` makes functions of it)."""
@@ -50,7 +46,7 @@ class Family:
     """Classes of config.json, by which families of one model_type are told apart."""
     marker: str = ""
     """A field of config.json that tells them apart where the class is not named."""
-    fields: Callable[[Raw], Raw] = _as_it_is
+    fields: Callable[[Raw], Raw] = dict
     """config.json -> arguments of the library's config; `library` in it overrules the family's. Raises ValueError naming an option
     that the class cannot compute."""
     names: tuple[tuple[str, str], ...] = ()

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from pipeline.models.families.family import Family, Raw, Sampler
-
-
-def _fields(raw: Raw) -> Raw:
-    return {**raw, "block_size": raw.get("bd_size", 32)}
-
+from pipeline.models.families.family import Family, Sampler
 
 FAMILY = Family(
     name="Fast-dLLM v2",
     model_types=("Fast_dLLM_Qwen",),
     library="qwen2",
     inputs=("block",),
-    fields=_fields,
+    fields=lambda raw: {**raw, "block_size": raw.get("bd_size", 32)},
     shifted=True,
     mask_token_id=151665,
     keeps_name=True,

@@ -5,7 +5,7 @@ Folders on the hub may lack block size and mask id: those published are 4 and 15
 
 from __future__ import annotations
 
-from pipeline.models.families.family import Family, Raw, Sampler, without
+from pipeline.models.families.family import Family, Sampler, without
 
 INERT = (
     "attn_implementation", "debug", "ep_size", "fuse_cross_entropy", "micro_forward", "skip_checkpoint", "use_deepep",
@@ -13,16 +13,12 @@ INERT = (
 """Settings of its training code."""
 
 
-def _fields(raw: Raw) -> Raw:
-    return without(raw, *INERT)
-
-
 FAMILY = Family(
     name="SDAR",
     model_types=("sdar",),
     library="qwen3",
     inputs=("block",),
-    fields=_fields,
+    fields=lambda raw: without(raw, *INERT),
     mask_token_id=151669,
     block_size=4,
     keeps_name=True,

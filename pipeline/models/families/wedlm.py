@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pipeline.models.families.family import Family, Raw
-
-
-def _fields(raw: Raw) -> Raw:
-    return raw if raw.get("qk_norm", True) else {**raw, "library": "qwen2"}
-
+from pipeline.models.families.family import Family
 
 FAMILY = Family(
-    name="WeDLM", model_types=("wedlm",), library="qwen3", inputs=("block",), fields=_fields, mask_token_id=151665
+    name="WeDLM",
+    model_types=("wedlm",),
+    library="qwen3",
+    inputs=("block",),
+    fields=lambda raw: raw if raw.get("qk_norm", True) else {**raw, "library": "qwen2"},
+    mask_token_id=151665,
 )
