@@ -81,7 +81,9 @@ def render(document: str, studies: Mapping[str, Results]) -> str:
     }
     blocks |= {f"{name} kl": markdown(*by_t([study.start(), *study.compared()])) for name, study in studies.items()}
     blocks |= {f"{name} problems": problems(study) for name, study in studies.items()}
-    blocks["paper"] = beside_paper(studies, Results.from_json(read_json(RELIABILITY)))
+    if not (reliability := read_json(RELIABILITY)):
+        raise BadInput(f"no {RELIABILITY}: run the study first (make study STUDY='2 reliability')")
+    blocks["paper"] = beside_paper(studies, Results.from_json(reliability))
     blocks |= {f"{name} runs": provenance(study) for name, study in studies.items()}
     return fill(document, blocks, RESULTS)
 

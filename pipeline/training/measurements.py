@@ -67,8 +67,8 @@ class Measurements:
 
     @staticmethod
     def _advised(teacher: Teacher, shared_vocab: int, probe: TeacherProbe) -> TeacherProbe:
-        """With what follows for the objective; nothing is known of autoregressive teachers."""
-        if teacher.causal:
+        """With what follows for the objective; nothing is known of autoregressive teachers, nor of those that guess."""
+        if teacher.causal or max(probe.log_prob["one_view"]) < probe.uniform:
             return probe
         probe = replace(probe, advice=probe.advise("kl" if shared_vocab else "calm"))
         log.info(f"teacher {teacher.name}, {probe.advice}")
