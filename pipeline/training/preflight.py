@@ -133,7 +133,8 @@ def _check_dataset(
     for teacher in recipe.teachers:
         if teacher.stored:
             check_store(recipe, teacher, manifest, every_byte=rank() == 0)
-    rows, held_out = (AlignedRows(folder, part, [t.name for t in recipe.teachers]) for part in files.values())
+    names = [teacher.name for teacher in recipe.teachers]
+    rows, held_out = AlignedRows(folder, files["train"], names), AlignedRows(folder, files["validation"], names)
     if not len(rows):
         raise BadInput(f"{folder} holds no training rows: see the reasons in its manifest.json")
     if rank() == 0:
