@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
 import socket
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.config.recipe import Recipe, Student, Teacher
-from pipeline.core.errors import BadInput
+from pipeline.core.errors import BadInput, for_user
 from pipeline.distributed import device_reads
 from pipeline.distributed.collectives import RanksFailed, all_or_error, first_or_error
 from pipeline.distributed.topology import check_expert_parallel_groups, lost_gpus
@@ -110,6 +111,8 @@ def test_the_failure_of_one_rank_is_everybodys():
         all_or_error(lambda: fail(OSError("full")), lambda own: [own])
     with pytest.raises(BadInput, match="^no such folder$"):
         all_or_error(lambda: fail(BadInput("no such folder")), lambda own: [own, (None, "another")])
+    with pytest.raises(BadInput, match="make room"):
+        all_or_error(for_user(lambda: fail(OSError(errno.ENOSPC, "full"))), lambda own: [own])
     with pytest.raises(ValueError):
         all_or_error(lambda: fail(ValueError()), lambda own: [own], caught=(OSError,))
     assert first_or_error(lambda: 3, True, lambda own: own) == 3

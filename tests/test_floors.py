@@ -20,7 +20,7 @@ FLOORS = (
     {"capacity", "conversation", "experiments", "reporting"},
     {path.stem for path in (launch.ROOT / "pipeline").glob("[!_]*.py")},
 )
-"""From below; the last are the stage scripts."""
+"""From below; the last are the stage scripts, as which every pipeline/*.py counts."""
 
 
 def imports() -> Iterator[tuple[str, str]]:

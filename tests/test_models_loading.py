@@ -274,9 +274,10 @@ def test_expert_parallel_size(requested, experts, world, local, size):
 
 
 @pytest.mark.parametrize(
-    ("requested", "experts", "world"), [(3, 256, 8), (8, 12, 8), (2, 1, 8), (0, 8, 8), (16, 256, 8)]
+    ("requested", "experts", "world", "auto"),
+    [(3, 256, 8, 8), (8, 12, 8, 4), (2, 1, 8, 1), (0, 8, 8, 8), (16, 256, 8, 8)],
 )
-def test_expert_parallel_sizes_that_do_not_divide_are_refused(requested, experts, world):
+def test_expert_parallel_sizes_that_do_not_divide_are_refused(requested, experts, world, auto):
     message = rf"expert_parallel_size {requested} must divide the ranks \({world}\) and the experts \({experts}\)"
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(BadInput, match=f"^{message}; auto would take {auto}$"):
         resolve_expert_parallel_size(requested, experts=experts, world_size=world, local_world_size=world)

@@ -21,7 +21,10 @@ from tests.test_models_loading import STUDENT
 
 
 def config_of(name: str, **beside) -> dict:
-    """A published configuration that `plan` has, and what its file says beside."""
+    """A published configuration that `plan` has, and what its file says beside.
+
+    Of the mask ids, WeDLM's is its engine's default, and BD3LM's belongs to the token that it added to Qwen3's.
+    """
     folder = launch.ROOT / "pipeline/capacity/published" / name
     return json.loads((folder / "config.json").read_text()) | beside
 

@@ -19,7 +19,7 @@ from tests.network import ADDRESSES, HOSTS, Network
 
 pytestmark = [pytest.mark.launch, pytest.mark.slow]
 
-LIMIT, ENDED = 30.0, 90.0
+LIMIT, ENDED = 30.0, 60.0
 """Seconds without progress that a run bears, and after which all of it must have ended."""
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +12,11 @@ import pytest
 import torch
 import yaml
 
+from pipeline.config.cli import parse, parser
+from pipeline.core.errors import BadInput
 from pipeline.core.run_directory import read_metrics
+from pipeline.distributed.topology import Topology
+from pipeline.training.precompute import precompute
 from tests import launch, tiny
 from tests.test_causal_teachers import write
 
@@ -43,7 +49,11 @@ def with_answers(recipe: Path, answers: str) -> Path:
     return other
 
 
-def test_a_diffusion_teacher_and_a_stored_causal_one_train_as_the_live_ones(recipe, tmp_path):
+def full_disk(*paths: Path) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_diffusion_teacher_and_a_stored_causal_one_train_as_the_live_ones(recipe, tmp_path, monkeypatch):
     stored, live = with_answers(recipe, "stored"), with_answers(recipe, "live")
     run = tmp_path / "run"
     refused = launch.stage("pipeline/distill.py", "--recipe", stored, "--run_dir", run, code=2)
@@ -54,6 +64,10 @@ def test_a_diffusion_teacher_and_a_stored_causal_one_train_as_the_live_ones(reci
     folder = recipe.parent / "aligned/answers/ar"
     first = {file.name: file.read_bytes() for file in folder.glob("*.arrow")}
     (folder / "manifest.json").unlink()  # as if it had been stopped
+    parsed, _ = parse(parser(""), ["--recipe", str(stored)])
+    with monkeypatch.context() as patch, pytest.raises(BadInput, match="No space left on device: make room"):
+        patch.setattr(os, "replace", full_disk)
+        precompute(parsed, Topology(0, 1, 1, torch.device("cpu")))
     (folder / "shard-00001.arrow").write_bytes(b"damaged")
     again = launch.stage("pipeline/precompute.py", "--recipe", stored, "--run_dir", tmp_path / "again")
     assert "reused 3 files, computed 1" in again.stdout + again.stderr

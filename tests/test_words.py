@@ -66,10 +66,7 @@ def test_per_is_the_word_for_each() -> None:
 
 
 def test_the_rule_knows_a_verb_from_a_unit() -> None:
-    assert (
-        DISTRIBUTIVE.search("peak GB a rank")
-        and DISTRIBUTIVE.search("a line a model")
-        and not DISTRIBUTIVE.search(
-            "With GPUs a node runs as many ranks; a step that names a rank takes the tokens that a model reads"
-        )
-    )
+    assert DISTRIBUTIVE.search("peak GB a rank")
+    assert DISTRIBUTIVE.search("a line a model")
+    assert not DISTRIBUTIVE.search("With GPUs a node runs as many ranks; a step that names a rank")
+    assert not DISTRIBUTIVE.search("takes the tokens that a model reads")

@@ -8,9 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from pipeline.core.log import launched, rank
 from pipeline.core.terminal import draw_bars_on_terminals_only, outlive_readers, print_any_letter, visible
+
+T = TypeVar("T")
 
 
 class BadInput(Exception):
@@ -27,6 +30,20 @@ def of_user(error: BaseException) -> BadInput | None:
         words = f"{where}{os.strerror(error.errno)}: make room, or choose another folder (--run_dir, --data.aligned, TMPDIR)"
         return BadInput(f"{words}; what was finished stays, and the same command goes on")
     return error if isinstance(error, BadInput) else None
+
+
+def for_user(work: Callable[[], T]) -> Callable[[], T]:
+    """The work, whose OSErrors that the user can put right (a full disk) are raised as BadInput, which every rank can get."""
+
+    def attempt() -> T:
+        try:
+            return work()
+        except OSError as error:
+            if bad_input := of_user(error):
+                raise bad_input from None
+            raise
+
+    return attempt
 
 
 def one_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pipeline.core.errors import BadInput, of_user
+from pipeline.core.errors import BadInput, for_user
 from pipeline.distributed.collectives import all_or_error, first_or_error
 
 T = TypeVar("T")
@@ -34,20 +34,8 @@ class Ranks:
 
     def share(self, work: Callable[[], T]) -> T:
         """Rank 0 works; all ranks get its result, or its error."""
-        return first_or_error(_for_user(work), self.rank == 0, self._comm.bcast) if self._comm else work()
+        return first_or_error(for_user(work), self.rank == 0, self._comm.bcast) if self._comm else work()
 
     def gather(self, work: Callable[[], T]) -> list[T]:
         """Every rank works; all ranks get all results in order, or an error."""
-        return all_or_error(_for_user(work), self._comm.allgather) if self._comm else [work()]
-
-
-def _for_user(work: Callable[[], T]) -> Callable[[], T]:
-    """The work, whose errors that the user can put right (a full disk) reach every rank as such."""
-
-    def attempt() -> T:
-        try:
-            return work()
-        except OSError as error:
-            raise of_user(error) or error from None
-
-    return attempt
+        return all_or_error(for_user(work), self._comm.allgather) if self._comm else [work()]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.evaluation.results import Filling
 
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratedAnswer(Filling):
-    """A response to a prompt."""
+@dataclass(frozen=True)
+class GeneratedAnswer:
+    """A response to a prompt, with what a sample's `Filling` holds; here none of it may be missing."""
 
     response: str
+    pieces: Sequence[str]
+    filled: Sequence[int]
+    tokens: int
+    forwards: int
+    ended: bool
     masks: int
     """Mask tokens among them: the sampler promises none."""
     seconds: float

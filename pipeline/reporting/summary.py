@@ -125,8 +125,10 @@ def score_table(models: Sequence[Model]) -> Table:
 def summary(run: Run, models: Sequence[Model]) -> dict[str, Any]:
     """The contents of summary.json: scores of the first task and numbers of the run; only what is known has an entry."""
     first = next(iter(scored_tasks(models)), "")
-    of_others = ((model.label, model.run.seconds) for model in models[:-1] if model.run)
-    seconds = {**run.seconds, **{f"{label}_{stage}": s for label, of in of_others for stage, s in of.items()}}
+    seconds = dict(run.seconds)
+    for model in models[:-1]:
+        if model.run:
+            seconds |= {f"{model.label}_{stage}": spent for stage, spent in model.run.seconds.items()}
     entries = {
         "scores": {model.label: _headline(model.scores[first]) for model in models if first in model.scores},
         "world_size": run.world_size,

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from pipeline.alignment.manifest import Manifest, require_dataset
 from pipeline.config.recipe import Recipe, Teacher
 from pipeline.core.checksums import read_record, write_record
-from pipeline.core.errors import BadInput
+from pipeline.core.errors import BadInput, for_user
 from pipeline.core.files import file_sha256, json_sha256
 from pipeline.core.log import log
 from pipeline.data.aligned_dataset import AlignedRow, AlignedRows
@@ -77,8 +77,8 @@ def _store(recipe: Recipe, teacher: Teacher, manifest: Manifest, topology: Topol
         write_store(folder, key, {**identity, "weights_sha256": weights}, shards)
         return sum((folder / shard.file).stat().st_size for shard in shards)
 
-    size, built = first_or_error(complete, topology.rank == 0, topology.broadcast_object), len(missing)
-    return f"{folder}: reused {len(done) - built} files, computed {built}; {size / 1e6:.1f} MB"
+    size = first_or_error(for_user(complete), topology.rank == 0, topology.broadcast_object)
+    return f"{folder}: reused {len(done) - len(missing)} files, computed {len(missing)}; {size / 1e6:.1f} MB"
 
 
 def _load(recipe: Recipe, teacher: Teacher, topology: Topology) -> PreTrainedModel:

@@ -59,6 +59,17 @@ def test_a_killed_evaluation_goes_on(monkeypatch, folder, task_file, tmp_path) -
     assert len(asked) == 2 and file.read_bytes().count(b"\n") == 4
 
 
+def test_an_answer_without_its_token_count_is_refused(folder, task_file, tmp_path) -> None:
+    with AnswerCache(tmp_path, "four_sums") as kept:
+        run_file(folder, task_file, cache=kept)
+    file = tmp_path / "four_sums.answers.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    del records[0]["tokens"]
+    file.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    with AnswerCache(tmp_path, "four_sums") as kept, pytest.raises(TypeError, match="'tokens'"):
+        run_file(folder, task_file, cache=kept)
+
+
 def test_other_settings_and_other_weights_are_other_answers(folder, task_file, model, tokenizer, tmp_path) -> None:
     other = tmp_path / "other"
     model.save_pretrained(other)
@@ -84,7 +95,12 @@ def test_answers_have_one_writer(tmp_path) -> None:
 def test_shards_are_parsed() -> None:
     assert Shard.parse("2/8", {}) == Shard(2, 8)
     assert Shard.parse("", {}) == Shard(0, 1)
-    array = {f"SLURM_ARRAY_TASK_{name}": n for name, n in (("ID", "7"), ("MIN", "1"), ("STEP", "2"), ("COUNT", "5"))}
+    array = {
+        "SLURM_ARRAY_TASK_ID": "7",
+        "SLURM_ARRAY_TASK_MIN": "1",
+        "SLURM_ARRAY_TASK_STEP": "2",
+        "SLURM_ARRAY_TASK_COUNT": "5",
+    }
     assert Shard.parse("", array) == Shard(3, 5)
     assert Shard.parse("0/1", array) == Shard(0, 1)
     for bad in ("8/8", "a/2", "1", "-1/2"):

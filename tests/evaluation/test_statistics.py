@@ -26,9 +26,21 @@ def test_intervals() -> None:
     values = [0.1 * i for i in range(11)]  # mean 0.5, standard error sqrt(0.1 / 11) = 0.0953: +- 1.96 of it
     assert interval(values) == bootstrap(values) == pytest.approx((0.313, 0.687), abs=0.01)
     assert interval([0.25]) == (0.25, 0.25)
-    for bad in (lambda: interval([]), lambda: wilson(0, 0), lambda: wilson(3, 2), lambda: wilson(-1, 2)):
-        with pytest.raises(ValueError, match="no"):
-            bad()
+    with pytest.raises(ValueError, match="^no scores, no interval$"):
+        interval([])
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "message"),
+    [
+        (0, 0, "n must be an integer not less than 1"),
+        (3, 2, r"k \(3\) must not be greater than n \(2\)"),
+        (-1, 2, "k must be an integer not less than 0"),
+    ],
+)
+def test_proportions_that_cannot_be(successes: int, n: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        wilson(successes, n)
 
 
 def test_paired_tests_by_hand() -> None:

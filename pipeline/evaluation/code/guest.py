@@ -62,8 +62,13 @@ class CandidateError(Exception):
 
 def view(kind, values):
     """Of a dict: its `keys`, `values` or `items`."""
-    entries = {"keys": zip(values, values, strict=True), "values": enumerate(values), "items": values}[kind]
-    return getattr(dict(entries), kind)()
+    if kind == "keys":
+        return dict.fromkeys(values).keys()
+    if kind == "values":
+        return dict(enumerate(values)).values()
+    if kind == "items":
+        return dict(values).items()
+    raise KeyError(kind)
 
 
 def fraction(numerator, denominator):
