@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 MASK_ID = 151669  # fixed by architecture in both servers, whatever config.json says
+DEFAULT_BLOCK = 4
 MOE = "SDARMoeForCausalLM"
 ARCHITECTURES = {"SDARForCausalLM": "sdar", MOE: "sdar_moe"}
 SIZES = (
@@ -44,18 +45,50 @@ MOE_SETTINGS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 def check_export(folder: Path | str) -> dict[str, list[str]]:
     """Findings by kind: `errors` (a server refuses the folder or answers wrongly) and `warnings` (depends on the launch)."""
     folder = Path(folder)
-    config, tokenizer, settings, generation = (
-        json.loads(file.read_text(encoding="utf-8")) if (file := folder / f"{name}.json").is_file() else {}
-        for name in ("config", "tokenizer", "tokenizer_config", "generation_config")
-    )
-    if not config or not tokenizer:
-        return {"errors": ["config.json or tokenizer.json is missing"], "warnings": []}
+    errors: list[str] = []
+    config = read_json(folder / "config.json", errors)
+    if errors:
+        return {"errors": errors, "warnings": []}
+    tokenizer = read_json(folder / "tokenizer.json", errors)
+    settings = read_json(folder / "tokenizer_config.json", errors)
+    generation = folder / "generation_config.json"
+    defaults = read_json(generation, errors) if generation.is_file() else {}
     added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-    ends = {end for entries in (config, generation) for end in as_list(entries.get("eos_token_id"))}
-    errors = [*config_errors(config, folder)]
-    errors += weight_errors(config, folder) if not errors else []
-    errors += tokenizer_errors(config, settings, added, tokenizer["model"]["vocab"], ends)
+    words = tokenizer.get("model", {}).get("vocab", {})
+    ids = words.values() if isinstance(words, dict) else range(len(words))  # Unigram has a list of pairs
+    ends = {end for entries in (config, defaults) for end in as_list(entries.get("eos_token_id"))}
+    errors += config_errors(config, folder)
+    errors += weight_errors(config, folder)
+    errors += tokenizer_errors(config, settings, added, max([*added.values(), *ids], default=0), ends)
     return {"errors": errors, "warnings": [*warnings(config, settings, added, ends, folder)]}
+
+
+def read_json(file: Path, errors: list[str]) -> dict[str, Any]:
+    """A file's JSON object; {} and an error where it has none."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        errors.append(f"{file.name} is missing")
+        return {}
+    except ValueError as error:
+        errors.append(f"{file.name}: not JSON ({error})")
+        return {}
+    if not isinstance(value, dict):
+        errors.append(f"{file.name}: not a JSON object")
+        return {}
+    return value
+
+
+def architecture_of(config: dict) -> Any:
+    return next(iter(as_list(config.get("architectures"))), None)
+
+
+def size_names(config: dict) -> tuple[str, ...]:
+    return SIZES + MOE_SIZES if architecture_of(config) == MOE else SIZES
+
+
+def is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def as_list(value: Any) -> list[Any]:
@@ -68,8 +101,8 @@ def content(token: Any) -> Any:
 
 
 def config_errors(config: dict, folder: Path) -> Iterator[str]:
-    architecture, kind = as_list(config.get("architectures"))[0], config.get("model_type")
-    code = config.get("auto_map", {})
+    architecture, kind = architecture_of(config), config.get("model_type")
+    code = config.get("auto_map") or {}
     if architecture not in ARCHITECTURES:
         yield f"architectures is {architecture}; the servers know {', '.join(ARCHITECTURES)}"
         return
@@ -82,8 +115,8 @@ def config_errors(config: dict, folder: Path) -> Iterator[str]:
         yield "auto_map.AutoConfig names no file: sglang cannot read a model_type that transformers lacks"
     if (model := code.get("AutoModelForCausalLM", architecture).split(".")[-1]) != architecture:
         yield f"auto_map.AutoModelForCausalLM is {model}: lmdeploy picks the class by it, before architectures"
-    for name in SIZES + MOE_SIZES * (architecture == MOE):
-        if type(config.get(name)) is not int or config[name] <= 0:
+    for name in size_names(config):
+        if not is_size(config.get(name)):
             yield f"{name} is {config.get(name)!r}"
     yield from (
         f"{name} is missing: lmdeploy reads it without a default" for name in WITHOUT_DEFAULT if name not in config
@@ -91,8 +124,8 @@ def config_errors(config: dict, folder: Path) -> Iterator[str]:
     for name, right, why in SETTINGS + MOE_SETTINGS * (architecture == MOE):
         if not right(config.get(name)):
             yield f"{name} is {config.get(name)!r}: {why}"
-    if config.get("vocab_size", 0) <= MASK_ID:
-        yield f"vocab_size {config.get('vocab_size')} has no row {MASK_ID} for the mask token"
+    if is_size(vocab := config.get("vocab_size")) and vocab <= MASK_ID:
+        yield f"vocab_size {vocab} has no row {MASK_ID} for the mask token"
     inner = config.get("rope_parameters") or {}
     if inner.get("rope_theta", config.get("rope_theta")) != config.get("rope_theta"):
         yield f"rope_theta {config.get('rope_theta')} and rope_parameters.rope_theta {inner['rope_theta']} differ"
@@ -113,10 +146,10 @@ def expected_weights(config: dict) -> dict[str, tuple[int, ...]]:
         shapes |= {f"{layer}.self_attn.{name}_norm.weight": (width,) for name in "qk"}
         shapes |= {f"{layer}.self_attn.{name}_proj.weight": (rows[name], hidden) for name in "qkv"}
         shapes[f"{layer}.self_attn.o_proj.weight"] = (hidden, heads * width)
-        if config["attention_bias"]:
+        if config.get("attention_bias"):
             shapes |= {f"{layer}.self_attn.{name}_proj.bias": (size,) for name, size in rows.items()}
         experts = {f"{layer}.mlp": config["intermediate_size"]}
-        if config["architectures"] == [MOE]:
+        if architecture_of(config) == MOE:
             shapes[f"{layer}.mlp.gate.weight"] = (config["num_experts"], hidden)
             names = (f"{layer}.mlp.experts.{n}" for n in range(config["num_experts"]))
             experts = dict.fromkeys(names, config["moe_intermediate_size"])
@@ -126,21 +159,35 @@ def expected_weights(config: dict) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def weight_errors(config: dict, folder: Path) -> Iterator[str]:
+def weight_errors(config: dict, folder: Path) -> list[str]:
+    errors: list[str] = []
     shapes: dict[str, tuple[int, ...]] = {}
-    files: dict[str, str] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
-            for name in weights.keys():
-                if name in files:
-                    yield f"{name} is in {files[name]} and in {file.name}"
-                part = weights.get_slice(name)
-                shapes[name], files[name] = tuple(part.get_shape()), file.name
-                if part.get_dtype() not in ("BF16", "F16", "F32"):
-                    yield f"{name} is {part.get_dtype()}, no plain float"
+    held_in: dict[str, str] = {}
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as weights:
+                for name in weights.keys():
+                    if name in held_in:
+                        errors.append(f"{name} is in {held_in[name]} and in {file.name}")
+                    part = weights.get_slice(name)
+                    shapes[name], held_in[name] = tuple(part.get_shape()), file.name
+                    if part.get_dtype() not in ("BF16", "F16", "F32"):
+                        errors.append(f"{name} is {part.get_dtype()}, no plain float")
+        except SafetensorError as error:
+            errors.append(f"{file.name}: no whole safetensors file ({error})")
     index = folder / "model.safetensors.index.json"
-    if (index.is_file() or len(set(files.values())) > 1) and json.loads(index.read_text())["weight_map"] != files:
-        yield f"{index.name} and the files disagree"
+    if index.is_file():
+        if read_json(index, errors).get("weight_map") != held_in:
+            errors.append(f"{index.name} and the files disagree")
+    elif len(files) > 1:
+        errors.append(f"{len(files)} weight files and no {index.name}")
+    if architecture_of(config) in ARCHITECTURES and all(is_size(config.get(name)) for name in size_names(config)):
+        errors += shape_errors(config, shapes)
+    return errors
+
+
+def shape_errors(config: dict, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
     wanted = expected_weights(config)
     for difference, names in (
         ("missing weights", wanted.keys() - shapes.keys()),
@@ -151,14 +198,14 @@ def weight_errors(config: dict, folder: Path) -> Iterator[str]:
             yield f"{len(names)} {difference}, {min(names)} among them"
 
 
-def tokenizer_errors(config: dict, settings: dict, added: dict, words: dict, ends: set) -> Iterator[str]:
+def tokenizer_errors(config: dict, settings: dict, added: dict, highest: int, ends: set) -> Iterator[str]:
     mask = next((text for text, number in added.items() if number == MASK_ID), None)
     if mask is None:
         yield f"tokenizer.json: no added token has id {MASK_ID}"
     elif (named := content(settings.get("mask_token", mask))) != mask:
         yield f"tokenizer_config.json: mask_token {named!r}, but id {MASK_ID} is {mask!r}"
-    if (highest := max(*added.values(), *words.values())) >= config.get("vocab_size", 0):
-        yield f"tokenizer.json: id {highest} is outside the {config.get('vocab_size')} embeddings"
+    if is_size(vocab := config.get("vocab_size")) and highest >= vocab:
+        yield f"tokenizer.json: id {highest} is outside the {vocab} embeddings"
     if added.get(eos := content(settings.get("eos_token"))) not in ends - {None}:
         yield f"eos token {eos!r} is none of {ends} in the configs"
     if MASK_ID in ends:
@@ -171,7 +218,9 @@ def warnings(config: dict, settings: dict, added: dict, ends: set, folder: Path)
     kind = (config.get("rope_scaling") or config.get("rope_parameters") or {}).get("rope_type", "default")
     if kind != "default":
         yield f"rope_type {kind!r} was not compared between training and the servers"
-    if (block := config.get("block_size")) != 4:  # what they take unless told otherwise
+    if (block := config.get("block_size")) is None:
+        yield f"no block_size; the servers take {DEFAULT_BLOCK} unless told otherwise"
+    elif block != DEFAULT_BLOCK:
         yield (
             f"block_size {block} is read by neither server: sglang needs a YAML with `block_size: {block}` in "
             f"--dllm-algorithm-config, lmdeploy --dllm-block-length {block}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from pipeline import export as stage
@@ -115,6 +115,27 @@ def test_a_student_as_servers_take_it(added, changes, tmp_path):
     config = GenerateConfig(max_new_tokens=8, block_size=32, steps=8, blocks="training")
     rows = exported_generate(served, torch.tensor([prompt]), max_new_tokens=8)
     assert rows[0, len(prompt) :].tolist() == generate(live, [prompt], config)[0]
+
+
+def test_what_is_wrong_with_a_folder_is_all_found(tmp_path):
+    sizes = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "head_dim"), 4)
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    config = {"architectures": ["SDARForCausalLM"], "model_type": "llama", **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    unigram = {"vocab": [[f"word {n}", -1.0] for n in range(6)]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": [], "model": unigram}))
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    save_file({"model.norm.weight": torch.ones(4)}, tmp_path / "model-1.safetensors")
+    (tmp_path / "model-2.safetensors").write_bytes((tmp_path / "model-1.safetensors").read_bytes()[:-3])
+    findings = check_export(tmp_path)
+    errors, warnings = "\n".join(findings["errors"]), "\n".join(findings["warnings"])
+    assert "model_type is 'llama'" in errors
+    assert "tokenizer_config.json: not JSON" in errors
+    assert "tokenizer.json: id 5 is outside the 4 embeddings" in errors
+    assert "model-2.safetensors: no whole safetensors file" in errors
+    assert "2 weight files and no model.safetensors.index.json" in errors
+    assert "13 missing weights" in errors
+    assert "no block_size; the servers take 4" in warnings
 
 
 @pytest.mark.slow
