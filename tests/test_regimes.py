@@ -92,8 +92,8 @@ def test_the_advice_beside_the_probe_is_the_rule_s():
     assert {name: round(rule.bound, 3) for name, rule in advised.items()} == ADVISED_BELOW
     assert all(rule.strategy.endswith("tidal_compdemo") for rule in advised.values())
     probe = known(0.9, 0.95).probe
-    assert "below 96.9%, objective.strategy tide_shared did better than calm" in probe.advise("calm")
-    assert "at or above 95.4%, objective.strategy kl did better than tide_shared" in known(0.97, 1.0).probe.advise("kl")
+    assert probe.advise("calm") == "90% right: tide_shared, not calm (docs/reliability.md)"
+    assert known(0.97, 1.0).probe.advise("kl") == "97% right: kl, not tide_shared (docs/reliability.md)"
     stored = replace(probe, log_prob={"one_view": [-1.0], "two_views": [-0.5]}, advice="so")
     assert TeacherProbe.from_json([0.5], stored.to_json()) == stored
 

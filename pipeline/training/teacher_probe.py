@@ -37,13 +37,9 @@ class TeacherProbe:
 
     def advise(self, baseline: str) -> str:
         """Which objective did better with teachers as reliable as this one: TIDE-Shared or this baseline, `calm` or `kl`."""
-        bound = ADVISED_BELOW[baseline]
-        better, worse = ("tide_shared", baseline) if self.reliability < bound else (baseline, "tide_shared")
-        side = "below" if self.reliability < bound else "at or above"
-        return (
-            f"right on {self.reliability:.1%} of the masked tokens, mean over t: {side} {bound:.1%}, objective.strategy {better} "
-            f"did better than {worse} (sums; docs/reliability.md)"
-        )
+        below = self.reliability < ADVISED_BELOW[baseline]
+        better, worse = ("tide_shared", baseline) if below else (baseline, "tide_shared")
+        return f"{self.reliability:.0%} right: {better}, not {worse} (docs/reliability.md)"
 
     def to_json(self) -> dict[str, float | list[float] | str]:
         """A teacher's entry in teacher_probe.json, which has `t` once for all of them."""
