@@ -34,7 +34,7 @@ from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.files import read_json, write_json, write_text
 
 DATA = Path("data/text")
-LONGEST = 320
+LONGEST = 160
 """Characters of a request, and of an answer."""
 SHARES = {"test": 0.05, "validation": 0.05}
 """Of the files; the rest is for training."""
