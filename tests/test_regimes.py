@@ -62,7 +62,7 @@ def test_teachers_made_twice_count_with_their_mean():
         return {"steps": {"moe_em60": steps}, "teachers": {"moe_em60": {"exact_match": one, "probe": probe}}}
 
     twice = Evidence.of([made(0.5, 300), made(0.75, 320)], None).teachers["moe_em60"]
-    assert (twice.steps, twice.exact_match, twice.probe.reliability) == ([300, 320], 0.625, 0.625)
+    assert (twice.steps, twice.score, twice.probe.reliability) == ([300, 320], 0.625, 0.625)
 
 
 def test_no_p_value_before_the_last_seed():

@@ -25,7 +25,8 @@ from pipeline.training.held_out import TIMESTEPS
 from pipeline.training.teacher_probe import TeacherProbe
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS, DOCUMENT, FIGURES = ROOT / "demo/study/reliability", ROOT / "docs/reliability.md", ROOT / "docs/evidence"
+RESULTS, TEXT = ROOT / "demo/study/reliability", ROOT / "demo/text/results"
+DOCUMENT, FIGURES = ROOT / "docs/reliability.md", ROOT / "docs/evidence"
 
 BASELINE = {"moe": "calm", "dense": "kl"}
 NATIVES = {"moe": ("reverse_calm", "calm_tidal_compdemo"), "dense": ("tidal_compdemo", "reverse_kl")}
@@ -69,7 +70,8 @@ class Known:
 
     steps: Sequence[int]
     """in each of its trainings"""
-    exact_match: float
+    score: float
+    """Exact match; nats per byte on real text"""
     probe: TeacherProbe
 
 
@@ -282,14 +284,14 @@ def family_table(comparisons: Iterable[Comparison], *, tested: bool) -> str:
     return markdown(header, rows) if rows else "No runs yet."
 
 
-def teachers_table(evidence: Evidence) -> str:
-    """The dial, as measured."""
-    header = ["teacher", "steps", "exact match", "reliability", "room", *(f"t = {t}" for t in TIMESTEPS)]
+def teachers_table(teachers: Mapping[str, Known], score: str = "exact match") -> str:
+    """Teachers as measured."""
+    header = ["teacher", "steps", score, "reliability", "room", *(f"t = {t}" for t in TIMESTEPS)]
     rows = [
         [
             name,
             ", ".join(map(str, known.steps)),
-            f"{known.exact_match:.3f}",
+            f"{known.score:.3f}",
             f"{known.probe.reliability:.3f}",
             f"{known.probe.room:+.3f}",
             *(
@@ -297,7 +299,7 @@ def teachers_table(evidence: Evidence) -> str:
                 for one, two in zip(known.probe.accuracy["one_view"], known.probe.accuracy["two_views"], strict=True)
             ),
         ]
-        for name, known in evidence.teachers.items()
+        for name, known in teachers.items()
     ]
     return markdown(header, rows) if rows else "No teachers yet."
 
@@ -339,19 +341,21 @@ def pulls_table(evidence: Evidence) -> str:
     return markdown(header, rows) if rows else "Not measured yet."
 
 
-def published(evidence: Evidence, results: Results | None) -> dict[str, str]:
-    """The blocks of the study of the published reading; `evidence`: its teachers and pulls."""
+def of_readings(
+    name: str, results: Results | None, families: Mapping[str, Sequence[tuple[str, str]]]
+) -> dict[str, str]:
+    """The blocks of a smaller study, whose variants are TEACHER-STRATEGY: its cells, and its families of (variant, minus which)."""
     made = lines(results.runs, "undistilled") if results else []
+    made = [line for line in made if line.variant != START]
     scores = {line.variant: line.scores for line in made}
 
-    def minus(reading: str, ours: str, other: str) -> Comparison:
-        a, b = scores.get(f"{reading}-{ours}", {}), scores.get(f"{reading}-{other}", {})
-        return [reading, ours, "", other], {seed: a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())}
+    def minus(ours: str, other: str) -> Comparison:
+        (teacher, strategy), a, b = ours.split("-"), scores.get(ours, {}), scores.get(other, {})
+        words = [teacher, strategy, "", other.partition("-")[2]]
+        return words, {seed: a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())}
 
     planned = (len(results.study["variants"]), int(results.study["seeds"].partition("..")[2]) + 1) if results else None
     tested = planned == (len(scores), min(map(len, scores.values()), default=0))
-    readings, (reverse, shared) = ("block", "full"), NATIVES["moe"]
-    natives_of = [minus(reading, native, BASELINE["moe"]) for reading in readings for native in (reverse, shared)]
     header = ["variant", "seeds", "score", "95% interval", "minus undistilled", "95% interval"]
     rows = [
         [
@@ -366,20 +370,71 @@ def published(evidence: Evidence, results: Results | None) -> dict[str, str]:
         ]
         for line in made
     ]
-    return {
-        "published teachers": teachers_table(evidence),
-        "published pulls": pulls_table(evidence),
-        "published cells": markdown(header, rows) if rows else "No runs yet.",
-        "published natives": family_table(natives_of, tested=tested),
-        "published compdemo": family_table([minus(r, shared, TIDAL["moe"]) for r in readings], tested=tested),
+    return {f"{name} cells": markdown(header, rows) if rows else "No runs yet."} | {
+        f"{name} {family}": family_table([minus(*pair) for pair in pairs], tested=tested)
+        for family, pairs in families.items()
     }
 
 
+def against(teachers: Iterable[str], pipeline: str) -> dict[str, list[tuple[str, str]]]:
+    """Families of a smaller study for these teachers: each native minus the baseline objective, and with CompDemo minus without."""
+    baseline, tidal = BASELINE[pipeline], TIDAL[pipeline]
+    return {
+        "natives": [(f"{t}-{native}", f"{t}-{baseline}") for t in teachers for native in NATIVES[pipeline]],
+        "compdemo": [(f"{t}-{tidal}_compdemo", f"{t}-{tidal}") for t in teachers],
+    }
+
+
+def read_published(folder: Path) -> dict[str, str]:
+    """The blocks of the study of the published reading."""
+    evidence, results = Evidence.read(folder, "published_"), read_results(folder / "published.json")
+    return of_readings("published", results, against(("block", "full"), "moe")) | {
+        "published teachers": teachers_table(evidence.teachers),
+        "published pulls": pulls_table(evidence),
+    }
+
+
+def read_text(folder: Path) -> dict[str, str]:
+    """The blocks of the study on real text."""
+    results = read_results(folder / "results.json")
+    moe, dense = (
+        against([f"{pipeline}_{reading}" for reading in ("block", "full")], pipeline) for pipeline in BASELINE
+    )
+    families = {"moe": moe["natives"], "dense": dense["natives"], "compdemo": moe["compdemo"] + dense["compdemo"]}
+    return of_readings("text", results, families) | {
+        "text teachers": teachers_table(text_teachers(folder, results), "nats per byte"),
+        "text pulls": pulls_table(Evidence.read(folder)),
+        "text cloze": cloze_table(results),
+    }
+
+
+def text_teachers(folder: Path, results: Results | None) -> dict[str, Known]:
+    """What was measured of the teachers of the study on real text, by reading; scores are of their weights, read in blocks."""
+    trained = read_json(folder / "teachers.json") or {}
+    return {
+        name: Known([trained[name.partition("_")[0]]["steps"]], trained[name.partition("_")[0]]["nats_per_byte"], probe)
+        for name, probe in (results.probe if results else {}).items()
+    }
+
+
+def cloze_table(results: Results | None) -> str:
+    """Share of masked tokens that a student ranks first, by t: mean over seeds."""
+    by_variant: dict[str, list[Sequence[float]]] = {}
+    for run in results.runs if results else ():
+        by_variant.setdefault(run.variant, []).append(run.accuracy)
+    rows = [[variant, *(f"{share:.3f}" for share in np.mean(shares, axis=0))] for variant, shares in by_variant.items()]
+    return markdown(["variant", *(f"t = {t}" for t in TIMESTEPS)], rows) if rows else "No runs yet."
+
+
+def read_results(path: Path) -> Results | None:
+    """A study's results, where there are any."""
+    entries = read_json(path)
+    return Results.from_json(entries) if entries else None
+
+
 def read_all(folder: Path) -> dict[str, str]:
-    """Every block of the page, from its files in a folder; no file is no measurement."""
-    entries = read_json(folder / "published.json")
-    shipped = Evidence.read(folder, "published_")
-    return blocks(Evidence.read(folder)) | published(shipped, Results.from_json(entries) if entries else None)
+    """Every block of the page, from its files; no file is no measurement."""
+    return blocks(Evidence.read(folder)) | read_published(folder) | read_text(TEXT)
 
 
 def state(evidence: Evidence) -> str:
@@ -402,7 +457,7 @@ def blocks(evidence: Evidence) -> dict[str, str]:
     made = {name: family_table(of, tested=evidence.finished) for name, of in families(evidence).items()}
     return made | {
         "rule": rule_table(evidence),
-        "teachers": teachers_table(evidence),
+        "teachers": teachers_table(evidence.teachers),
         "cells": cells_table(evidence),
         "pulls": pulls_table(evidence),
         "state": state(evidence),
@@ -417,21 +472,42 @@ def main() -> None:
         figures.probes(
             {name: known.probe for name, known in evidence.teachers.items()}, FIGURES / "reliability-probe.svg"
         )
-    points = [
-        figures.Point(
-            cell.pipeline,
-            cell.strategy,
-            evidence.teachers[cell.teacher].probe.reliability,
-            list(evidence.minus(cell, Cell(cell.data, "", "", "undistilled")).values()),
-            list(evidence.minus(cell, cell.beside(BASELINE[cell.pipeline])).values()),
-        )
-        for cell in evidence.scores
-        if cell.pipeline
-        and cell.data == "carry"
-        and cell.strategy in (BASELINE[cell.pipeline], *NATIVES[cell.pipeline])
-    ]
-    if points:
+    if points := list(gain_points(evidence)):
         figures.gains(points, FIGURES / "reliability-gain.svg")
+    if results := read_results(TEXT / "results.json"):
+        figures.gains(list(text_points(results)), FIGURES / "text-gain.svg")
+
+
+def gain_points(evidence: Evidence) -> Iterator[figures.Point]:
+    """Baseline objective and natives with each teacher, on `carry`."""
+    for cell in evidence.scores:
+        if cell.data == "carry" and cell.strategy in chosen(cell.pipeline):
+            yield figures.Point(
+                cell.pipeline,
+                cell.strategy,
+                evidence.teachers[cell.teacher].probe.reliability,
+                list(evidence.minus(cell, Cell(cell.data, "", "", "undistilled")).values()),
+                list(evidence.minus(cell, cell.beside(BASELINE[cell.pipeline])).values()),
+            )
+
+
+def text_points(results: Results) -> Iterator[figures.Point]:
+    """The same of the study on real text, in nats per byte that are saved."""
+    scores = {line.variant: line.scores for line in lines(results.runs, "undistilled")}
+    for variant, of in scores.items():
+        teacher, _, strategy = variant.partition("-")
+        pipeline = teacher.partition("_")[0]
+        if strategy in chosen(pipeline):
+            saved = [
+                [scores[other][seed] - of[seed] for seed in sorted(of)]
+                for other in ("undistilled", f"{teacher}-{BASELINE[pipeline]}")
+            ]
+            yield figures.Point(pipeline, strategy, results.probe[teacher].reliability, *saved)
+
+
+def chosen(pipeline: str) -> Sequence[str]:
+    """Strategies of the figures."""
+    return (BASELINE[pipeline], *NATIVES[pipeline]) if pipeline in BASELINE else ()
 
 
 if __name__ == "__main__":

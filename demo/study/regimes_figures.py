@@ -69,8 +69,8 @@ def gains(points: Sequence[Point], path: Path) -> None:
                 axes.legend(fontsize=7)
             above.set(title=pipeline)
             below.set(xlabel="teacher's reliability")
-        panels[0, 0].set(ylabel="minus undistilled")
-        panels[1, 0].set(ylabel="minus the baseline objective")
+        panels[0, 0].set(ylabel="gain over undistilled")
+        panels[1, 0].set(ylabel="gain over the baseline objective")
         save(figure, path)
 
 

@@ -25,3 +25,5 @@ fi
 python pipeline/study.py --study demo/text/study.yaml --workers "${1:-2}"
 mkdir -p demo/text/results
 cp runs/study/text/results.json demo/text/results/
+python -m demo.text.measure
+python -m demo.study.regimes
