@@ -203,7 +203,7 @@ def rules(evidence: Evidence) -> list[Rule]:
     """Of every native; none before the last seed is complete."""
     if not evidence.finished:
         return []
-    slopes = families(evidence)["slope"]
+    slopes = over_teachers(evidence, slope, _all)
     adjusted = holm([sign_flip(list(moved.values())) for _, moved in slopes])
     made = []
     for ((pipeline, strategy, *_), moved), p in zip(slopes, adjusted, strict=True):
@@ -249,6 +249,10 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
     return float(np.polyfit(x, y, 1)[0])
 
 
+def _all(_: Known) -> bool:
+    return True
+
+
 def families(evidence: Evidence) -> dict[str, list[Comparison]]:
     """The protocol's families of comparisons."""
     pairs = {"regimes": list(natives(evidence)), "parts": [], "gain": []}
@@ -261,7 +265,7 @@ def families(evidence: Evidence) -> dict[str, list[Comparison]]:
         pairs["gain"].append((cell, Cell(cell.data, "", "", "undistilled")))
     return {
         "primary": over_teachers(evidence, lambda _, y: mean(y), lambda known: known.probe.reliability < UNRELIABLE),
-        "slope": over_teachers(evidence, slope, lambda _: True),
+        "slope": over_teachers(evidence, slope, _all),
         **{
             family: [([a.data, a.teacher, a.strategy, b.strategy], evidence.minus(a, b)) for a, b in of]
             for family, of in pairs.items()

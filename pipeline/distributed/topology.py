@@ -54,7 +54,7 @@ class Topology:
         return values[0]
 
 
-def launched() -> Topology:
+def launcher_topology() -> Topology:
     """The topology that the launcher's environment names, before any process group exists (no launcher: one rank)."""
     world = int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world)))
@@ -76,7 +76,7 @@ def start(timeout: timedelta) -> Topology:
 
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    here, accelerator = launched(), get_accelerator()
+    here, accelerator = launcher_topology(), get_accelerator()
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "29500")

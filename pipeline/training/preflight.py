@@ -19,7 +19,7 @@ from pipeline.data.aligned_dataset import AlignedRows
 from pipeline.data.batch import row_tokens
 from pipeline.data.blocks import EosTail, Unread, build_blocks
 from pipeline.data.order import accumulation_steps
-from pipeline.distributed.topology import Topology, launched
+from pipeline.distributed.topology import Topology, launcher_topology
 from pipeline.models.config_file import require_positions
 from pipeline.models.configs import name_special_tokens, read_config
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
@@ -112,7 +112,7 @@ def prepare(recipe: Recipe, engine_config: Path) -> Plan:
     Raises BadInput with one line for whatever does not fit.
     """
     warnings, recipe = advice(recipe), without_idle_teachers(recipe)
-    engine, topology = read_engine_config(engine_config), launched()
+    engine, topology = read_engine_config(engine_config), launcher_topology()
     student = _check_model(recipe.student, "data.student_length", recipe.data.student_length)
     tokenizer = load_tokenizer(recipe.student.tokenizer)
     name_special_tokens(student, recipe.student.path, tokenizer)
