@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The study on real text: data, two teachers (hours on two cores; killed and started at will), students. In the project's environment:
+# The study on real text: data, two teachers and students, killed and started at will. In the project's environment:
 # demo/text/run.sh [--quick | WORKERS]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -7,17 +7,22 @@ quick=() suffix=
 if [ "${1:-}" = --quick ]; then
   quick=(--optim.steps 2 --optim.global_batch 8 --data.validation.rows 8) suffix=-quick
 fi
+base=runs/study/text-base$suffix teachers=runs/study/text-teachers$suffix
 [ -f data/text/student/config.json ] || python -m demo.text.make_data
+pretrain() { [ -d "$base/$1" ] || python -m demo.text.pretrain "$1" $((${#quick[@]} ? 2 : $2)) "$base"; }
+pretrain student 700
 for teacher in moe dense; do
-  folder=runs/study/text-teachers$suffix run=runs/study/text-training$suffix/$teacher
-  [ ! -d $folder/$teacher ] || continue
-  python pipeline/align.py --recipe demo/text/teacher_$teacher.yaml "${quick[@]}"
-  python pipeline/distill.py --deepspeed ds_configs/zero0.json --recipe demo/text/teacher_$teacher.yaml --run_dir $run "${quick[@]}"
-  python pipeline/evaluate.py --recipe demo/text/teacher_$teacher.yaml --run_dir $run ${suffix:+--evaluation.limit 4}
-  mkdir -p $folder
-  rm -rf $folder/.$teacher
-  cp -r $run/checkpoints/step-*/export $folder/.$teacher
-  mv $folder/.$teacher $folder/$teacher
+  run=runs/study/text-training$suffix/$teacher
+  [ ! -d $teachers/$teacher ] || continue
+  pretrain teacher_$teacher 1000
+  words=(--recipe demo/text/teacher_$teacher.yaml --student.path "$base/teacher_$teacher" --run_dir "$run" "${quick[@]}")
+  python pipeline/align.py "${words[@]}"
+  python pipeline/distill.py --deepspeed ds_configs/zero0.json "${words[@]}"
+  python pipeline/evaluate.py "${words[@]}" ${suffix:+--evaluation.limit 4}
+  mkdir -p $teachers
+  rm -rf $teachers/.$teacher
+  cp -r "$run"/checkpoints/step-*/export $teachers/.$teacher
+  mv $teachers/.$teacher $teachers/$teacher
 done
 if [ -n "$suffix" ]; then
   exec python pipeline/study.py --study demo/text/quick.yaml
