@@ -15,7 +15,7 @@ from pipeline.core.errors import BadInput
 from pipeline.decoding import GenerateConfig, generate
 from pipeline.decoding.rules import BLOCK_DIFFUSION, counts_by_time, even_counts, published, published_blocks
 from pipeline.models.configs import library_config, read_config, read_named_config
-from pipeline.models.families.table import FAMILIES, family_of
+from pipeline.models.families.table import FAMILIES, family_of, is_shifted
 from pipeline.models.loading import load_student, load_teacher
 from pipeline.models.tokenizer import load_tokenizer
 from tests import launch
@@ -287,6 +287,12 @@ def test_a_dense_family_trains_and_a_mixture_does_not(tmp_path):
     assert all(p.requires_grad for p in load_student(str(folder), dtype=torch.float32).parameters())
     with pytest.raises(BadInput, match="SDAR-MoE can be a teacher, not a student"):
         load_student(str(publish(tmp_path / "moe", "sdar_moe")), dtype=torch.float32)
+
+
+def test_a_mixture_of_qwen3_trains_as_a_shifted_model(tmp_path):
+    own = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "shifted": True}
+    model = load_student(str(publish(tmp_path / "moe", "sdar_moe", **own)), dtype=torch.float32)
+    assert is_shifted(model.config) and all(p.requires_grad for p in model.parameters())
 
 
 def test_a_tokenizer_of_another_family_is_refused(tmp_path):
