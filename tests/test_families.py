@@ -15,6 +15,7 @@ from pipeline.core.errors import BadInput
 from pipeline.decoding import GenerateConfig, generate
 from pipeline.decoding.rules import BLOCK_DIFFUSION, counts_by_time, even_counts, published, published_blocks
 from pipeline.models.configs import library_config, read_config, read_named_config
+from pipeline.models.export import as_exported, write_model
 from pipeline.models.families.table import FAMILIES, family_of, is_shifted
 from pipeline.models.loading import load_student, load_teacher
 from pipeline.models.tokenizer import load_tokenizer
@@ -282,17 +283,25 @@ def test_llada21_counts_no_key_heads_as_all():
     assert library_config(raw, "here").num_key_value_heads == 4
 
 
-def test_a_dense_family_trains_and_a_mixture_does_not(tmp_path):
+def test_what_can_be_a_student(tmp_path):
     folder = publish(tmp_path / "sdar", "sdar")
     assert all(p.requires_grad for p in load_student(str(folder), dtype=torch.float32).parameters())
     with pytest.raises(BadInput, match="SDAR-MoE can be a teacher, not a student"):
         load_student(str(publish(tmp_path / "moe", "sdar_moe")), dtype=torch.float32)
 
 
-def test_a_mixture_of_qwen3_trains_as_a_shifted_model(tmp_path):
+def test_a_mixture_of_qwen3_learns_and_comes_back(tmp_path):
+    """Shifted, as its config.json says: router and experts get gradients, and the export is the same model."""
     own = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "shifted": True}
     model = load_student(str(publish(tmp_path / "moe", "sdar_moe", **own)), dtype=torch.float32)
-    assert is_shifted(model.config) and all(p.requires_grad for p in model.parameters())
+    inputs = {"input_ids": torch.arange(24).view(2, 12), "attention_mask": torch.ones(2, 1, 12, 12, dtype=torch.bool)}
+    model(**inputs).logits.logsumexp(-1).sum().backward()
+    learnt = {name for name, parameter in model.named_parameters() if parameter.grad.any()}
+    assert {name for name, _ in model.named_parameters() if ".mlp." in name} <= learnt
+    write_model(model, model.state_dict(), as_exported(model.config, {}), tmp_path / "export")
+    back = teacher(tmp_path / "export")
+    assert is_shifted(back.config)
+    assert torch.equal(back(**inputs).logits, model.eval()(**inputs).logits)
 
 
 def test_a_tokenizer_of_another_family_is_refused(tmp_path):

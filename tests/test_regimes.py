@@ -15,6 +15,7 @@ from demo.study.regimes import (
     DOCUMENT,
     FIGURES,
     RESULTS,
+    TEXT,
     Cell,
     Evidence,
     Known,
@@ -118,6 +119,6 @@ def test_the_protocol_s_families_have_their_sizes():
 
 def test_document_holds_what_its_raw_results_say():
     document = DOCUMENT.read_text(encoding="utf-8")
-    assert fill(document, read_all(RESULTS), Path()) == document, "run `python -m demo.study.regimes`"
+    assert fill(document, read_all(RESULTS, TEXT), Path()) == document, "run `python -m demo.study.regimes`"
     for figure in re.findall(r"\]\(evidence/([\w-]+\.svg)\)", document):
         assert (FIGURES / figure).is_file(), figure

@@ -1,6 +1,7 @@
 """Writes the numbers and figures of docs/reliability.md from the committed results: `python -m demo.study.regimes`.
 
-Reads demo/study/reliability/teachers.json and results.json. Families of tests, and when they may be read, are those of the page's protocol.
+Reads demo/study/reliability/ (the study of the dial, and published_*, of the shipped teacher) and demo/text/results/. Families of
+tests, and when they may be read, are those of the page's protocol.
 """
 
 from __future__ import annotations
@@ -64,6 +65,10 @@ class Cell:
         return Cell(self.data, self.pipeline, self.dial, strategy)
 
 
+Pulls = Mapping[Cell, Mapping[str, Sequence[float]]]
+"""What demo.study.mechanism measured."""
+
+
 @dataclass(frozen=True)
 class Known:
     """What was measured of a teacher; the mean where it was made several times."""
@@ -86,16 +91,14 @@ class Evidence:
     planned: int
     """Seeds of the protocol."""
     environments: Sequence[Mapping[str, Any]]
-    pulls: Mapping[Cell, Mapping[str, Sequence[float]]] = field(default_factory=dict)
-    """What demo.study.mechanism measured."""
+    pulls: Pulls = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path, prefix: str = "") -> Evidence:
         """What is there: no file is no teacher, or no run."""
         teachers, results = read_json(folder / f"{prefix}teachers.json"), read_json(folder / f"{prefix}results.json")
         made = cls.of(teachers or [], Results.from_json(results) if results else None)
-        cells = (read_json(folder / f"{prefix}mechanism.json") or {"cells": {}})["cells"]
-        return replace(made, pulls={Cell.of(variant): pulls for variant, pulls in cells.items()})
+        return replace(made, pulls=read_pulls(folder / f"{prefix}mechanism.json"))
 
     @classmethod
     def of(cls, sets: Sequence[Mapping[str, Any]], results: Results | None) -> Evidence:
@@ -125,6 +128,12 @@ class Evidence:
         """Differences, paired by seed."""
         a, b = self.scores.get(ours, {}), self.scores.get(other, {})
         return {seed: a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())}
+
+
+def read_pulls(path: Path) -> Pulls:
+    """Of a file of demo.study.mechanism; none of no file."""
+    cells = (read_json(path) or {"cells": {}})["cells"]
+    return {Cell.of(variant): pulls for variant, pulls in cells.items()}
 
 
 def _known(name: str, sets: Sequence[Mapping[str, Any]]) -> Known:
@@ -328,7 +337,7 @@ def cells_table(evidence: Evidence) -> str:
     return markdown(header, rows) if rows else "No runs yet."
 
 
-def pulls_table(evidence: Evidence) -> str:
+def pulls_table(pulls: Pulls) -> str:
     """Where each objective pulls: steps away from the truth, cosine with it, and size, at each t."""
     header = ["teacher", "strategy", *(f"t = {t}" for t in TIMESTEPS)]
     rows = [
@@ -340,18 +349,16 @@ def pulls_table(evidence: Evidence) -> str:
                 for wrong, cosine, size in zip(of["wrong"], of["cosine"], of["size"], strict=True)
             ),
         ]
-        for cell, of in evidence.pulls.items()
+        for cell, of in pulls.items()
     ]
     return markdown(header, rows) if rows else "Not measured yet."
 
 
-def of_readings(
-    name: str, results: Results | None, families: Mapping[str, Sequence[tuple[str, str]]]
-) -> dict[str, str]:
-    """The blocks of a smaller study, whose variants are TEACHER-STRATEGY: its cells, and its families of (variant, minus which)."""
+def study_blocks(name: str, results: Results | None, pairs: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, str]:
+    """The blocks of a smaller study, whose variants are TEACHER-STRATEGY: its start and cells, and families of pairs (variant,
+    minus which)."""
     made = lines(results.runs, "undistilled") if results else []
-    made = [line for line in made if line.variant != START]
-    scores = {line.variant: line.scores for line in made}
+    scores = {line.variant: line.scores for line in made if line.variant != START}
 
     def minus(ours: str, other: str) -> Comparison:
         (teacher, strategy), a, b = ours.split("-"), scores.get(ours, {}), scores.get(other, {})
@@ -375,57 +382,54 @@ def of_readings(
         for line in made
     ]
     return {f"{name} cells": markdown(header, rows) if rows else "No runs yet."} | {
-        f"{name} {family}": family_table([minus(*pair) for pair in pairs], tested=tested)
-        for family, pairs in families.items()
+        f"{name} {family}": family_table([minus(*pair) for pair in of], tested=tested) for family, of in pairs.items()
     }
 
 
-def against(teachers: Iterable[str], pipeline: str) -> dict[str, list[tuple[str, str]]]:
+def against(teachers: Sequence[str], pipeline: str) -> dict[str, list[tuple[str, str]]]:
     """Families of a smaller study for these teachers: each native minus the baseline objective, and with CompDemo minus without."""
-    baseline, tidal = BASELINE[pipeline], TIDAL[pipeline]
+    base, tidal = BASELINE[pipeline], TIDAL[pipeline]
     return {
-        "natives": [(f"{t}-{native}", f"{t}-{baseline}") for t in teachers for native in NATIVES[pipeline]],
-        "compdemo": [(f"{t}-{tidal}_compdemo", f"{t}-{tidal}") for t in teachers],
+        "natives": [(f"{name}-{native}", f"{name}-{base}") for name in teachers for native in NATIVES[pipeline]],
+        "compdemo": [(f"{name}-{tidal}_compdemo", f"{name}-{tidal}") for name in teachers],
     }
 
 
 def read_published(folder: Path) -> dict[str, str]:
     """The blocks of the study of the published reading."""
     evidence, results = Evidence.read(folder, "published_"), read_results(folder / "published.json")
-    return of_readings("published", results, against(("block", "full"), "moe")) | {
+    return study_blocks("published", results, against(("block", "full"), "moe")) | {
         "published teachers": teachers_table(evidence.teachers),
-        "published pulls": pulls_table(evidence),
+        "published pulls": pulls_table(evidence.pulls),
     }
 
 
 def read_text(folder: Path) -> dict[str, str]:
     """The blocks of the study on real text."""
-    results = read_results(folder / "results.json")
-    moe, dense = (
-        against([f"{pipeline}_{reading}" for reading in ("block", "full")], pipeline) for pipeline in BASELINE
-    )
-    families = {"moe": moe["natives"], "dense": dense["natives"], "compdemo": moe["compdemo"] + dense["compdemo"]}
-    return of_readings("text", results, families) | {
-        "text teachers": teachers_table(text_teachers(folder, results), "nats per byte"),
-        "text pulls": pulls_table(Evidence.read(folder)),
+    results, teachers = read_results(folder / "results.json"), read_text_teachers(folder)
+    moe, dense = (against((f"{name}_block", f"{name}_full"), name) for name in BASELINE)
+    pairs = {"moe": moe["natives"], "dense": dense["natives"], "compdemo": moe["compdemo"] + dense["compdemo"]}
+    return study_blocks("text", results, pairs) | {
+        "text teachers": teachers_table(teachers, "nats per byte"),
+        "text pulls": pulls_table(read_pulls(folder / "mechanism.json")),
         "text cloze": cloze_table(results),
     }
 
 
-def text_teachers(folder: Path, results: Results | None) -> dict[str, Known]:
-    """What was measured of the teachers of the study on real text, by reading; scores are of their weights, read in blocks."""
-    trained = read_json(folder / "teachers.json") or {}
+def read_text_teachers(folder: Path) -> dict[str, Known]:
+    """What demo.text.measure found of each teacher and reading."""
     return {
-        name: Known([trained[name.partition("_")[0]]["steps"]], trained[name.partition("_")[0]]["nats_per_byte"], probe)
-        for name, probe in (results.probe if results else {}).items()
+        name: Known([of["steps"]], of["nats_per_byte"], TeacherProbe.from_json(of["probe"]["t"], of["probe"]))
+        for name, of in (read_json(folder / "teachers.json") or {}).items()
     }
 
 
 def cloze_table(results: Results | None) -> str:
-    """Share of masked tokens that a student ranks first, by t: mean over seeds."""
+    """Share of masked tokens that the students of each cell rank first, by t: mean over seeds."""
     by_variant: dict[str, list[Sequence[float]]] = {}
     for run in results.runs if results else ():
-        by_variant.setdefault(run.variant, []).append(run.accuracy)
+        if run.variant != START:
+            by_variant.setdefault(run.variant, []).append(run.accuracy)
     rows = [[variant, *(f"{share:.3f}" for share in np.mean(shares, axis=0))] for variant, shares in by_variant.items()]
     return markdown(["variant", *(f"t = {t}" for t in TIMESTEPS)], rows) if rows else "No runs yet."
 
@@ -436,9 +440,9 @@ def read_results(path: Path) -> Results | None:
     return Results.from_json(entries) if entries else None
 
 
-def read_all(folder: Path) -> dict[str, str]:
-    """Every block of the page, from its files; no file is no measurement."""
-    return blocks(Evidence.read(folder)) | read_published(folder) | read_text(TEXT)
+def read_all(folder: Path, text: Path) -> dict[str, str]:
+    """Every block of the page, from the files of its studies; no file is no measurement."""
+    return blocks(Evidence.read(folder)) | read_published(folder) | read_text(text)
 
 
 def state(evidence: Evidence) -> str:
@@ -463,7 +467,7 @@ def blocks(evidence: Evidence) -> dict[str, str]:
         "rule": rule_table(evidence),
         "teachers": teachers_table(evidence.teachers),
         "cells": cells_table(evidence),
-        "pulls": pulls_table(evidence),
+        "pulls": pulls_table(evidence.pulls),
         "state": state(evidence),
     }
 
@@ -471,21 +475,21 @@ def blocks(evidence: Evidence) -> dict[str, str]:
 def main() -> None:
     """Fills the page and draws its figures."""
     evidence = Evidence.read(RESULTS)
-    write_text(DOCUMENT, fill(DOCUMENT.read_text(encoding="utf-8"), read_all(RESULTS), RESULTS))
+    write_text(DOCUMENT, fill(DOCUMENT.read_text(encoding="utf-8"), read_all(RESULTS, TEXT), RESULTS))
     if evidence.teachers:
         figures.probes(
             {name: known.probe for name, known in evidence.teachers.items()}, FIGURES / "reliability-probe.svg"
         )
     if points := list(gain_points(evidence)):
         figures.gains(points, FIGURES / "reliability-gain.svg")
-    if results := read_results(TEXT / "results.json"):
-        figures.gains(list(text_points(results)), FIGURES / "text-gain.svg")
+    if (results := read_results(TEXT / "results.json")) and (teachers := read_text_teachers(TEXT)):
+        figures.gains(list(text_points(results, teachers)), FIGURES / "text-gain.svg")
 
 
 def gain_points(evidence: Evidence) -> Iterator[figures.Point]:
     """Baseline objective and natives with each teacher, on `carry`."""
     for cell in evidence.scores:
-        if cell.data == "carry" and cell.strategy in chosen(cell.pipeline):
+        if cell.data == "carry" and cell.strategy in figure_strategies(cell.pipeline):
             yield figures.Point(
                 cell.pipeline,
                 cell.strategy,
@@ -495,22 +499,20 @@ def gain_points(evidence: Evidence) -> Iterator[figures.Point]:
             )
 
 
-def text_points(results: Results) -> Iterator[figures.Point]:
+def text_points(results: Results, teachers: Mapping[str, Known]) -> Iterator[figures.Point]:
     """The same of the study on real text, in nats per byte that are saved."""
     scores = {line.variant: line.scores for line in lines(results.runs, "undistilled")}
     for variant, of in scores.items():
         teacher, _, strategy = variant.partition("-")
         pipeline = teacher.partition("_")[0]
-        if strategy in chosen(pipeline):
-            saved = [
-                [scores[other][seed] - of[seed] for seed in sorted(of)]
-                for other in ("undistilled", f"{teacher}-{BASELINE[pipeline]}")
-            ]
-            yield figures.Point(pipeline, strategy, results.probe[teacher].reliability, *saved)
+        if strategy in figure_strategies(pipeline):
+            others = scores["undistilled"], scores[f"{teacher}-{BASELINE[pipeline]}"]
+            saved = [[other[seed] - of[seed] for seed in sorted(of.keys() & other.keys())] for other in others]
+            yield figures.Point(pipeline, strategy, teachers[teacher].probe.reliability, *saved)
 
 
-def chosen(pipeline: str) -> Sequence[str]:
-    """Strategies of the figures."""
+def figure_strategies(pipeline: str) -> Sequence[str]:
+    """The baseline objective and the natives of a pipeline."""
     return (BASELINE[pipeline], *NATIVES[pipeline]) if pipeline in BASELINE else ()
 
 

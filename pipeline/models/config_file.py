@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.core.errors import BadInput, one_line
 from pipeline.models.families.family import Family, Raw
-from pipeline.models.families.table import find_causal, find_diffusion
+from pipeline.models.families.table import find_causal, find_family
 from pipeline.models.files import CONFIG_FILES, fetch
 
 SIZES = (
@@ -29,7 +29,7 @@ def family_and_fields(raw: Raw, where: str, *, causal: bool = False) -> tuple[Fa
     causal: of an autoregressive model, which may be any that transformers knows. Raises BadInput for other families, for
     quantized weights, and for settings that the family has not.
     """
-    family = find_causal(raw, where) if causal else find_diffusion(raw, where)
+    family = find_causal(raw, where) if causal else find_family(raw, where)
     if raw.get("quantization_config"):
         raise BadInput(f"{where}: the model is quantized (quantization_config); give the one that is not")
     try:

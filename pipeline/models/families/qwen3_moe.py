@@ -4,6 +4,4 @@ from __future__ import annotations
 
 from pipeline.models.families.family import Family
 
-FAMILY = Family(
-    name="Qwen3-MoE", model_types=("qwen3_moe",), library="qwen3_moe", inputs=("causal", "block", "full"), shifted=True
-)
+FAMILY = Family(name="Qwen3-MoE", model_types=("qwen3_moe",), library="qwen3_moe", inputs=("causal", "block", "full"))

@@ -51,14 +51,6 @@ def find_family(raw: Raw, where: str) -> Family:
     raise BadInput(f"{where}: model_type {kind!r} is none of {known}{written}")
 
 
-def find_diffusion(raw: Raw, where: str) -> Family:
-    """As `find_family`. Raises BadInput for a family that is autoregressive alone."""
-    family = find_family(raw, where)
-    if family.inputs == ("causal",):
-        raise BadInput(f"{where}: {family.name} is autoregressive: as a teacher it needs `input: causal`")
-    return family
-
-
 def find_causal(raw: Raw, where: str) -> Family:
     """The family of an autoregressive model: one of the table, or any that transformers has under the same names.
 
