@@ -16,7 +16,6 @@ import os
 import signal
 from functools import partial
 
-from pipeline.alignment.build import align
 from pipeline.alignment.summary import table
 from pipeline.config.cli import parse, parser
 from pipeline.core.errors import BadInput, exit_code
@@ -43,6 +42,8 @@ def main() -> None:
     with record_status(Path(recipe.run_dir), "align", keeps=manifest_file.is_file) as status:
         stopped = "stopped by a signal; finished shards stay, the same command goes on"
         stop_early_on(signal.SIGTERM, signal.SIGINT, message=stopped)
+        from pipeline.alignment.build import align  # imports transformers: the command line is refused before that
+
         manifest, built = align(recipe, ranks, processes, flags.shard_rows, overwrite=flags.overwrite)
         status["message"] = built
     if ranks.rank == 0:
