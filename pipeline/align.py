@@ -37,13 +37,13 @@ def main() -> None:
     recipe, flags = parse(p)
     if flags.shard_rows < 1 or flags.processes < 0:
         raise BadInput("--shard-rows must be at least 1 and --processes at least 0")
+    from pipeline.alignment.build import align  # imports transformers: the command line is refused before that
+
     processes = flags.processes or (os.cpu_count() or 1 if ranks.size == 1 else 1)
     manifest_file = Path(recipe.data.aligned) / "manifest.json"
     with record_status(Path(recipe.run_dir), "align", keeps=manifest_file.is_file) as status:
         stopped = "stopped by a signal; finished shards stay, the same command goes on"
         stop_early_on(signal.SIGTERM, signal.SIGINT, message=stopped)
-        from pipeline.alignment.build import align  # imports transformers: the command line is refused before that
-
         manifest, built = align(recipe, ranks, processes, flags.shard_rows, overwrite=flags.overwrite)
         status["message"] = built
     if ranks.rank == 0:

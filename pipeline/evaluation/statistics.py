@@ -57,11 +57,11 @@ def sign_flip(differences: Sequence[float]) -> float:
 
     For graded scores; on differences of -1, 0 and 1 it is McNemar's test.
     """
-    from scipy.stats import permutation_test
-
     moved = np.asarray([d for d in differences if d])
     if len(moved) < 2:
         return 1.0
+    from scipy.stats import permutation_test
+
     rng = np.random.default_rng(0)
     return float(permutation_test((moved,), np.sum, permutation_type="samples", n_resamples=9_999, rng=rng).pvalue)
 
