@@ -16,7 +16,6 @@ import os
 import signal
 from functools import partial
 
-from pipeline.alignment.build import align
 from pipeline.alignment.summary import table
 from pipeline.config.cli import parse, parser
 from pipeline.core.errors import BadInput, exit_code
@@ -38,6 +37,8 @@ def main() -> None:
     recipe, flags = parse(p)
     if flags.shard_rows < 1 or flags.processes < 0:
         raise BadInput("--shard-rows must be at least 1 and --processes at least 0")
+    from pipeline.alignment.build import align  # imports transformers: the command line is refused before that
+
     processes = flags.processes or (os.cpu_count() or 1 if ranks.size == 1 else 1)
     manifest_file = Path(recipe.data.aligned) / "manifest.json"
     with record_status(Path(recipe.run_dir), "align", keeps=manifest_file.is_file) as status:

@@ -76,7 +76,9 @@ def popen(*words: object, cwd: Path = ROOT, env: dict[str, str] = ENVIRONMENT, *
 
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["tests.launch", "pipeline.training.run", "pipeline.align", "pipeline.evaluation.stage"])
+_forks.set_forkserver_preload(
+    ["tests.launch", "pipeline.training.run", "pipeline.alignment.build", "pipeline.evaluation.stage"]
+)
 
 
 class Rank:

@@ -162,6 +162,7 @@ def test_bad_files_name_the_file_and_the_fault(tmp_path, text):
         ("--optim.lr 1e999", "optim.lr is inf: numbers must be finite and below 1e+12"),
         ("--optim.steps 9000000000000000000000 --teachers.weight 1e300", "teachers.0.weight is 1e+300; optim.steps is 90000000000000000000: numbers"),
         ("--optim.steps 1.5", '"optim.steps"'),
+        ("--evaluation.limit 0 --evaluation.likelihood_samples 2", "evaluation.limit is 0, must be above 0; evaluation.likelihood_samples is 2, must be a positive multiple of 4"),
         ("--optim.betas [1]", '"optim.betas": Expected a tuple with 2 elements'),
         ("--student.eos_tail maybe", '"student.eos_tail": Expected a bool'),
         ("--data.validation.rows x", '"rows": Expected a int'),

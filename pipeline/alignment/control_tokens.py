@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Tokenizer
-from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Reasoning and tool calls are written into contents; templates branch on these.
 MARKUP = re.compile(r"(</?(?:think|tool_call|tool_response)>)")

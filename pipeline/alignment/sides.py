@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from pipeline.alignment.chat import ChatTemplate, Messages, Refusal, Run
 from pipeline.alignment.chunks import Intervals
@@ -20,6 +19,9 @@ from pipeline.alignment.formats import Message
 from pipeline.alignment.spans import Spans, spans_from_offsets
 from pipeline.alignment.vocabulary import token_bytes
 from pipeline.config.recipe import Maskable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _LONGEST_REASON = 100
 

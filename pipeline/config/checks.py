@@ -35,6 +35,8 @@ def check(recipe: Recipe) -> None:
             "objective.certainty.temperature": o.certainty.temperature,
             "logging.every_steps": recipe.logging.every_steps,
             "checkpoint.keep": recipe.checkpoint.keep,
+            "evaluation.batch_size": recipe.evaluation.batch_size,
+            "evaluation.limit": recipe.evaluation.limit,
             **{f"teachers.{t.name}.length": t.length for t in recipe.teachers},
             **{f"teachers.{t.name}.block_size": t.block_size for t in recipe.teachers},
             **{f"teachers.{t.name}.top_k": t.top_k for t in recipe.teachers},
@@ -48,6 +50,7 @@ def check(recipe: Recipe) -> None:
             "optim.selection_bias_rate": optim.selection_bias_rate,
             "checkpoint.every_steps": recipe.checkpoint.every_steps,
             "checkpoint.every_minutes": recipe.checkpoint.every_minutes,
+            "evaluation.fewshot": recipe.evaluation.fewshot,
             "logging.validate_every": recipe.logging.validate_every,
             **{f"teachers.{t.name}.weight": t.weight for t in recipe.teachers},
         }),
@@ -64,6 +67,9 @@ def check(recipe: Recipe) -> None:
         }),
         (f"above 0 and at most {MOST_REPEATS:,}", lambda x: 0 < x <= MOST_REPEATS, {
             f"data.sources.{source.name}.weight": source.weight for source in recipe.data.sources
+        }),
+        ("a positive multiple of 4", lambda x: x > 0 and x % 4 == 0, {
+            "evaluation.likelihood_samples": recipe.evaluation.likelihood_samples,
         }),
         ("above 0 and below 0.5", lambda x: 0 < x < 0.5, {"objective.teacher_floor": o.teacher_floor}),
     ]  # fmt: skip

@@ -29,18 +29,12 @@ from pipeline.evaluation.sweep import read_sweep
 from pipeline.evaluation.tables import print_samples, print_scores, print_sweep
 
 
-def check_settings(wanted: Evaluation) -> None:
-    """Raises BadInput for settings that no task could run with."""
+def require_tasks(wanted: Evaluation) -> None:
+    """Raises BadInput where there is nothing to run."""
     if not wanted.tasks:
         raise BadInput(
             "evaluation.tasks is empty: name tasks (gsm8k, humaneval, ...), or a YAML file of yours: docs/evaluation.md"
         )
-    if wanted.batch_size < 1 or (wanted.limit is not None and wanted.limit < 1):
-        raise BadInput("evaluation.batch_size and evaluation.limit must be at least 1")
-    if wanted.fewshot is not None and wanted.fewshot < 0:
-        raise BadInput(f"evaluation.fewshot {wanted.fewshot} must be 0 or more")
-    if wanted.likelihood_samples < 4 or wanted.likelihood_samples % 4:
-        raise BadInput(f"evaluation.likelihood_samples {wanted.likelihood_samples} must be a positive multiple of 4")
 
 
 def evaluate(recipe: Recipe, folder: str, label: str, shard: Shard = EVERYTHING, shown: int = 0) -> None:
@@ -78,7 +72,7 @@ def evaluate_sweep(recipe: Recipe, folder: str, label: str, thresholds: Sequence
 
 
 def _prepare(recipe: Recipe, folder: str, shard: Shard) -> tuple[CheckpointUnderTest, dict[str, ConfigurableTask]]:
-    check_settings(recipe.evaluation)
+    require_tasks(recipe.evaluation)
     checkpoint = CheckpointUnderTest.of(folder, recipe.evaluation.dtype, shard.index)
     decoding(recipe.evaluation, checkpoint)  # an unknown preset or model is told before anything is loaded
     return checkpoint, load_tasks(recipe.evaluation.tasks)

@@ -1,11 +1,13 @@
-"""95% intervals of a score over problems, and whether the scores of two models differ on the same problems."""
+"""95% intervals of a score over problems, and whether the scores of two models differ on the same problems.
+
+scipy is imported where it computes: `status` reads scores and shall start at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest, permutation_test
 
 
 def interval(scores: Sequence[float]) -> tuple[float, float]:
@@ -22,6 +24,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
     Raises ValueError for n < 1 or successes outside 0..n.
     """
+    from scipy.stats import binomtest
+
     low, high = binomtest(successes, n).proportion_ci(method="wilson")
     return float(low), float(high)
 
@@ -43,6 +47,8 @@ def ratio_interval(parts: Sequence[float] | np.ndarray, wholes: Sequence[float] 
 
 def mcnemar(only_a: int, only_b: int) -> float:
     """Exact two-sided p of McNemar's test: problems that only one of two models gets right, against a fair coin."""
+    from scipy.stats import binomtest
+
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
@@ -54,6 +60,8 @@ def sign_flip(differences: Sequence[float]) -> float:
     moved = np.asarray([d for d in differences if d])
     if len(moved) < 2:
         return 1.0
+    from scipy.stats import permutation_test
+
     rng = np.random.default_rng(0)
     return float(permutation_test((moved,), np.sum, permutation_type="samples", n_resamples=9_999, rng=rng).pvalue)
 

@@ -16,7 +16,7 @@ from pipeline.core.log import log
 from pipeline.core.run_directory import best_file
 from pipeline.evaluation.lm_eval_tasks import load_tasks
 from pipeline.evaluation.results import Score
-from pipeline.evaluation.runner import check_settings, evaluate
+from pipeline.evaluation.runner import evaluate, require_tasks
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Best:
 
 def watch(recipe: Recipe, every: float) -> None:
     """Scores every checkpoint of the recipe's run on the recipe's tasks, looking for new ones every so many seconds."""
-    check_settings(recipe.evaluation)
+    require_tasks(recipe.evaluation)
     score_checkpoints(Path(recipe.run_dir), list(load_tasks(recipe.evaluation.tasks)), partial(evaluate, recipe), every)
 
 
