@@ -11,7 +11,6 @@ import pytest
 
 from demo.study.evidence import fill
 from demo.study.regimes import (
-    BASELINE,
     DOCUMENT,
     FIGURES,
     RESULTS,
@@ -26,7 +25,7 @@ from demo.study.regimes import (
     rules,
 )
 from pipeline.study import parse_study
-from pipeline.training.teacher_probe import ADVISED_BELOW, TeacherProbe
+from pipeline.training.teacher_probe import TeacherProbe
 
 
 def known(one: float, two: float) -> Known:
@@ -86,17 +85,6 @@ def test_the_rule_by_hand():
     assert rule.separated == 3  # seed 2 is ahead with the two teachers below it, and level above
     assert replace(rule, p=0.04, separated=2).holds and not replace(rule, p=0.04, separated=1).holds
     assert not rules(evidence(planned=4))
-
-
-def test_the_advice_beside_the_probe_is_the_rule_s():
-    advised = {BASELINE[rule.pipeline]: rule for rule in rules(Evidence.read(RESULTS)) if rule.holds}
-    assert {name: round(rule.bound, 3) for name, rule in advised.items()} == ADVISED_BELOW
-    assert all(rule.strategy.endswith("tidal_compdemo") for rule in advised.values())
-    probe = known(0.9, 0.95).probe
-    assert probe.advise("calm") == "90% right: tide_shared, not calm (docs/reliability.md)"
-    assert known(0.97, 1.0).probe.advise("kl") == "97% right: kl, not tide_shared (docs/reliability.md)"
-    stored = replace(probe, log_prob={"one_view": [-1.0], "two_views": [-0.5]}, advice="so")
-    assert TeacherProbe.from_json([0.5], stored.to_json()) == stored
 
 
 def test_pulls_by_t():

@@ -228,12 +228,7 @@ def probe(run: Run) -> Section:
         title,
         note="Held-out rows before step 0: the teacher sees the truth with a share t of its response masked. With two "
         "views (CompDemo), each reveals half of what the other predicts. A teacher near the dotted line, a uniform guess, "
-        "reads through a wrong tokenizer, template or mask. "
-        + " ".join(
-            f"{name}, mean over t, and the objective that did better with such teachers in a study of sums: {known.advice}."
-            for name, known in run.probe.items()
-            if known.advice
-        ),
+        "reads through a wrong tokenizer, template or mask.",
         legend=[(colour, label) for label, _, colour in figures.VIEWS.values()],
         figures=[picture for name, known in run.probe.items() for picture in figures.probe(name, known)],
     )

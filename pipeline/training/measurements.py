@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from pipeline.training.loop import Trainer
 from pipeline.training.metrics import Metrics
 from pipeline.training.preflight import Plan
 from pipeline.training.teacher_checks import check_teachers, probe_teacher
-from pipeline.training.teacher_probe import TeacherProbe
 
 
 @dataclass(frozen=True)
@@ -55,24 +54,13 @@ class Measurements:
         two_views = fixed_noise_rows(self.plan, "validation", self.trainer.topology, compdemo_ratio=ratio)
         views = {"one_view": self.held_out, "two_views": two_views}
         probes = {
-            teacher.name: self._advised(teacher, shared, probe_teacher(teacher.name, model, k, views)).to_json()
-            for k, ((teacher, model), shared) in enumerate(
-                zip(self.teachers, self.plan.dataset.shared_vocab, strict=True)
-            )
+            teacher.name: probe_teacher(teacher.name, model, k, views).to_json()
+            for k, (teacher, model) in enumerate(self.teachers)
             if model is not None
         }
         if rank() == 0:
             path = Path(self.plan.recipe.run_dir) / "teacher_probe.json"
             write_json(path, {"t": list(TIMESTEPS), "teachers": probes})
-
-    @staticmethod
-    def _advised(teacher: Teacher, shared_vocab: int, probe: TeacherProbe) -> TeacherProbe:
-        """With what follows for the objective; nothing is known of autoregressive teachers, nor of those that guess."""
-        if teacher.causal or max(probe.log_prob["one_view"]) < probe.uniform:
-            return probe
-        probe = replace(probe, advice=probe.advise("kl" if shared_vocab else "calm"))
-        log.info(f"teacher {teacher.name}, {probe.advice}")
-        return probe
 
     def validate(self, step: int) -> None:
         """Adds the student's held-out loss to the metrics; at the last step, measures its KL from the teachers too."""

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-ADVISED_BELOW = {"calm": 0.969, "kl": 0.954}
-"""Reliability below which TIDE-Shared beat each baseline objective, and above which it did not: docs/reliability.md, Rule."""
-
 
 @dataclass(frozen=True)
 class TeacherProbe:
@@ -22,8 +19,6 @@ class TeacherProbe:
     """Mean log-probability of the truth, by view (`one_view`, `two_views`)."""
     accuracy: dict[str, list[float]]
     """Share of tokens where the truth is the likeliest, by view."""
-    advice: str = ""
-    """What to take from it, where anything is known of teachers like this one."""
 
     @property
     def reliability(self) -> float:
@@ -35,24 +30,17 @@ class TeacherProbe:
         """What a second view, CompDemo's, adds to it."""
         return mean(self.accuracy["two_views"]) - self.reliability
 
-    def advise(self, baseline: str) -> str:
-        """Which objective did better with teachers as reliable as this one: TIDE-Shared or this baseline, `calm` or `kl`."""
-        below = self.reliability < ADVISED_BELOW[baseline]
-        better, worse = ("tide_shared", baseline) if below else (baseline, "tide_shared")
-        return f"{self.reliability:.0%} right: {better}, not {worse} (docs/reliability.md)"
-
-    def to_json(self) -> dict[str, float | list[float] | str]:
+    def to_json(self) -> dict[str, float | list[float]]:
         """A teacher's entry in teacher_probe.json, which has `t` once for all of them."""
         accuracy = {f"accuracy_{view}": values for view, values in self.accuracy.items()}
-        advice = {"advice": self.advice} if self.advice else {}
-        return {"uniform": self.uniform, **self.log_prob, **accuracy, **advice}
+        return {"uniform": self.uniform, **self.log_prob, **accuracy}
 
     @classmethod
     def from_json(cls, t: Sequence[float], entries: Mapping[str, Any]) -> TeacherProbe:
         """From such an entry."""
         views = [name.removeprefix("accuracy_") for name in entries if name.startswith("accuracy_")]
         log_prob, accuracy = {v: entries[v] for v in views}, {v: entries[f"accuracy_{v}"] for v in views}
-        return cls(t, entries["uniform"], log_prob, accuracy, entries.get("advice", ""))
+        return cls(t, entries["uniform"], log_prob, accuracy)
 
 
 def read_probes(entries: Mapping[str, Any]) -> dict[str, TeacherProbe]:
