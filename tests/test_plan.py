@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline import align, plan
 from pipeline.alignment.sources import open_source
 from pipeline.capacity.compute import StepTime, arithmetic
+from pipeline.capacity.cuda_kernels import kernels_as_on
 from pipeline.capacity.fake_step import FakeStep, trace_step, with_checkpointing
 from pipeline.capacity.inputs import Lengths, read_configs, read_data, synthetic_row
 from pipeline.capacity.memory_tracker import MemoryTracker
@@ -230,7 +231,7 @@ def forward(model, rows: int, length: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_live_bytes_are_what_autograd_keeps(dtype):
-    """Counted on fake tensors: the storages that a real forward saves for its backward, and its result."""
+    """Counted on the meta device: the storages that a real forward saves for its backward, and its result."""
     kept: dict[int, int] = {}
 
     def pack(tensor):
@@ -244,10 +245,10 @@ def test_live_bytes_are_what_autograd_keeps(dtype):
         hidden = forward(real, 2, 48)
     kept[hidden.untyped_storage()._cdata] = hidden.untyped_storage().nbytes()
     expected = sum(size for storage, size in kept.items() if storage not in weights)
-    with FakeTensorMode():
-        fake = build(config(), dtype=dtype, device="cpu").train()
-        with MemoryTracker([*fake.parameters(), *fake.buffers()]) as tracker:
-            hidden = forward(fake, 2, 48)
+    with kernels_as_on("cpu"), torch.device("meta"):
+        empty = build(config(), dtype=dtype, device="meta").train()
+        with MemoryTracker([*empty.parameters(), *empty.buffers()]) as tracker:
+            hidden = forward(empty, 2, 48)
             assert tracker.current == pytest.approx(expected, rel=0.01)
 
 

@@ -1,4 +1,4 @@
-"""What CUDA's fused kernels keep and launch, on fake tensors, in place of what a CPU would run.
+"""What fused kernels keep and launch, on tensors without values (of the meta device, or fake ones).
 
 Results have shapes and no values. Each kernel counts as one operation; what autograd would save is saved.
 """
@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.method.chunked_lm_head import chunks_as_on
 from pipeline.models.flex_attention import kernel_in_place
@@ -19,8 +21,12 @@ from pipeline.models.flex_attention import kernel_in_place
 
 @contextmanager
 def kernels_as_on(device_type: str) -> Iterator[None]:
-    """FlexAttention, and the LM heads' chunks, as they are on another device."""
-    with chunks_as_on(device_type), kernel_in_place(_attend):
+    """Attention, and the LM heads' chunks, as they are on another device."""
+    with (
+        chunks_as_on(device_type),
+        kernel_in_place(_attend),
+        mock.patch.object(F, "scaled_dot_product_attention", _attend),  # on meta it would be a product and a softmax
+    ):
         yield
 
 
@@ -49,21 +55,22 @@ def _norm(module: Any, hidden: Tensor) -> Tensor:
     return _RMSNorm.apply(hidden, module.weight)
 
 
-class _FlexAttention(torch.autograd.Function):
-    """flex_attention: keeps queries, keys, values, its result and a float32 per query; reads the mask as it is."""
+class _FusedAttention(torch.autograd.Function):
+    """flex_attention and SDPA: keeps queries, keys, values, a dense mask, its result and a float32 per query."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         attended = torch.zeros_like(query)
-        ctx.save_for_backward(query, key, value, attended, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        log_sum_exp = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, mask, attended, log_sum_exp)
         return attended
 
     @staticmethod
-    def backward(ctx: Any, _grad: Tensor) -> tuple[Tensor, ...]:
-        query, key, value, _, log_sum_exp = ctx.saved_tensors
+    def backward(ctx: Any, _grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *_, log_sum_exp = ctx.saved_tensors
         _products = torch.zeros_like(log_sum_exp)  # of results and their gradients, a float32 per query
-        return tuple(torch.zeros_like(x) for x in (query, key, value))
+        return *(torch.zeros_like(x) for x in (query, key, value)), None
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, **_options: object) -> Tensor:
-    return _FlexAttention.apply(query, key, value)
+def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_options: object) -> Tensor:
+    return _FusedAttention.apply(query, key, value, attn_mask)

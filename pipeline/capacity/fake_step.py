@@ -1,4 +1,4 @@
-"""A micro-step on fake tensors: the code that trains, without memory and without values; its memory is counted."""
+"""A micro-step on the meta device: the code that trains, without memory and without values; its memory is counted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts, Qwen3MoeSparseMoeBlock
@@ -95,7 +94,7 @@ class FakeStep:
     ):
         self.run, self.configs = run, (student, *teachers)
         self.expert_imbalance = expert_imbalance
-        with FakeTensorMode():
+        with torch.device("meta"):
             models = _build_models(run.plan, self.configs, expert_imbalance)
             self._module = student_with_loss(run.plan, models[0], models[1:])
         self.student, *self.teachers = map(model_stats, models)
@@ -156,9 +155,9 @@ def with_checkpointing(plan: Plan, enabled: bool) -> Plan:
 
 
 def _build_models(plan: Plan, configs: Sequence[PreTrainedConfig], imbalance: float) -> list[PreTrainedModel]:
-    """Student and frozen teachers, inside a FakeTensorMode."""
+    """Student and frozen teachers, on the meta device."""
     dtypes = [student_dtype(plan.engine_config), *(getattr(torch, teacher.dtype) for teacher in plan.recipe.teachers)]
-    student, *teachers = (build(c, dtype=dtype, device="cpu") for c, dtype in zip(configs, dtypes, strict=True))
+    student, *teachers = (build(c, dtype=dtype, device="meta") for c, dtype in zip(configs, dtypes, strict=True))
     for teacher in teachers:
         teacher.requires_grad_(False).eval()
         for module in teacher.modules():
@@ -177,12 +176,12 @@ def _build_models(plan: Plan, configs: Sequence[PreTrainedConfig], imbalance: fl
 
 def trace_step(plan: Plan, configs: Sequence[PreTrainedConfig], batch: Batch, expert_imbalance: float) -> StepTrace:
     """Runs the micro-step of this batch: every teacher's forward, then the student's forward and backward."""
-    with kernels_as_on(plan.topology.device.type), FakeTensorMode() as mode:
+    with kernels_as_on(plan.topology.device.type), torch.device("meta"):
         student, *teachers = models = _build_models(plan, configs, expert_imbalance)
         for parameter in student.parameters():
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
         module = student_with_loss(plan, student, teachers)
-        fake = batch.map(mode.from_tensor)
+        fake = batch.map(lambda tensor: tensor.to("meta"))
         with MemoryTracker(t for m in models for t in (*m.parameters(), *m.buffers())) as tracker:
             peaks: list[int] = []
             operations: list[int] = []

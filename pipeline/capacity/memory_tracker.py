@@ -1,6 +1,6 @@
-"""Bytes that are alive while code runs on fake tensors: allocations are counted, none is made.
+"""Bytes that are alive while code runs on the meta device: allocations are counted, none is made.
 
-Fake tensors have shapes, dtypes and an autograd graph, and no memory; so a whole training step of an 8B teacher runs in
+Its tensors have shapes, dtypes and an autograd graph, and no memory; so a whole training step of an 8B teacher runs in
 seconds, and what it keeps for the backward pass is counted from the code itself, not from a formula beside it.
 """
 
