@@ -56,8 +56,8 @@ def test_baseline_and_distilled_student_start_alike(checkout):
 
 def test_a_finished_run_is_left_alone(checkout):
     before = (checkout / "runs/demo/status/distill.json").read_text()
-    words = [w for w in launch.SHORT if "evaluation" not in w and w != "12"]
-    assert "is done" in launch.python("pipeline/distill.py", *words, cwd=checkout).stdout
+    words = ("--run_dir", checkout / "runs/demo", "--data.aligned", checkout / "runs/aligned/demo", *launch.SHORT)
+    assert "is done" in launch.stage("pipeline/distill.py", *words).stdout
     assert (checkout / "runs/demo/status/distill.json").read_text() == before
 
 

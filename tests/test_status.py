@@ -137,6 +137,7 @@ def lived(tmp_path_factory) -> dict:
     try:
         while (running := as_json(run))["checkpoint"] is None:
             assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
     finally:
         process.kill()
         process.wait()

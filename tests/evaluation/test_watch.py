@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -122,19 +120,18 @@ def test_the_command_stops_by_sigterm_and_goes_on(run_dir) -> None:
     """`--watch RUN` scores, waits for more, saves its state at SIGTERM (exit code 75), and ends with the run (0)."""
     shutil.copy(run_dir.parent / "recipe.yaml", run_dir)
     shutil.rmtree(run_dir / "checkpoints" / "step-00000003")
-    command = [sys.executable, "pipeline/evaluate.py", "--watch", run_dir, "--every", "0.2"]
-    process = subprocess.Popen(command, cwd=launch.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command, log = ["pipeline/evaluate.py", "--watch", run_dir, "--every", "0.2"], run_dir.parent / "log"
+    process = launch.Rank(command, log, log)
     deadline = time.monotonic() + 240
     while not (run_dir / "evaluation" / "best.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    status = read_json(run_dir / "status" / "watch.json")
-    assert (process.returncode, status["state"], status["exit_code"]) == (75, "stopped", 75), out
+    code, status = process.wait(timeout=60), read_json(run_dir / "status" / "watch.json")
+    assert (code, status["state"], status["exit_code"]) == (75, "stopped", 75), log.read_text()
     scored = run_dir / "evaluation" / "step-00000020" / "four_sums.json"
     written = scored.stat().st_mtime_ns
     training_ends(run_dir)
-    launch.run(*command)
+    launch.stage(*command)
     assert read_json(run_dir / "status" / "watch.json")["state"] == "done"
     assert scored.stat().st_mtime_ns == written, "scored once"
