@@ -16,7 +16,7 @@ import os
 import signal
 from functools import partial
 
-from pipeline.alignment.summary import table
+from pipeline.alignment.manifest_summary import table
 from pipeline.config.cli import parse, parser
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.stage_status import record_status

@@ -45,7 +45,7 @@ def main() -> None:
     options = p.parse_args()
     folder = model_folder(options.model)
 
-    from pipeline.conversation import terminal
+    from pipeline.conversation import terminal_chat
     from pipeline.conversation.answering import Answerer
     from pipeline.conversation.web import PageServer
     from pipeline.decoding.canvas import GenerateConfig
@@ -62,7 +62,7 @@ def main() -> None:
             rules, config = published(checkpoint.model), published_blocks(checkpoint.model, config)
     except ValueError as error:
         raise BadInput(str(error)) from None
-    answerer, chat = Answerer(checkpoint, config, rules), terminal.start(options.system)
+    answerer, chat = Answerer(checkpoint, config, rules), terminal_chat.start(options.system)
     if options.once is not None:
         check_prompt("--once", options.once)
         answer = answerer.answer([*chat, {"role": "user", "content": options.once}])
@@ -75,7 +75,7 @@ def main() -> None:
             server.serve_forever()
     else:
         _ = checkpoint.model  # read before the first question
-        terminal.talk(answerer, terminal.typed_lines(), Console(), system=options.system, order=options.order)
+        terminal_chat.talk(answerer, terminal_chat.typed_lines(), Console(), system=options.system, order=options.order)
 
 
 command = partial(exit_code, "chat", main)  # tide-chat

@@ -46,7 +46,7 @@ def main() -> None:
         read = source.read(0, min(options.rows, source.table.count), on_bad_row="drop")
         rows = [row for row in read if not isinstance(row, BadRow)]
         require_rows(rows, options.data)
-    report = check_pair(options.student, options.teacher, options.input, rows, options.length, likelihood=True)
+    report = check_pair(options.student, options.teacher, options.input, rows, options.length)
     table = Table(show_header=False)
     for line in report.lines:
         table.add_row(*line)

@@ -38,7 +38,7 @@ def main() -> None:
     p.add_argument("--licence", default="", help="of the model, as the hub names it (apache-2.0): goes into the card")
     options = p.parse_args()
 
-    from pipeline.models.formats import export_again
+    from pipeline.models.export_formats import export_again
     from pipeline.models.hub import push
 
     source = model_folder(options.checkpoint)

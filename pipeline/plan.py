@@ -20,7 +20,6 @@ from typing import Literal
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt, restricted_number_type
 
 from pipeline.config.cli import parse, parser
-from pipeline.config.recipe import without_idle_teachers
 from pipeline.core.errors import BadInput, exit_code
 from pipeline.core.log import log
 from pipeline.core.terminal import Console
@@ -53,42 +52,11 @@ def main() -> None:
     recipe, flags = parse(p)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing here needs a GPU, nor the tools to find one
 
-    from pipeline.capacity.compute import Machine
-    from pipeline.capacity.fake_step import FakeStep
-    from pipeline.capacity.inputs import read_configs, read_data
-    from pipeline.capacity.planned_run import plan_run, row_means, shared_vocab
-    from pipeline.capacity.report import GB, capacity_report
-    from pipeline.capacity.stored_answers import store_sizes, without_stored_teachers
-    from pipeline.capacity.tables import details, refusal, summary
-    from pipeline.capacity.zero import read_settings
-    from pipeline.training.engine import read_engine_config
+    from pipeline.capacity.capacity_report import GB
+    from pipeline.capacity.report_tables import details, refusal, summary
+    from pipeline.capacity.stage import plan_runs
 
-    engine = read_engine_config(Path(flags.deepspeed))
-    settings = read_settings(engine, flags.deepspeed)
-    whole = without_idle_teachers(recipe)
-    configs, data = read_configs(whole, flags.config), read_data(whole, flags.rows, flags.mean_tokens)
-    stores = store_sizes(whole, data, shared_vocab(whole, configs, data))
-    recipe = without_stored_teachers(whole)
-    if len(recipe.teachers) < len(whole.teachers):  # the others take no forward
-        configs = configs[0], {teacher.name: configs[1][teacher.name] for teacher in recipe.teachers}
-        data = read_data(recipe, flags.rows, flags.mean_tokens)
-    runs = [plan_run(recipe, engine, configs, data, nodes, flags.gpus_per_node, flags.device) for nodes in flags.nodes]
-    step = FakeStep(runs[0], configs[0], list(configs[1].values()), flags.expert_imbalance)
-    means = row_means(runs[0])
-    machine = partial(
-        Machine,
-        gpus_per_node=flags.gpus_per_node,
-        gpu_bytes=flags.gpu_memory * GB,
-        headroom=flags.headroom,
-        gpu_flops=flags.gpu_tflops * 1e12,
-        mfu=flags.mfu,
-        seconds_per_operation=flags.launch_us / 1e6,
-        network=flags.network * GB,
-    )
-    reports = [
-        capacity_report(run, step, settings, means, machine(nodes))
-        for run, nodes in zip(runs, flags.nodes, strict=True)
-    ]
+    reports, stores = plan_runs(recipe, flags)
     if flags.json:
         stored = {"stored_answers_gb": {name: size / GB for name, size in stores.items()}} if stores else {}
         print(json.dumps([report.to_json() | stored for report in reports], indent=1))

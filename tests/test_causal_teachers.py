@@ -14,11 +14,11 @@ from pipeline.config.checks import check
 from pipeline.config.recipe import CompDemo, Objective, Optim, Recipe, Student, Teacher
 from pipeline.core.errors import BadInput
 from pipeline.data.aligned_dataset import AlignedRow, AlignedTeacher
-from pipeline.data.answers import Answers
 from pipeline.data.batch import Batch, CausalLayout, InputLayout, StoredLayout, build
 from pipeline.data.blocks import OneBlock, SequenceBlocks, Unread, lay_out_causal
 from pipeline.data.noise import draw
 from pipeline.data.packing import pack
+from pipeline.data.teacher_answers import TeacherAnswers
 from pipeline.method.kl import kl
 from pipeline.models.forward import head_weight, score_tokens
 from pipeline.models.loading import load_teacher
@@ -137,7 +137,7 @@ def store(model, row: AlignedRow, shared: int, top_k: int) -> AlignedRow:
     """The row with its answers, as precompute keeps them."""
     (side,), wanted = row.teachers, answered_tokens(row)
     (own,) = answer(model, [(side.ids, wanted)], shared, top_k, stored_temperatures(T, shared))
-    whole = Answers(
+    whole = TeacherAnswers(
         *(x.new_zeros(len(wanted), *x.shape[1:]).index_copy(0, wanted.nonzero()[:, 0], x) for x in vars(own).values())
     )
     return AlignedRow(row.ids, row.maskable, (AlignedTeacher(side.ids, side.chunks, side.student_chunks, whole),))
@@ -170,7 +170,7 @@ def test_stored_answers_give_the_live_teacher_s_loss_and_gradient(strategy, mode
     samples = rows(across)
     live = step(models, samples, CausalLayout(0, OneBlock(), shared), strategy, shared, live=True)
     kept = [store(models[1], row, shared, shared) for row in samples]
-    layout = StoredLayout(0, Unread(), shared, Answers.empty(shared, 2 if shared else 0))
+    layout = StoredLayout(0, Unread(), shared, TeacherAnswers.empty(shared, 2 if shared else 0))
     stored = step(models, kept, layout, strategy, shared, live=False)
     for ours, theirs in zip(stored, live, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
@@ -187,7 +187,8 @@ def test_fewer_tokens_lose_what_is_said(models):
     samples, k, shared = rows(across=False), 8, VOCABULARY
     term = build_term(Objective("kl", temperature=T), Teacher("ar", "t"), shared, None)
     batch = micro_batch(
-        [store(models[1], row, shared, k) for row in samples], StoredLayout(0, Unread(), shared, Answers.empty(k, 2))
+        [store(models[1], row, shared, k) for row in samples],
+        StoredLayout(0, Unread(), shared, TeacherAnswers.empty(k, 2)),
     ).teachers[0]
     live = micro_batch(samples, CausalLayout(0, OneBlock(), shared)).teachers[0]
     live_term = build_term(Objective("kl", temperature=T), Teacher("ar", "t"), shared, head_weight(models[1]))

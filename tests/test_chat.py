@@ -17,7 +17,7 @@ from rich.console import Console
 
 from pipeline import chat as stage
 from pipeline.conversation.answering import Answerer, Forward, pieces
-from pipeline.conversation.terminal import BlockPrinter, talk
+from pipeline.conversation.terminal_chat import BlockPrinter, talk
 from pipeline.conversation.web import PageServer
 from pipeline.core.errors import BadInput
 from pipeline.decoding.cached_model import BidirectionalModel

@@ -14,7 +14,7 @@ from pipeline.decoding.canvas import GenerateConfig
 from pipeline.decoding.sampler import generate
 from pipeline.models.export import export
 from pipeline.models.export_files.generate import generate as exported_generate
-from pipeline.models.formats import FORMATS, Exported
+from pipeline.models.export_formats import FORMATS, Exported
 from pipeline.models.loading import load_student, load_teacher
 from pipeline.models.tokenizer import load_tokenizer
 from tests import launch

@@ -21,7 +21,7 @@ from pipeline.alignment.sources import open_source
 from pipeline.capacity.compute import StepTime, arithmetic
 from pipeline.capacity.cuda_kernels import kernels_as_on
 from pipeline.capacity.fake_step import FakeStep, trace_step, with_checkpointing
-from pipeline.capacity.inputs import Lengths, read_configs, read_data, synthetic_row
+from pipeline.capacity.inputs import RowLengths, read_configs, read_data, synthetic_row
 from pipeline.capacity.memory_tracker import MemoryTracker
 from pipeline.capacity.model_stats import model_stats
 from pipeline.capacity.planned_run import plan_run, row_means, tile_width
@@ -315,7 +315,7 @@ def test_gathered_parameters_by_hand():
 
 
 def test_a_synthetic_row_has_chunks_on_both_sides():
-    row = synthetic_row(Lengths(8, (12, 4)), 0.5).row
+    row = synthetic_row(RowLengths(8, (12, 4)), 0.5).row
     assert row.maskable.tolist() == [False] * 4 + [True] * 4
     wide, narrow = row.teachers
     assert wide.student_chunks.tolist() == [-1] * 4 + [0, 1, 2, 3]

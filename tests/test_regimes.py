@@ -24,7 +24,7 @@ from demo.study.regimes import (
     read_all,
     rules,
 )
-from pipeline.study import parse_study
+from pipeline.experiments.command_line import parse_study
 from pipeline.training.teacher_probe import TeacherProbe
 
 

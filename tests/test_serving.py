@@ -19,7 +19,7 @@ from pipeline.models.card import ScoreRow, add_scores
 from pipeline.models.configs import read_named_config
 from pipeline.models.export import as_exported, export
 from pipeline.models.export_files.generate import generate as exported_generate
-from pipeline.models.formats import FORMATS, Exported, check_format, export_again
+from pipeline.models.export_formats import FORMATS, Exported, check_format, export_again
 from pipeline.models.loading import load_student, load_teacher
 from pipeline.models.tokenizer import load_tokenizer
 from tests import test_families as families

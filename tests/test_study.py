@@ -23,9 +23,9 @@ from pipeline.core.files import write_json
 from pipeline.distributed.signals import StopSignals
 from pipeline.evaluation.statistics import sign_flip
 from pipeline.experiments import runs
+from pipeline.experiments.command_line import parse_study
 from pipeline.experiments.grid import Study, grid
 from pipeline.experiments.results import Results, RunResult, collect, earlier_results, lines, t_interval
-from pipeline.study import parse_study
 from tests import launch
 
 

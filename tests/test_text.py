@@ -15,7 +15,7 @@ from demo.study.regimes import read_text, read_text_teachers, text_points
 from demo.text.make_data import LONGEST, SHARES, rows_of, split_of, splits
 from demo.text.pretrain import train
 from pipeline.evaluation.tasks.utils import nats_per_byte
-from pipeline.study import parse_study
+from pipeline.experiments.command_line import parse_study
 from tests import launch
 
 SOURCE = '''

@@ -7,7 +7,6 @@ For the student before training, trained without a teacher, and beside Gemma: he
 from __future__ import annotations
 
 import json
-import platform
 import sys
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -19,6 +18,7 @@ from pipeline.config.cli import parse, parser
 from pipeline.core.checkpoint_files import complete_checkpoints
 from pipeline.core.errors import exit_code
 from pipeline.core.files import read_json, write_json
+from pipeline.core.machine import cpu_name
 from pipeline.core.run_directory import read_metrics
 from pipeline.decoding import GenerateConfig, generate
 from pipeline.distributed.topology import Topology, start
@@ -85,7 +85,7 @@ def main() -> None:
         folder = complete_checkpoints(run)[-1] / "export"
         seconds = sum(line["seconds"] for line in read_metrics(run) if line["kind"] == "train")
         found[name] = measure(plan, topology, str(folder), round(seconds, 1))
-    environment = read_json(RUNS["TIDE-Cross"] / "environment.json") | {"machine": platform.processor()}
+    environment = read_json(RUNS["TIDE-Cross"] / "environment.json") | {"machine": cpu_name()}
     models = {name: asdict(measured) for name, measured in found.items()}
     write_json(RESULTS, {"requests": requests(plan)[:SAMPLES], "models": models, "environment": environment})
     for title in ("loss", "kl"):

@@ -26,9 +26,9 @@ from pipeline.core.files import write_json
 from pipeline.core.log import log
 from pipeline.distributed.mpi_ranks import Ranks
 from pipeline.distributed.topology import start
+from pipeline.experiments.command_line import parse_study
 from pipeline.experiments.workers import set_environment
 from pipeline.models.loading import load_teacher
-from pipeline.study import parse_study
 from pipeline.training.build import fixed_noise_rows, frozen_teacher, student_with_loss
 from pipeline.training.environment import machine
 from pipeline.training.held_out import TIMESTEPS, FixedNoiseRows

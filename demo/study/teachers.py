@@ -31,8 +31,8 @@ from pipeline.distributed.signals import StopSignals
 from pipeline.distributed.topology import start
 from pipeline.evaluation.results import read_scores
 from pipeline.evaluation.runner import evaluate
+from pipeline.experiments.command_line import parse_study
 from pipeline.experiments.workers import set_environment
-from pipeline.study import parse_study
 from pipeline.training.build import fixed_noise_rows, frozen_teacher
 from pipeline.training.environment import machine
 from pipeline.training.preflight import prepare

@@ -21,8 +21,8 @@ from pipeline.core.files import file_sha256, write_json
 from pipeline.core.run_directory import read_metrics
 from pipeline.distributed.mpi_ranks import Ranks
 from pipeline.evaluation.results import read_scores
+from pipeline.experiments.command_line import parse_study
 from pipeline.experiments.workers import set_environment
-from pipeline.study import parse_study
 from pipeline.training.environment import machine
 from pipeline.training.held_out import TIMESTEPS
 

@@ -28,10 +28,10 @@ from pipeline.alignment.manifest import (
     parse_manifest,
     restrict_to,
 )
-from pipeline.alignment.shards import Aligner, Shard, ShardRecord
+from pipeline.alignment.manifest_summary import chunk_statistics, count_by_split, row_counts, token_counts
+from pipeline.alignment.shards import Aligner, PlannedShard, ShardRecord
 from pipeline.alignment.sides import Side
 from pipeline.alignment.sources import ChatRows, open_source
-from pipeline.alignment.summary import chunk_statistics, count_by_split, row_counts, token_counts
 from pipeline.alignment.vocabulary import shared_vocab
 from pipeline.config.recipe import Recipe, Source, Validation
 from pipeline.core.checksums import damaged_files, read_record
@@ -53,9 +53,9 @@ class Job:
     inputs: Inputs
     rows: dict[str, ChatRows]
     """by source_key"""
-    shards: list[Shard]
+    shards: list[PlannedShard]
 
-    def build(self, shard: Shard) -> BuiltShard:
+    def build(self, shard: PlannedShard) -> BuiltShard:
         """The shard, built now or by an earlier run."""
         rows = self.rows[shard.source_key]
         key = shard.key(self.inputs.settings, rows.table.sha256)
@@ -131,7 +131,7 @@ def prepare(recipe: Recipe, shard_rows: int, *, overwrite: bool = False) -> Job:
     return Job(folder, inputs, rows, sharding.plan(inputs, shard_rows) if problem else [])
 
 
-def build_all(job: Job, shards: Sequence[Shard], processes: int, progress: bool) -> list[BuiltShard]:
+def build_all(job: Job, shards: Sequence[PlannedShard], processes: int, progress: bool) -> list[BuiltShard]:
     """Builds the shards in this many processes; the first error ends the work, finished shards stay."""
     job.folder.mkdir(parents=True, exist_ok=True)
     built = _build(job, shards, min(processes, len(shards)))
@@ -172,7 +172,7 @@ def _check_rows(split: str, rows: RowCounts) -> None:
 
 
 def mismatch(there: Any, inputs: Inputs, folder: Path, *, overwrite: bool) -> str | None:
-    """Why the dataset whose manifest this is neither is nor contains the one that is asked for.
+    """Why this manifest's dataset neither equals nor contains the wanted one; None where it does.
 
     Raises BadInput where it is a usable one of other settings or data and must not be replaced.
     """
@@ -213,7 +213,7 @@ def _aligner(inputs: Inputs) -> Aligner:
     return Aligner(student, teachers, inputs.maskable, inputs.on_bad_row)
 
 
-def _build(job: Job, shards: Sequence[Shard], processes: int) -> Iterator[BuiltShard]:
+def _build(job: Job, shards: Sequence[PlannedShard], processes: int) -> Iterator[BuiltShard]:
     _aligner(job.inputs)
     if processes <= 1:
         yield from map(job.build, shards)
@@ -242,9 +242,9 @@ def _start_worker(job: Job) -> None:
     _job = job
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
-    end_with_parent()  # who outlived align would hold the dataset's lock
+    end_with_parent()  # a worker that outlived align would hold the dataset's lock
 
 
-def _build_in_worker(shard: Shard) -> BuiltShard:
+def _build_in_worker(shard: PlannedShard) -> BuiltShard:
     assert _job is not None
     return _job.build(shard)

@@ -31,7 +31,7 @@ _HOLE = "\ue000{}\ue001"
 _HOLES = re.compile("\ue000([0-9]+)\ue001")
 
 
-class Run(NamedTuple):
+class ContentSpan(NamedTuple):
     """A stretch of a message's content that the rendered text shows, in bytes."""
 
     message: int
@@ -44,7 +44,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Refusal:
-    """That a template refuses a conversation, and its words for it."""
+    """A template's refusal of a conversation, with its message."""
 
     words: str
 
@@ -64,7 +64,7 @@ class ChatTemplate:
         except Exception:  # a template can raise anything
             return [self._render_one(messages) for messages in conversations]
 
-    def locate(self, messages: Messages, text: bytes) -> list[Run] | None:
+    def locate(self, messages: Messages, text: bytes) -> list[ContentSpan] | None:
         """The runs of all contents in the order of the text; None where the template rewrites a content."""
         whole = [[message["content"]] for message in messages]
         runs = self._match(messages, whole, text)
@@ -102,7 +102,7 @@ class ChatTemplate:
         text = self._render_one([{"role": role, "content": content} for role, content in shape])
         return None if isinstance(text, Refusal) else _HOLES.split(text)
 
-    def _match(self, messages: Messages, parts: list[list[str]], text: bytes) -> list[Run] | None:
+    def _match(self, messages: Messages, parts: list[list[str]], text: bytes) -> list[ContentSpan] | None:
         # Templates branch on MARKUP, so placeholders leave it in place.
         holes: list[tuple[int, int, str]] = []  # message, byte position in its content, text
         shape = []
@@ -129,7 +129,7 @@ class ChatTemplate:
                 return None
             skipped, length = placed
             if (number, start) >= reached:  # else shown again, or out of turn: chunks must follow the order of the text
-                runs.append(Run(number, start + skipped, position, length))
+                runs.append(ContentSpan(number, start + skipped, position, length))
                 reached = number, start + len(part.encode())
             position += length + len(following)
         if position != len(text):
@@ -154,7 +154,7 @@ def _find(part: str, following: bytes, text: bytes, position: int) -> tuple[int,
     return len(lead) - (begin - position), end - position
 
 
-def _with_markup(runs: list[Run], messages: Messages, text: bytes) -> list[Run]:
+def _with_markup(runs: list[ContentSpan], messages: Messages, text: bytes) -> list[ContentSpan]:
     """Runs grown over the markup at both ends of their content, where the text shows it."""
     last = {run.message: index for index, run in enumerate(runs)}
     first = {run.message: index for index, run in reversed(list(enumerate(runs)))}
@@ -163,7 +163,9 @@ def _with_markup(runs: list[Run], messages: Messages, text: bytes) -> list[Run]:
         run = runs[first[number]]
         head = content[: run.start].lstrip()
         if head and text.endswith(head, 0, run.text):
-            runs[first[number]] = run = Run(number, run.start - len(head), run.text - len(head), run.length + len(head))
+            runs[first[number]] = run = ContentSpan(
+                number, run.start - len(head), run.text - len(head), run.length + len(head)
+            )
         run = runs[last[number]]
         tail = content[run.start + run.length :].rstrip()
         if tail and text.startswith(tail, run.text + run.length):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.core.errors import BadInput
 from pipeline.core.files import lock
+from pipeline.core.log import log
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def dataset_lock(folder: Path) -> Iterator[bool]:
             try:
                 lock(file)
             except BlockingIOError:
-                print(f"{folder} is being built by another process: waiting for it", flush=True)
+                log.info(f"{folder} is being built by another process: waiting for it")
                 lock(file, wait=True)
                 waited = True
             with suppress(FileNotFoundError):  # or another file by now: the one before has removed its lock

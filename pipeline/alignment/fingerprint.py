@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from pipeline.config.recipe import Maskable, OnBadRow, Recipe, Source, Validation
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256, json_sha256
-from pipeline.models.files import TOKENIZER_FILES, fetch
+from pipeline.models.model_files import TOKENIZER_FILES, fetch
 
 FORMAT = 2
 """Version of the columns and of what is in them; a new one makes every older dataset stale."""
@@ -76,7 +76,7 @@ class SourceInputs(Generic[AnySource]):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What is taken of which content, wherever it lies."""
+        """What is taken from which content, without path and licence."""
         return {name: value for name, value in self.to_json().items() if name not in ("path", "licence")}
 
     def to_json(self) -> dict[str, Any]:

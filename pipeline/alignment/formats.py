@@ -41,7 +41,7 @@ class BadRow(ValueError):
 
 
 @dataclass(frozen=True)
-class Format:
+class RowFormat:
     """A shape of rows: the columns that show it, those that it may have beside them, and its reader."""
 
     columns: tuple[str, ...]
@@ -59,7 +59,7 @@ def is_tokenized(columns: Iterable[str]) -> bool:
     return {"input_ids", "labels"} <= set(columns)
 
 
-def read_row(row: Any, shape: Format) -> list[Message]:
+def read_row(row: Any, shape: RowFormat) -> list[Message]:
     """The conversation of a row. Raises BadRow."""
     if not isinstance(row, dict):
         raise BadRow("not_an_object", f"no `{shape.columns[0]}`: the row is {type(row).__name__}, not an object")
@@ -184,10 +184,10 @@ def _part(part: Any) -> str:
 
 
 FORMATS = {
-    "messages": Format(("messages",), ("system",), _turns_of("messages")),
-    "sharegpt": Format(("conversations",), ("system",), _turns_of("conversations")),
-    "alpaca": Format(("instruction", "output"), ("input", "system"), _alpaca),
-    "prompt_completion": Format(("prompt", "completion"), ("system",), _prompt_and("completion")),
-    "prompt_response": Format(("prompt", "response"), ("system",), _prompt_and("response")),
+    "messages": RowFormat(("messages",), ("system",), _turns_of("messages")),
+    "sharegpt": RowFormat(("conversations",), ("system",), _turns_of("conversations")),
+    "alpaca": RowFormat(("instruction", "output"), ("input", "system"), _alpaca),
+    "prompt_completion": RowFormat(("prompt", "completion"), ("system",), _prompt_and("completion")),
+    "prompt_response": RowFormat(("prompt", "response"), ("system",), _prompt_and("response")),
 }
 """By name, in the order in which they are looked for."""

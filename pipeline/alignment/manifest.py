@@ -114,7 +114,7 @@ def load_manifest(folder: Path | str) -> Manifest:
 
 
 def parse_manifest(record: Any) -> Manifest:
-    """The manifest that is the content of manifest.json. Raises ValueError that says what it has instead."""
+    """The manifest from manifest.json's parsed content. Raises ValueError saying what the folder has instead."""
     if not checksum_fits(record):
         raise ValueError("has a damaged manifest.json")
     if record["format"] != FORMAT:

@@ -41,12 +41,10 @@ class PairReport:
     """Why the pair cannot work"""
 
 
-def check_pair(
-    student: str, teacher: str, reads: Input, rows: Sequence[Messages], length: int, likelihood: bool
-) -> PairReport:
+def check_pair(student: str, teacher: str, reads: Input, rows: Sequence[Messages], length: int) -> PairReport:
     """Looks at both sides and at how they meet on the rows.
 
-    reads: the teacher's `input`. likelihood: whether to load the teacher. Raises BadInput for a side that cannot be used at all.
+    reads: the teacher's `input`. Raises BadInput for a side that cannot be used at all.
     """
     report, causal = PairReport(), reads == "causal"
     configs = read_config(student), read_config(teacher, causal=causal)
@@ -59,7 +57,7 @@ def check_pair(
     if rows:
         aligned = align_rows(Side(tokenizers[0], length), {"t": Side(tokenizers[1], length)}, rows)
         _chunks(report, aligned)
-        if likelihood and not report.problems:
+        if not report.problems:
             _likelihood(report, teacher, tokenizers[1], reads, aligned)
     return report
 

@@ -61,7 +61,7 @@ def align_rows(
 
 
 def _end_with_chunks(side: SideBatch, chunks: np.ndarray, cut: np.ndarray) -> tuple[SideBatch, np.ndarray]:
-    """The rows that are cut on the other side without what follows their last chunk: text that the other does not have."""
+    """All rows; those cut on the other side end with their last chunk: the other side lacks the text after it."""
     last = np.full(len(cut), -1)
     np.maximum.at(last, side.row[chunks >= 0], np.flatnonzero(chunks >= 0))
     kept = ~cut[side.row] | (np.arange(len(side.ids)) <= last[side.row])

@@ -31,7 +31,7 @@ BATCH_ROWS, BATCH_CHARACTERS = 256, 1_000_000
 
 
 @dataclass(frozen=True)
-class Shard:
+class PlannedShard:
     """Rows start..stop of the data behind `source_key`, each taken as often as the weight says."""
 
     file: str
@@ -56,18 +56,20 @@ class ShardRecord(FileEntry):
     counts: dict[str, int]
 
 
-def plan(inputs: Inputs, shard_rows: int) -> list[Shard]:
+def plan(inputs: Inputs, shard_rows: int) -> list[PlannedShard]:
     """All shards of a dataset, training sources in order, then validation. The sources' contents are known."""
-    shards: list[Shard] = []
+    shards: list[PlannedShard] = []
     for data in inputs.sources:
         for start, stop in _stretches(data.known.rows, shard_rows):
             file = f"shard-{len(shards):05d}.arrow"
             source = data.source
-            shards.append(Shard(file, "train", source.name, source_key(source), start, stop, source.weight))
+            shards.append(PlannedShard(file, "train", source.name, source_key(source), start, stop, source.weight))
     if held_out := inputs.validation:
         rows, key = min(held_out.source.rows, held_out.known.rows), source_key(held_out.source)
         for number, (start, stop) in enumerate(_stretches(rows, shard_rows)):
-            shards.append(Shard(f"validation-{number:05d}.arrow", "validation", "validation", key, start, stop, 1.0))
+            shards.append(
+                PlannedShard(f"validation-{number:05d}.arrow", "validation", "validation", key, start, stop, 1.0)
+            )
     return shards
 
 
@@ -85,7 +87,7 @@ class Aligner:
     on_bad_row: OnBadRow
 
 
-def build(folder: Path, shard: Shard, key: str, rows: ChatRows, aligner: Aligner) -> ShardRecord:
+def build(folder: Path, shard: PlannedShard, key: str, rows: ChatRows, aligner: Aligner) -> ShardRecord:
     """Aligns a shard's rows and writes data and record; returns the record."""
     counts: Counter[str] = Counter()
     path = folder / shard.file
@@ -95,7 +97,7 @@ def build(folder: Path, shard: Shard, key: str, rows: ChatRows, aligner: Aligner
     return record
 
 
-def remove_stale(folder: Path, shards: Iterable[Shard]) -> int:
+def remove_stale(folder: Path, shards: Iterable[PlannedShard]) -> int:
     """Deletes shards and records that are none of these, and what killed runs left; returns the number of shards."""
     keep = {name for shard in shards for name in (shard.file, record_file(shard.file))}
     kinds = ("shard", "validation", ".shard", ".validation")  # with a dot: temporary
@@ -113,7 +115,7 @@ def schema(teachers: Iterable[str]) -> pa.Schema:
     return pa.schema([*fields, *((f"{name}_{column}", ids) for name in teachers for column in columns)])
 
 
-def _batches(shard: Shard, rows: ChatRows, aligner: Aligner, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
+def _batches(shard: PlannedShard, rows: ChatRows, aligner: Aligner, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
     for positions, times, conversations in _portions(shard, rows, aligner.on_bad_row, counts):
         aligned = align_rows(aligner.student, aligner.teachers, conversations, aligner.maskable)
         kept = np.array([reason is None for reason in aligned.dropped])
@@ -127,7 +129,7 @@ def _batches(shard: Shard, rows: ChatRows, aligner: Aligner, counts: Counter[str
 
 
 def _portions(
-    shard: Shard, rows: ChatRows, on_bad_row: OnBadRow, counts: Counter[str]
+    shard: PlannedShard, rows: ChatRows, on_bad_row: OnBadRow, counts: Counter[str]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, list[Messages]]]:
     """Positions, repeats (above 0) and conversations of the shard's rows, a batch at a time; bad rows are counted."""
     for start in range(shard.start, shard.stop, BATCH_ROWS):
@@ -148,7 +150,7 @@ def _portions(
 
 
 def _record_batch(
-    shard: Shard, positions: np.ndarray, aligned: AlignedBatch, teachers: Iterable[str]
+    shard: PlannedShard, positions: np.ndarray, aligned: AlignedBatch, teachers: Iterable[str]
 ) -> pa.RecordBatch:
     columns = schema(teachers)
     values = {"source": pa.array([shard.source] * len(positions), pa.string()), "row": pa.array(positions, pa.int64())}

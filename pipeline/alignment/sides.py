@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline.alignment.chat import ChatTemplate, Messages, Refusal, Run
+from pipeline.alignment.chat import ChatTemplate, ContentSpan, Messages, Refusal
 from pipeline.alignment.chunks import Intervals
 from pipeline.alignment.control_tokens import ControlTokens
 from pipeline.alignment.formats import Message
@@ -85,7 +85,7 @@ class _Row(NamedTuple):
     """What the loop over rows finds out about one."""
 
     ids: list[int]
-    runs: list[Run]
+    runs: list[ContentSpan]
     turns: list[tuple[int, int]]
     """byte positions of the targets' contents in the text"""
     size: int
@@ -224,7 +224,7 @@ class Side:
         return maskable
 
 
-def _turns(targets: list[int], runs: list[Run]) -> list[tuple[int, int]]:
+def _turns(targets: list[int], runs: list[ContentSpan]) -> list[tuple[int, int]]:
     turns: dict[int, tuple[int, int]] = {}
     for run in runs:
         if run.message in targets:

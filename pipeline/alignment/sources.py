@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.alignment.formats import FORMATS, BadRow, Format, Message, detect, is_tokenized, read_row
-from pipeline.alignment.tables import DatasetTable, JsonArray, JsonLines, ParquetTable, Table, Unreadable, open_json
+from pipeline.alignment.formats import FORMATS, BadRow, Message, RowFormat, detect, is_tokenized, read_row
+from pipeline.alignment.row_tables import DatasetTable, JsonArray, JsonLines, ParquetTable, Table, Unreadable, open_json
 from pipeline.config.recipe import OnBadRow, Source, Validation
 from pipeline.core.errors import BadInput
 
@@ -39,7 +39,7 @@ class ChatRows:
         return conversations
 
 
-def _read(row: Any, shape: Format) -> list[Message] | BadRow:
+def _read(row: Any, shape: RowFormat) -> list[Message] | BadRow:
     if isinstance(row, Unreadable):
         return BadRow("unreadable", str(row))
     try:

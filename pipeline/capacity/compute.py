@@ -106,7 +106,7 @@ class StepTime:
     compute: float
     launch: float
     waiting: float
-    """Of these, the arithmetic of teachers that the host waits for"""
+    """The part of `compute` in teachers that the host waits for"""
     waits: int
     """Times that the host waits for the GPU"""
     network: float
@@ -118,7 +118,7 @@ class StepTime:
 
     @property
     def bound_by(self) -> str:
-        """What a faster one of would make the step faster: `arithmetic`, `launches` or `network`."""
+        """What limits the step: `arithmetic`, `launches` or `network`."""
         return {self.compute: "arithmetic", self.launch + self.waiting: "launches", self.network: "network"}[self.total]
 
 

@@ -30,7 +30,7 @@ def kernels_as_on(device_type: str) -> Iterator[None]:
         yield
 
 
-def fuse_norms(model: nn.Module) -> None:
+def count_norms_as_kernels(model: nn.Module) -> None:
     """From here on the model's norms are one kernel each."""
     for module in model.modules():
         if isinstance(module, nn.RMSNorm) or hasattr(module, "variance_epsilon"):

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts, Qwen3MoeSparseMoeBlock
 
 from pipeline.capacity import zero1, zero3
-from pipeline.capacity.cuda_kernels import fuse_norms, kernels_as_on
+from pipeline.capacity.cuda_kernels import count_norms_as_kernels, kernels_as_on
 from pipeline.capacity.memory_tracker import MemoryTracker
 from pipeline.capacity.model_stats import model_stats
 from pipeline.capacity.planned_run import PlannedRun
@@ -168,7 +168,7 @@ def _build_models(plan: Plan, configs: Sequence[PreTrainedConfig], imbalance: fl
     device = plan.topology.device
     for model in (student, *teachers):
         if device.type == "cuda":
-            fuse_norms(model)
+            count_norms_as_kernels(model)
         if reads_with_flex(plan.recipe, device):
             use_flex(model)
     return [student.train(), *teachers]

@@ -62,7 +62,7 @@ def _read_config(name: str, path: str, files: Mapping[str, str], causal: bool) -
 
 
 @dataclass(frozen=True)
-class Lengths:
+class RowLengths:
     """Tokens of a row: of the student, and of every teacher in the recipe's order."""
 
     student: int
@@ -73,8 +73,8 @@ class Lengths:
 class DataStats:
     """Rows of a run."""
 
-    longest: Lengths
-    mean: Lengths
+    longest: RowLengths
+    mean: RowLengths
     maskable: float
     """Share of the student's tokens that may be masked, on average"""
     rows: int | None
@@ -97,12 +97,12 @@ def read_data(recipe: Recipe, rows: int | None, mean_tokens: int | None) -> Data
         manifest = load_manifest(folder)
         if set(names) <= manifest.inputs.teachers.keys():
             return _aligned(recipe, folder, manifest, names)
-    longest = Lengths(recipe.data.student_length, tuple(t.length for t in recipe.teachers))
+    longest = RowLengths(recipe.data.student_length, tuple(t.length for t in recipe.teachers))
     mean = mean_tokens or longest.student
     costs = row_costs(recipe, np.array([longest.student]), [np.array([n]) for n in longest.teachers])
     return DataStats(
         longest,
-        mean=Lengths(min(mean, longest.student), tuple(min(mean, n) for n in longest.teachers)),
+        mean=RowLengths(min(mean, longest.student), tuple(min(mean, n) for n in longest.teachers)),
         maskable=1.0,
         rows=rows,
         costs=costs,
@@ -117,8 +117,8 @@ def _aligned(recipe: Recipe, folder: Path, manifest: Manifest, names: list[str])
     heaviest = int(costs.argmax())
     tokens = manifest.tokens
     return DataStats(
-        Lengths(int(rows.student_lengths[heaviest]), tuple(int(n[heaviest]) for n in rows.teacher_lengths)),
-        mean=Lengths(round(rows.student_lengths.mean()), tuple(round(n.mean()) for n in rows.teacher_lengths)),
+        RowLengths(int(rows.student_lengths[heaviest]), tuple(int(n[heaviest]) for n in rows.teacher_lengths)),
+        mean=RowLengths(round(rows.student_lengths.mean()), tuple(round(n.mean()) for n in rows.teacher_lengths)),
         maskable=tokens["maskable"] / tokens["student"],
         rows=len(rows),
         costs=costs,
@@ -127,7 +127,7 @@ def _aligned(recipe: Recipe, folder: Path, manifest: Manifest, names: list[str])
     )
 
 
-def synthetic_row(lengths: Lengths, maskable: float) -> Sample:
+def synthetic_row(lengths: RowLengths, maskable: float) -> Sample:
     """A row of these lengths: its last share is maskable, and has chunks of one token on the shorter side."""
     start = lengths.student - _tail(lengths.student, maskable)
     can_mask = torch.arange(lengths.student) >= start

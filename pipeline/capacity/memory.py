@@ -53,7 +53,7 @@ def gpu_memory(run: PlannedRun, step: FakeStep, shards: Shards, traced: StepTrac
 
 
 def largest_rows(total: Callable[[int], int], limit: float) -> int:
-    """Longest rows that fit at once; 0 = not even one. `total`: bytes of a GPU with so many, asked for small numbers first: large
+    """How many of the longest rows fit at once, maybe 0. `total`: rows -> bytes of a GPU, asked for small numbers first: large
     ones cost a trace."""
     high = 1
     while total(high) <= limit:

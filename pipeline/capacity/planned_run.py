@@ -20,7 +20,7 @@ from pipeline.models.flex_attention import TILE, flex_inputs
 from pipeline.training.build import batch_builder, reads_with_flex
 from pipeline.training.preflight import DatasetNumbers, Plan
 
-TIMESTEPS = [(i + 0.5) / 10 for i in range(10)]  # means over t are taken over these
+MEAN_OVER_T = [(i + 0.5) / 10 for i in range(10)]  # means over t are taken over these
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ def shared_vocab(
 
 @dataclass(frozen=True)
 class RowMeans:
-    """What an average row is for one model, over t."""
+    """Sizes of an average row for one model, mean over t."""
 
     tokens: float
     """Through its layers, both views of a teacher included"""
     width: float
-    """Tokens that each of them attends to, those included whose scores are computed and masked"""
+    """Tokens that each of them attends to, including those whose scores are computed and then masked"""
     predicted: float
     """Rows of its head"""
 
@@ -94,7 +94,7 @@ def row_means(run: PlannedRun) -> list[RowMeans]:
     """For the student, then for the teachers, as training lays rows out: what nobody reads is left out."""
     width = tile_width if reads_with_flex(run.plan.recipe, run.plan.topology.device) else row_width
     row = synthetic_row(run.data.mean, run.data.maskable)
-    batches = [run.builder([row], t) for t in TIMESTEPS]
+    batches = [run.builder([row], t) for t in MEAN_OVER_T]
     inputs = [[(b.student, b.predict), *((t.input, t.predict) for t in b.teachers)] for b in batches]
     sizes = [
         [(int((packed.document >= 0).sum()), width(packed), predict.numel()) for packed, predict in models]

@@ -20,7 +20,7 @@ class ZeroSettings:
 
     stage: int
     element: int
-    """Bytes of a parameter's element; then, of a gradient's while it accumulates and while it is sent"""
+    """Bytes per parameter element; the next two: per gradient element while it accumulates and while it is sent"""
     accumulation: int
     communication: int
     reduce_bucket: int

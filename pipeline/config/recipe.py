@@ -225,8 +225,8 @@ class Objective:
     mask_unit: Literal["token", "chunk"] = "token"
     """`token`: draw tokens with probability t, then complete chunks (as published). `chunk`: draw chunks."""
     t_range: tuple[float, float] = (1e-3, 1.0)
-    """Between which t, a row's probability of masking, is drawn: BD3-LM's clipped schedule. A model that was trained below 0.5 has
-    seen no answer of which most is masked."""
+    """Range of t, a row's masking probability: BD3-LM's clipped schedule. A model that was trained with t below 0.5 has
+    hardly seen an answer that is mostly masked."""
     cross_entropy: Literal["schedule", "uniform"] = "schedule"
     """Weight of the cross-entropy: 1 / t, or 1."""
     cross_entropy_weight: float = 1.0

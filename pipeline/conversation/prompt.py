@@ -9,7 +9,7 @@ from rich.text import Text
 from pipeline.config.recipe import Evaluation
 from pipeline.conversation.answering import Answerer
 from pipeline.conversation.options import Sampling
-from pipeline.conversation.terminal import respond, talk, typed_lines
+from pipeline.conversation.terminal_chat import respond, talk, typed_lines
 from pipeline.core.terminal import Console
 from pipeline.evaluation.checkpoint_under_test import CheckpointUnderTest
 from pipeline.evaluation.presets import decoding

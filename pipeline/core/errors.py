@@ -33,7 +33,7 @@ def of_user(error: BaseException) -> BadInput | None:
 
 
 def for_user(work: Callable[[], T]) -> Callable[[], T]:
-    """The work, whose OSErrors that the user can put right (a full disk) are raised as BadInput, which every rank can get."""
+    """`work`, with OSErrors that the user can put right (a full disk) raised as BadInput, which every rank can get."""
 
     def attempt() -> T:
         try:

@@ -13,6 +13,9 @@ from typing import Any, TextIO
 
 from pipeline.core.terminal import visible
 
+MPI_WORLD_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Set by Open MPI, and by MPICH, Intel MPI and Slurm's PMI."""
+
 
 def rank() -> int:
     """Rank of this process as its launcher says, 0 without one. A RANK alone is left over from something else."""
@@ -21,7 +24,7 @@ def rank() -> int:
 
 def launched() -> bool:
     """Whether a launcher has started this process: it says how many it started."""
-    return any(os.environ.get(name) for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
+    return any(os.environ.get(name) for name in ("WORLD_SIZE", *MPI_WORLD_SIZES))
 
 
 class _Handler(logging.StreamHandler[Any]):

@@ -34,7 +34,7 @@ def evaluation_folder(run_dir: Path, label: str) -> Path:
 
 
 def stop_file(run_dir: Path) -> Path:
-    """Whoever makes this file asks the distillation that runs there to save and end."""
+    """Creating this file asks the distillation that runs there to save and end."""
     return run_dir / "stop"
 
 

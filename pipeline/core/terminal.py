@@ -42,7 +42,7 @@ class _ForWhoeverReads(FileIO):
 
 
 def outlive_readers() -> None:
-    """From here on, what nobody reads any more is dropped, and nothing ends for it: `| head` has seen enough, a terminal was closed."""
+    """From here on, output that nobody reads any more (`| head`, a closed terminal) is dropped without an error."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, TextIOWrapper) and _has_reader(stream):

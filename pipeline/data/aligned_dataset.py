@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from pipeline.data.answers import Answers, StoredAnswers
 from pipeline.data.arrow_files import open_arrow
+from pipeline.data.teacher_answers import StoredAnswers, TeacherAnswers
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class AlignedTeacher:
     """int64 [L_t], chunk of each teacher token, -1 = none"""
     student_chunks: Tensor
     """int64 [L_s], chunk of each student token, -1 = none"""
-    answers: Answers | None = None
+    answers: TeacherAnswers | None = None
     """Of its L_t tokens, where they are stored."""
 
 

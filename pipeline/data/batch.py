@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from pipeline.data.aligned_dataset import AlignedRow
-from pipeline.data.answers import Answers
 from pipeline.data.blocks import Blocks, Document, EosTail, Lengths, lay_out, lay_out_causal, lay_out_unread
 from pipeline.data.noise import Key, Noise, draw
 from pipeline.data.packing import Packed, pack
+from pipeline.data.teacher_answers import TeacherAnswers
 from pipeline.method.masking import TIME_EPSILON, touched_chunks
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class TeacherBatch:
     """float32 [M], timestep of each masked student token's sample"""
     pair: Tensor
     """int64 [M], which of `predict` is the same single token on the teacher's side; -1 = none"""
-    answers: Answers | None = None
+    answers: TeacherAnswers | None = None
     """[K], the teacher's, where they are stored"""
 
 
@@ -76,7 +76,7 @@ def _map(value: T, function: Callable[[Tensor], Any]) -> T:
         return function(value)
     if isinstance(value, tuple):
         return type(value)(_map(item, function) for item in value)
-    if isinstance(value, Batch | TeacherBatch | Packed | Answers):
+    if isinstance(value, Batch | TeacherBatch | Packed | TeacherAnswers):
         return type(value)(*(_map(getattr(value, f.name), function) for f in fields(value)))
     return value
 
@@ -102,7 +102,7 @@ class TeacherLayout(InputLayout):
     shared_vocab: int = 0
     predicts_first = True
     """Whether it has something to say of a sequence's first token."""
-    none: Answers | None = None
+    none: TeacherAnswers | None = None
     """Answers of no token, where they are stored"""
 
     def view(self, ids: Tensor, masked: Tensor) -> Document:
@@ -148,11 +148,11 @@ class BatchBuilder:
     by_chunk: bool = False
     """Draws chunks of the first teacher in place of tokens."""
     t_range: tuple[float, float] = (TIME_EPSILON, 1.0)
-    """Between which t is drawn."""
+    """Range of t: [low, high)."""
     eos_tail: EosTail | None = None
     """What fills the last block of rows; None leaves them as they are."""
     row_multiple: int = 1
-    """Of which the lengths of packed rows are multiples (see `pack`)."""
+    """The length of packed rows is a multiple of this (see `pack`)."""
 
     def __call__(self, samples: Sequence[Sample], t: float | None = None) -> Batch:
         """The micro-batch of these samples (none is fine); `t` fixes the timestep, for validation."""
@@ -261,7 +261,7 @@ def _teacher_batch(
         _cat(chunk_t, torch.float32),
         student_t,
         _pairs(chunk, targets, student_chunk, student_targets, chunks, layout.shared_vocab),
-        Answers.cat(answers_).at(predicted) if answers_ else None,
+        TeacherAnswers.cat(answers_).at(predicted) if answers_ else None,
     )
 
 

@@ -149,9 +149,9 @@ def lay_out(ids: Tensor, masked: Tensor, block: Tensor, mask_id: int, shifted: b
     blocks from the last kept noisy one on (only later blocks read them). So one block alone is xt alone, and the document
     of a sample without a masked token is empty. Original positions stay.
 
-    A masked token is predicted by its own row or, by a `shifted` model (Dream), by the row of the token before it in xt: where
-    that one's block is left out, by the same row of x0, which is equal as nothing in it is masked. The first token has
-    no other row than its own, as in the published samplers.
+    A masked token is predicted by its own row; in a `shifted` model (Dream) by the row of the token before it in xt or,
+    if that token's block is left out, in x0: nothing in that block is masked, so rows are equal. The first token has
+    only its own row, as in the published samplers.
     """
     xt = torch.where(masked, mask_id, ids)
     noisy = torch.isin(block, block[masked]).nonzero()[:, 0]
@@ -175,7 +175,7 @@ def lay_out(ids: Tensor, masked: Tensor, block: Tensor, mask_id: int, shifted: b
 def lay_out_causal(ids: Tensor, masked: Tensor) -> Document:
     """A sample as an autoregressive model's input: x0 up to the last masked token, every token a block of its own.
 
-    So a row sees itself and what is left of it, and predicts the next token. What predicts the first one means nothing.
+    So a row sees itself and the tokens to its left, and predicts the next. The first token's prediction means nothing.
     """
     masked_at = masked.nonzero()[:, 0]
     positions = torch.arange(max(1, int(masked_at[-1])) if masked_at.numel() else 0)

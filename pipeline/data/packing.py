@@ -36,10 +36,10 @@ class Packed:
 
 
 def pack(documents: Sequence[Document], row_multiple: int = 1) -> tuple[Packed, Tensor]:
-    """Documents side by side in rows of equal length: the rows, and the flat indices of what predicts all masked tokens, in the
-    documents' order. At most MOST_PADDING of the tokens are padding, or one row's length is rounded up.
+    """Packs documents into rows of equal length: the rows, and the flat indices of the positions that predict masked
+    tokens, in the documents' order. At most MOST_PADDING of the tokens are padding, or one row's length is rounded up.
 
-    row_multiple: of which every row's length is a multiple: few shapes, and tensors aligned for a GPU's kernels.
+    row_multiple: every row's length is a multiple of it: few shapes, and tensors aligned for a GPU's kernels.
 
     Without any token there is one row of padding, so that every rank runs the same forwards.
     """

@@ -53,7 +53,7 @@ class GenerateConfig:
 
     @property
     def least_probability(self) -> float:
-        """At which a token is committed whatever the schedule says; none is without a threshold."""
+        """Probability from which a token is committed whatever the schedule says; infinite without a threshold."""
         return math.inf if self.threshold is None else self.threshold
 
 
@@ -165,7 +165,7 @@ class BlockState:
         return (is_end & (self.masked.cumsum(1) == 0)).any(1)
 
     def commit(self, index: Tensor, tokens: Tensor, confidence: Tensor, count: Tensor, threshold: float) -> None:
-        """Of the masked positions among `index` [R, P], each row's `count` most confident and all at the threshold."""
+        """Decides each row's `count` most confident masked positions of `index` [R, P], and all from `threshold` up."""
         masked = self.masked.gather(1, index)
         confidence = confidence.masked_fill(~masked, -math.inf)
         rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

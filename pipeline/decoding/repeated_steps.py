@@ -24,7 +24,7 @@ from pipeline.decoding.kv_cache import StaticColumns, static_buffers
 ALIGNMENT = 16  # of the mask's rows, in elements: attention kernels would copy others
 
 Repeat = Callable[[Callable[[], None]], Callable[[], None]]
-"""Makes a call that can be repeated of work on tensors that stay in place."""
+"""Turns work on tensors that stay in place into a call that can be repeated."""
 
 
 class CudaGraph:
@@ -94,19 +94,19 @@ class Decoder:
         cached_model = CachedModel.of(model, lambda: static_buffers(columns, target))
         return cls(cached_model, target, columns, ends, suppressed_ids, config.least_probability, repeat)
 
-    def inputs(self, canvas: Canvas, rows: Tensor, new: slice, lead: int) -> Inputs:
-        """Of the new columns, `lead` of which lie before the block. Padding sees everything, lest it be NaN."""
+    def inputs(self, canvas: Canvas, rows: Tensor, new: slice, lead: int) -> ForwardInputs:
+        """Inputs of the new columns, `lead` of them before the block. Padding attends to everything, to avoid NaN."""
         blocks = canvas.blocks[rows]
         keys = blocks.new_full((blocks.shape[0], self.columns), PADDING)
         keys[:, : blocks.shape[1]] = blocks
-        return Inputs(
+        return ForwardInputs(
             canvas.ids[rows, new][:, :lead].clone(),
             canvas.positions[rows, new],
             keys[:, None, None, :] <= blocks[:, None, new, None],
             torch.arange(new.start, new.stop, device=rows.device),
         )
 
-    def forward(self, inputs: Inputs, state: BlockState, count: Tensor) -> None:
+    def forward(self, inputs: ForwardInputs, state: BlockState, count: Tensor) -> None:
         """Reads new columns, of which the block's are the last ones, and decides `count` [R] of its tokens."""
         state.count_forward(self.ends)
         index = state.masked_first()
@@ -118,7 +118,7 @@ class Decoder:
 
 
 @dataclass
-class Inputs:
+class ForwardInputs:
     """What a forward reads beside the block's ids."""
 
     before: Tensor
@@ -132,7 +132,7 @@ class Inputs:
 
 
 @dataclass
-class Batch:
+class DecodingBatch:
     """The rows still decoding: their state, and the forwards that are repeated, made anew where rows leave or a block is short."""
 
     decoder: Decoder
@@ -142,11 +142,11 @@ class Batch:
     """int64 [forwards, R]: tokens to decide at each forward of the block"""
     turn: Tensor
     """int64 [1]: forwards of the block so far"""
-    repeated: dict[int, tuple[Inputs, Callable[[], None]]] = field(default_factory=dict)
+    repeated: dict[int, tuple[ForwardInputs, Callable[[], None]]] = field(default_factory=dict)
     """Forwards by the columns before the block that they read with it"""
 
     @classmethod
-    def of(cls, decoder: Decoder, canvas: Canvas, rows: Tensor, block: slice) -> Batch:
+    def of(cls, decoder: Decoder, canvas: Canvas, rows: Tensor, block: slice) -> DecodingBatch:
         """At a block."""
         state = BlockState.of(canvas, rows, block)
         counts = torch.zeros(block.stop - block.start, rows.shape[0], dtype=torch.long, device=rows.device)
@@ -159,7 +159,7 @@ class Batch:
         self.counts[: counts.shape[0]].copy_(counts)
         self.turn.zero_()
 
-    def forward(self, inputs: Inputs) -> None:
+    def forward(self, inputs: ForwardInputs) -> None:
         """The next one of the block."""
         self.decoder.forward(inputs, self.state, self.counts.index_select(0, self.turn)[0])
         self.turn += 1
@@ -178,7 +178,7 @@ class Batch:
         return run
 
 
-def _copy(fresh: Inputs | BlockState, kept: Inputs | BlockState) -> None:
+def _copy(fresh: ForwardInputs | BlockState, kept: ForwardInputs | BlockState) -> None:
     """The contents, into tensors that stay where they are."""
     for tensor in fields(kept):
         getattr(kept, tensor.name).copy_(getattr(fresh, tensor.name))
@@ -190,14 +190,14 @@ def fill_repeating(
     """Decides the canvas in place, except blocks behind a row's first end token."""
     decoder = Decoder.of(model, canvas, config, ends, suppressed_ids, repeat)
     rows = torch.arange(canvas.ids.shape[0], device=canvas.ids.device)
-    batch: Batch | None = None
+    batch: DecodingBatch | None = None
     before = 0  # columns of the block before
     for block in canvas.generated_blocks(config.block_size):
         masked = canvas.masked[rows, block].sum(1).tolist()
         counts = list(zip_longest(*(schedule(n, config) for n in masked), fillvalue=0))
         if counts:
             if batch is None or batch.state.ids.shape[1] != block.stop - block.start:
-                batch = Batch.of(decoder, canvas, rows, block)
+                batch = DecodingBatch.of(decoder, canvas, rows, block)
             _fill_block(batch, canvas, block, counts, before)
             batch.state.store(canvas, rows, block)
             going = ~batch.state.ended(ends)
@@ -209,7 +209,7 @@ def fill_repeating(
         before = block.stop - block.start
 
 
-def _fill_block(batch: Batch, canvas: Canvas, block: slice, counts: list[tuple[int, ...]], before: int) -> None:
+def _fill_block(batch: DecodingBatch, canvas: Canvas, block: slice, counts: list[tuple[int, ...]], before: int) -> None:
     device = canvas.ids.device
     batch.load(canvas, block, torch.tensor(counts).to(device))
     looks = batch.decoder.threshold <= 1

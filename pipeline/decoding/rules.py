@@ -26,7 +26,7 @@ Counts = Callable[[int, GenerateConfig], list[int]]
 Confidence = Callable[[Tensor, Tensor], Tensor]
 """How sure the model is of its tokens: float32 logits [N, V], int64 [N] -> [N]; the surest are decided first."""
 Read = Callable[[nn.Module, Callable[[], Cache]], CachedModel]
-"""Makes of a model, and of what makes a cache, that which the sampler reads."""
+"""(model, function that makes a cache) -> the model as the sampler reads it."""
 Order = Literal["probability", "margin", "entropy"]
 
 
@@ -78,7 +78,7 @@ def published(
 
 
 def published_blocks(model: nn.Module, config: GenerateConfig) -> GenerateConfig:
-    """The settings with blocks cut as the code cuts them that a model was published with. Raises ValueError as `published`."""
+    """The settings with blocks cut as in the model's published code. Raises ValueError as `published`."""
     cut = sampler_of(model).blocks
     size = config.max_new_tokens if cut == "none" else config.block_size
     return replace(config, block_size=size, blocks="training" if cut == "sequence" else "reference")
@@ -93,7 +93,7 @@ def sampler_of(model: nn.Module) -> Sampler:
 
 
 def even_counts(masked: int, config: GenerateConfig) -> list[int]:
-    """LLaDA's and SDAR's: equal shares of a block, larger ones first; a block that opens with text has as many per step."""
+    """LLaDA's and SDAR's: equal shares of a whole block, larger ones first, even where the block opens with text."""
     steps = steps_of_block(config)
     share, larger = divmod(config.block_size, steps)
     counts: list[int] = []

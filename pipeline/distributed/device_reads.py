@@ -1,4 +1,4 @@
-"""Where the host reads what a device computed. It waits here for all that the device does before, collectives included."""
+"""Host reads of what a device computed. The host waits here for all earlier work of the device, collectives too."""
 
 from __future__ import annotations
 

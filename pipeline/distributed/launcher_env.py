@@ -15,10 +15,11 @@ from pathlib import Path
 import psutil
 
 from pipeline.core.errors import BadInput
+from pipeline.core.log import MPI_WORLD_SIZES
 
 _MPI = {
     "RANK": ("OMPI_COMM_WORLD_RANK", "PMI_RANK"),
-    "WORLD_SIZE": ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"),
+    "WORLD_SIZE": MPI_WORLD_SIZES,
     "LOCAL_RANK": ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"),
     "LOCAL_WORLD_SIZE": ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"),
 }

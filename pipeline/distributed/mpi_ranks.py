@@ -10,12 +10,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pipeline.core.errors import BadInput, for_user
+from pipeline.core.log import MPI_WORLD_SIZES
 from pipeline.distributed.collectives import all_or_error, first_or_error
 
 T = TypeVar("T")
-
-WORLD_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-"""Set by Open MPI, and by MPICH, Intel MPI and Slurm's PMI."""
 
 
 class Ranks:
@@ -24,7 +22,7 @@ class Ranks:
     def __init__(self) -> None:
         self._comm: Any = None
         self.rank, self.size = 0, 1
-        if any(int(os.environ.get(name, 1)) > 1 for name in WORLD_SIZES):
+        if any(int(os.environ.get(name, 1)) > 1 for name in MPI_WORLD_SIZES):
             try:
                 from mpi4py import MPI
             except (ImportError, RuntimeError) as error:

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import psutil
 
-# A process of nobody's: the launcher ends all that its ranks have started. It outlives the rank, however that ends.
+# Run as an orphan, since the launcher ends all descendants of its ranks. It outlives the rank, however the rank ends.
 _HALT = """
 import os, select, signal, sys
 rank, *launchers = map(int, sys.argv[1:])

@@ -76,7 +76,7 @@ class StopSignals:
 
 
 def launcher_is_gone() -> bool:
-    """Whether this rank's parent is no launcher but who takes in orphans: process 1, or systemd for a user's processes.
+    """Whether this rank's parent is no launcher but the adopter of orphans: process 1, or systemd for user processes.
 
     In a container process 1 may be the launcher: then it is a Python with this script on its command line.
     """

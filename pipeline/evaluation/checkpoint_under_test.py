@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,11 +16,12 @@ from pipeline.alignment.control_tokens import ControlTokens
 from pipeline.alignment.vocabulary import token_bytes
 from pipeline.core.errors import BadInput, one_line
 from pipeline.core.files import file_sha256
+from pipeline.core.machine import cpu_name
 from pipeline.decoding.sampler import SpecialTokens
 from pipeline.models.chat_template import check_chat_template
 from pipeline.models.configs import read_config, read_named_config
-from pipeline.models.files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, fetch
 from pipeline.models.loading import load_teacher
+from pipeline.models.model_files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, fetch
 from pipeline.models.tokenizer import load_tokenizer
 
 Cut = Literal["training", "reference"]
@@ -146,7 +146,7 @@ class CheckpointUnderTest:
         """What computes here."""
         on_gpu = self.device.startswith("cuda")
         return {
-            "device": torch.cuda.get_device_name(self.device) if on_gpu else platform.processor() or platform.machine(),
+            "device": torch.cuda.get_device_name(self.device) if on_gpu else cpu_name(),
             "cuda": torch.version.cuda if on_gpu else None,
             "cpus": os.cpu_count(),
             "threads": torch.get_num_threads(),

@@ -20,7 +20,7 @@ from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json
 from pipeline.core.terminal import Console
 from pipeline.core.version import plain_parser
-from pipeline.evaluation.results import SAMPLES, Sample, Score, read_samples, read_score
+from pipeline.evaluation.results import SAMPLES, Score, TaskSample, read_samples, read_score
 from pipeline.evaluation.statistics import bootstrap, holm, mcnemar, sign_flip
 
 REAL = 0.05
@@ -36,10 +36,10 @@ class Scored:
     by_problem: Mapping[int | None, float]
     """Problem id -> score, averaged over seeds."""
     settings: dict[str, object]
-    """Of the first result: what must be equal, or a comparison is of more than models."""
+    """Of the first result; where two models' settings differ, a comparison is of more than the models."""
 
     @classmethod
-    def of(cls, results: Sequence[tuple[Score, Sequence[Sample]]]) -> Scored:
+    def of(cls, results: Sequence[tuple[Score, Sequence[TaskSample]]]) -> Scored:
         """From score and samples of each seed."""
         first = results[0][0]
         values: dict[int | None, list[float]] = {}
@@ -80,7 +80,7 @@ class Comparison:
         return self.p_holm < REAL
 
 
-def comparable(samples: Sequence[Sample]) -> bool:
+def comparable(samples: Sequence[TaskSample]) -> bool:
     """Whether every problem has a number: not before programs are run, nor for perplexities."""
     return bool(samples) and all(s.id is not None and isinstance(s.value, Real) for s in samples)
 

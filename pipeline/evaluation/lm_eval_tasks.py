@@ -16,7 +16,7 @@ from pipeline.evaluation import scoring
 from pipeline.evaluation.answers import GeneratedAnswer, LikelihoodAnswer
 from pipeline.evaluation.benchmarks import TASKS
 from pipeline.evaluation.lm_eval_model import BlockDiffusionLM
-from pipeline.evaluation.results import Sample, Score
+from pipeline.evaluation.results import Score, TaskSample
 
 
 def load_tasks(names: list[str]) -> dict[str, ConfigurableTask]:
@@ -66,7 +66,7 @@ def run_task(
     limit: int | None = None,
     fewshot: int | None = None,
     chat: bool = True,
-) -> tuple[Score, list[Sample]]:
+) -> tuple[Score, list[TaskSample]]:
     """Score and samples of a task. The score's headline is the task's first metric (and first filter).
 
     `model` must not have run another task: its answers are taken to be this one's. `fewshot` overrides the task's own

@@ -13,8 +13,9 @@ from typing import Any
 from pipeline.config.cli import parse, parser
 from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json, write_text
+from pipeline.core.log import log
 from pipeline.evaluation import human_eval
-from pipeline.evaluation.benchmarks import SOURCES, Source, data_file, own_task_file, read
+from pipeline.evaluation.benchmarks import SOURCES, BenchmarkSource, data_file, own_task_file, read
 
 
 def main(argv: list[str]) -> None:
@@ -27,12 +28,12 @@ def main(argv: list[str]) -> None:
             path = data_file(name)
             if not path.is_file():
                 fetch(name)
-            print(f"{name}: {len(read(name))} rows in {path}")
+            log.info(f"{name}: {len(read(name))} rows in {path}")
         elif not own_task_file(name):
             from pipeline.evaluation.lm_eval_tasks import load_tasks
 
             load_tasks([name])
-            print(f"{name}: in the Hugging Face cache")
+            log.info(f"{name}: in the Hugging Face cache")
 
 
 def fetch(name: str) -> None:
@@ -50,7 +51,7 @@ def fetch(name: str) -> None:
     write_text(data_file(name), text)
 
 
-def _from_hub(source: Source) -> tuple[list[dict[str, Any]], str | None]:
+def _from_hub(source: BenchmarkSource) -> tuple[list[dict[str, Any]], str | None]:
     """All rows of a source at its newest revision, and the revision."""
     from datasets import load_dataset
     from huggingface_hub import HfApi

@@ -175,7 +175,7 @@ class Choice(Part):
 
 
 @dataclass(frozen=True)
-class Sample(Part):
+class TaskSample(Part):
     """A problem, what the model answered, and what that is worth."""
 
     prompt: str
@@ -236,6 +236,6 @@ def read_scores(folder: Path) -> dict[str, Score]:
     return {task: score for task, score in scores.items() if score}
 
 
-def read_samples(folder: Path, score: Score) -> list[Sample]:
+def read_samples(folder: Path, score: Score) -> list[TaskSample]:
     """A task's samples, in order; [] without a file."""
-    return [Sample.from_json(row, score.metric) for row in read_json_lines(folder / f"{score.task}{SAMPLES}")]
+    return [TaskSample.from_json(row, score.metric) for row in read_json_lines(folder / f"{score.task}{SAMPLES}")]

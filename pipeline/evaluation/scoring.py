@@ -21,8 +21,8 @@ from pipeline.evaluation.results import (
     Likelihood,
     Mean,
     Provenance,
-    Sample,
     Score,
+    TaskSample,
     read_scores,
 )
 from pipeline.evaluation.statistics import interval
@@ -49,9 +49,9 @@ def _mean(value: float, values: Sequence[Any]) -> Mean:
     return Mean(value, len(values), *(interval([float(v) for v in values]) if is_mean else ()))
 
 
-def generated_sample(sample: Mapping[str, Any], metric: str | None, answer: GeneratedAnswer) -> Sample:
+def generated_sample(sample: Mapping[str, Any], metric: str | None, answer: GeneratedAnswer) -> TaskSample:
     """Of a task that generates, from the harness's sample."""
-    return Sample(
+    return TaskSample(
         response=answer.response,
         answer=sample["filtered_resps"][0],
         filling=Filling.from_json(vars(answer)),
@@ -59,7 +59,7 @@ def generated_sample(sample: Mapping[str, Any], metric: str | None, answer: Gene
     )
 
 
-def likelihood_sample(sample: Mapping[str, Any], metric: str | None, answers: Sequence[LikelihoodAnswer]) -> Sample:
+def likelihood_sample(sample: Mapping[str, Any], metric: str | None, answers: Sequence[LikelihoodAnswer]) -> TaskSample:
     """Of a task over log-likelihoods."""
     choices = [
         Choice(args[-1], a.log_likelihood, math.sqrt(a.variance))
@@ -67,7 +67,7 @@ def likelihood_sample(sample: Mapping[str, Any], metric: str | None, answers: Se
     ]
     best, *others = sorted(choices, key=lambda c: -c.log_likelihood)
     noise = math.hypot(best.stderr, others[0].stderr) if others else 0.0
-    return Sample(
+    return TaskSample(
         response=best.text,
         answer=best.text,
         choices=choices,
@@ -123,14 +123,14 @@ def _cost(answers: Sequence[GeneratedAnswer]) -> dict[str, Any]:
     }
 
 
-def likelihood(answers: Sequence[LikelihoodAnswer], samples: Sequence[Sample]) -> Likelihood:
+def likelihood(answers: Sequence[LikelihoodAnswer], samples: Sequence[TaskSample]) -> Likelihood:
     """Noise of the estimator."""
     stderr = [math.sqrt(a.variance) for a in answers]
     return Likelihood(fmean(stderr), max(stderr), fmean(sample.unsure for sample in samples))
 
 
 def alarms(score: Score) -> list[str]:
-    """What must not pass for a result without a look at the outputs."""
+    """Reasons to look at the outputs before taking the score as a result."""
     problems = []
     if score.value == 0:
         problems.append(f"{score.metric} is 0: more often a wrong template, stop string or filter than a weak model")
@@ -147,7 +147,7 @@ def alarms(score: Score) -> list[str]:
     return problems
 
 
-def with_alarms(score: Score, samples: Sequence[Sample]) -> Score:
+def with_alarms(score: Score, samples: Sequence[TaskSample]) -> Score:
     """The score with its alarms and, where there are any, raw outputs."""
     problems = alarms(score)
     raw = [{"prompt": sample.prompt, "response": sample.response} for sample in samples[:RAW_OUTPUTS]]

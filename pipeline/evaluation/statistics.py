@@ -67,7 +67,7 @@ def sign_flip(differences: Sequence[float]) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (1979): below 0.05, a difference stands although so many were looked at."""
+    """Holm's adjusted p-values (1979): below 0.05, a difference is significant despite the number tested."""
     adjusted, largest = [0.0] * len(ps), 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
         largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))

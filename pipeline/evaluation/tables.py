@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.core.terminal import Console
-from pipeline.evaluation.results import Sample, Score
+from pipeline.evaluation.results import Score, TaskSample
 from pipeline.evaluation.sweep import SweepPoint
 
 
@@ -35,7 +35,7 @@ def print_response(console: Console, prompt: str, pieces: Sequence[str], filled:
     console.print()
 
 
-def print_samples(console: Console, samples: Sequence[Sample]) -> None:
+def print_samples(console: Console, samples: Sequence[TaskSample]) -> None:
     """Prompts, answers and verdicts; likelihood tasks show their choices."""
     for sample in samples:
         verdict = {True: "right", False: "wrong", None: ""}[sample.correct]

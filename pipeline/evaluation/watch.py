@@ -13,7 +13,8 @@ from pipeline.core.checkpoint_files import complete_checkpoints, damaged_file, s
 from pipeline.core.errors import StoppedEarly
 from pipeline.core.files import read_json, write_json
 from pipeline.core.log import log
-from pipeline.core.run_directory import best_file
+from pipeline.core.run_directory import best_file, evaluation_folder
+from pipeline.core.stage_status import status_file
 from pipeline.evaluation.lm_eval_tasks import load_tasks
 from pipeline.evaluation.results import Score
 from pipeline.evaluation.runner import evaluate, require_tasks
@@ -43,7 +44,7 @@ def score_checkpoints(run_dir: Path, tasks: list[str], score: Callable[[str, str
     """
     skipped: set[str] = set()
     while True:
-        done = (read_json(run_dir / "status" / "distill.json") or {}).get("state") == "done"
+        done = (read_json(status_file(run_dir, "distill")) or {}).get("state") == "done"
         waiting = [
             p for p in complete_checkpoints(run_dir) if p.name not in skipped and not scored(run_dir, p.name, tasks)
         ]
@@ -76,7 +77,7 @@ def _try(checkpoint: Path, score: Callable[[str, str], None]) -> str | None:
 
 def scored(run_dir: Path, step: str, tasks: list[str]) -> bool:
     """Whether every task has its result."""
-    return all((run_dir / "evaluation" / step / f"{task}.json").is_file() for task in tasks)
+    return all((evaluation_folder(run_dir, step) / f"{task}.json").is_file() for task in tasks)
 
 
 def mark_best(run_dir: Path, task: str) -> Best | None:

@@ -68,7 +68,7 @@ class RunResult(Scores):
     accuracy: Sequence[float] = ()
     """Share of masked held-out tokens whose truth the student ranks first, by t"""
     rounds: int = 1
-    """of training, which a start below the study's bar has more of"""
+    """of training; more than 1 for a start that was below the study's bar"""
     digest: str = ""
     """Of everything that the run was made from."""
     environment: Mapping[str, Any] | None = None

@@ -21,7 +21,7 @@ _planned_device: str | None = None
 
 @contextmanager
 def chunks_as_on(device_type: str) -> Iterator[None]:
-    """Chunks as another device has them, for whoever counts its memory without it."""
+    """Chunks as on another type of device, to count its memory without one."""
     global _planned_device
     previous, _planned_device = _planned_device, device_type
     try:

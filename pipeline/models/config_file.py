@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.core.errors import BadInput, one_line
 from pipeline.models.families.family import Family, Raw
 from pipeline.models.families.table import find_causal, find_family
-from pipeline.models.files import CONFIG_FILES, fetch
+from pipeline.models.model_files import CONFIG_FILES, fetch
 
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",

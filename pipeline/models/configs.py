@@ -10,7 +10,7 @@ from pipeline.models.config_file import config_file, family_and_fields, require_
 from pipeline.models.families import llada2_moe  # noqa: F401  # tells transformers of its config
 from pipeline.models.families.family import Raw
 from pipeline.models.families.table import family_of
-from pipeline.models.files import TOKENIZER_FILES, fetch, read_raw_config
+from pipeline.models.model_files import TOKENIZER_FILES, fetch, read_raw_config
 from pipeline.models.tokenizer import load_tokenizer
 
 NOT_FIELDS = ("auto_map", "architectures", "library", "model_type", "transformers_version")  # of the library's configs

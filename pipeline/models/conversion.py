@@ -22,8 +22,8 @@ from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256
 from pipeline.models.configs import read_config
 from pipeline.models.export import save_tokenizer, write_model
-from pipeline.models.files import CONFIG_FILES, WEIGHT_FILES, fetch, read_raw_config
 from pipeline.models.loading import build
+from pipeline.models.model_files import CONFIG_FILES, WEIGHT_FILES, fetch, read_raw_config
 from pipeline.models.tokenizer import MASK_TOKEN, read_tokenizer
 from pipeline.models.weights import TiedHead, check_files, check_shapes, checkpoint_views, fill, shapes, weight_files
 

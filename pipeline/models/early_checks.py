@@ -1,4 +1,4 @@
-"""What of a side, the student or a teacher, can be refused before a row is tokenized. Nothing here brings torch."""
+"""Checks of a side, the student or a teacher, that can fail before a row is tokenized. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.models.config_file import (
     require_student,
 )
 from pipeline.models.families.family import Raw
-from pipeline.models.files import CONFIG_FILES, fetch, read_raw_config
+from pipeline.models.model_files import CONFIG_FILES, fetch, read_raw_config
 from pipeline.models.tokenizer import require_mask_token
 
 

@@ -28,7 +28,7 @@ _planned_kernel: Callable[..., Any] | None = None
 
 @contextmanager
 def kernel_in_place(kernel: Callable[..., Any]) -> Iterator[None]:
-    """`kernel` in place of flex_attention, for whoever counts a GPU's memory without one."""
+    """Puts `kernel` in place of flex_attention, to count a GPU's memory without one."""
     global _planned_kernel
     previous, _planned_kernel = _planned_kernel, kernel
     try:

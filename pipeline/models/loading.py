@@ -24,8 +24,8 @@ from pipeline.models.configs import read_named_config
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size, split_experts, verify_experts
 from pipeline.models.families.llada2_moe import check_mask
 from pipeline.models.families.table import FAMILIES, family_of
-from pipeline.models.files import CONFIG_FILES, WEIGHT_FILES, fetch
 from pipeline.models.forward import dense_inputs, head_weight, windowed_inputs
+from pipeline.models.model_files import CONFIG_FILES, WEIGHT_FILES, fetch
 from pipeline.models.weights import TiedHead, check_files, checkpoint_views, fill, init_weights, shapes
 
 
@@ -165,7 +165,7 @@ def read_causally(model: PreTrainedModel, path: str) -> None:
 
 
 def _checked_weights(path: str, weights: Weights, config: PreTrainedConfig) -> Path | None:
-    """The folder of the weights (random: none), after all that can be refused of them before memory is taken."""
+    """The folder of the weights (None for random ones), after every check that is possible before memory is taken."""
     if weights == "random":
         return None
     folder = fetch(path, CONFIG_FILES + WEIGHT_FILES)

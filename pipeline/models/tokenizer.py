@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.core.errors import BadInput, one_line
 from pipeline.models.chat_template import check_chat_template
 from pipeline.models.families.table import MODEL_TYPES, find_family
-from pipeline.models.files import CONFIG_FILES, TOKENIZER_FILES, fetch, read_raw_config
+from pipeline.models.model_files import CONFIG_FILES, TOKENIZER_FILES, fetch, read_raw_config
 
 MASK_TOKEN = "<|mask|>"
 

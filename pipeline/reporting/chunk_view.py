@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipeline.alignment.vocabulary import token_bytes
 from pipeline.core.errors import BadInput, one_line
 from pipeline.models.tokenizer import load_tokenizer
-from pipeline.reporting.run_record import Run
+from pipeline.reporting.run_record import RunRecord
 
 MAX_CHUNKS = 80
 VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
@@ -24,7 +24,7 @@ class Chunk:
     teacher: list[str]
 
 
-def first_row_chunks(run: Run) -> dict[str, list[Chunk]]:
+def first_row_chunks(run: RunRecord) -> dict[str, list[Chunk]]:
     """{teacher: the first chunks of the first training row}; {} where the dataset is not at hand.
 
     Raises BadInput when a tokenizer or a shard cannot be read, ValueError when its tokens do not spell bytes.

@@ -13,13 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
 from pipeline.config.recipe import Tidal
-from pipeline.evaluation.results import Sample
+from pipeline.evaluation.results import TaskSample
 from pipeline.evaluation.sweep import SweepPoint
 from pipeline.method.calm import calm
 from pipeline.method.tidal import tidal_lambda
 from pipeline.reporting.chunk_view import VISIBLE
 from pipeline.reporting.picture import SIZE, Spot, picture, spots
-from pipeline.reporting.run_record import Run
+from pipeline.reporting.run_record import RunRecord
 from pipeline.reporting.summary import GREEN, ORANGE, VIOLET, Model
 from pipeline.training.teacher_probe import TeacherProbe
 
@@ -29,7 +29,7 @@ DIRECTIONS: dict[Literal["forward", "reverse"], tuple[str, str]] = {
     "reverse": ("Reverse CALM", VIOLET),
 }
 SURE, UNSURE = 0.99, 0.01
-"""A teacher's chunk probabilities whose gradients are drawn."""
+"""A teacher's chunk probabilities whose gradients are plotted."""
 
 
 def by_t(ts: Sequence[object]) -> list[str]:
@@ -41,7 +41,7 @@ def scores(models: Sequence[Model], task: str) -> Markup:
     """Value and interval of each model, on one axis."""
     measured = [(model, score := model.scores[task], float(score.value or 0)) for model in models]
 
-    def draw(axes: Axes) -> Iterator[Spot]:
+    def plot(axes: Axes) -> Iterator[Spot]:
         for row, (model, score, value) in enumerate(measured):
             if score.low is not None and score.high is not None:
                 axes.hlines(row, score.low, score.high, model.colour, linewidth=6, alpha=0.35)
@@ -54,7 +54,7 @@ def scores(models: Sequence[Model], task: str) -> Markup:
             axes.set_xlim(-0.02, 1.02)
 
     values = ", ".join(f"{model.label} {value:.3f}" for model, _, value in measured)
-    return picture(f"{task}, {measured[0][1].metric}: {values}", draw, (SIZE[0], 0.5 + 0.5 * len(models)))
+    return picture(f"{task}, {measured[0][1].metric}: {values}", plot, (SIZE[0], 0.5 + 0.5 * len(models)))
 
 
 def sweeps(swept: Sequence[tuple[Model, Sequence[SweepPoint]]]) -> list[Markup]:
@@ -91,11 +91,11 @@ def sweeps(swept: Sequence[tuple[Model, Sequence[SweepPoint]]]) -> list[Markup]:
     ]
 
 
-def over_steps(runs: Sequence[tuple[Model, Run]], name: str, title: str, *, smoothed: bool = False) -> Markup:
+def over_steps(runs: Sequence[tuple[Model, RunRecord]], name: str, title: str, *, smoothed: bool = False) -> Markup:
     """One entry of the training lines over steps, a line per run; `smoothed` adds the running mean."""
     curves = [(model, *series(run.training, name)) for model, run in runs]
 
-    def draw(axes: Axes) -> Iterator[Spot]:
+    def plot(axes: Axes) -> Iterator[Spot]:
         for model, steps, values in curves:
             if smoothed:
                 axes.plot(steps, values, color=model.colour, alpha=0.3, linewidth=0.8)
@@ -104,14 +104,14 @@ def over_steps(runs: Sequence[tuple[Model, Run]], name: str, title: str, *, smoo
         axes.set(xlabel="step", title=title)
 
     ends = ", ".join(f"{model.label} from {values[0]:.4g} to {values[-1]:.4g}" for model, _, values in curves if values)
-    return picture(f"{title} over steps: {ends}", draw)
+    return picture(f"{title} over steps: {ends}", plot)
 
 
-def validation(model: Model, run: Run, bounds: tuple[float, float]) -> Markup:
+def validation(model: Model, run: RunRecord, bounds: tuple[float, float]) -> Markup:
     """Validation cross-entropy over steps, one line per value of t; `bounds` of the axis are shared between runs."""
     steps, ts = [line.step for line in run.validation], list(run.validation[0].by_t)
 
-    def draw(axes: Axes) -> Iterator[Spot]:
+    def plot(axes: Axes) -> Iterator[Spot]:
         for t, colour in zip(ts, by_t(ts), strict=True):
             values = [line.by_t[t] for line in run.validation]
             axes.plot(steps, values, ".-", color=colour)
@@ -120,13 +120,13 @@ def validation(model: Model, run: Run, bounds: tuple[float, float]) -> Markup:
         axes.set_xlim(0, 1.05 * steps[-1])
 
     last = ", ".join(f"{value:.3g} at t = {t}" for t, value in run.validation[-1].by_t.items())
-    return picture(f"validation loss of {model.label} over steps, by t: at last {last}", draw)
+    return picture(f"validation loss of {model.label} over steps, by t: at last {last}", plot)
 
 
 def probe(name: str, known: TeacherProbe) -> list[Markup]:
     """A teacher's log-probability of the truth and its accuracy over t, with one view and with two."""
 
-    def draw(axes: Axes, values: Mapping[str, Sequence[float]]) -> Iterator[Spot]:
+    def plot(axes: Axes, values: Mapping[str, Sequence[float]]) -> Iterator[Spot]:
         for view, (label, marker, colour) in VIEWS.items():
             axes.plot(known.t, values[view], marker, color=colour)
             yield from spots(known.t, values[view], "{label}, t = {x}: {y:.3f}", label=label)
@@ -134,11 +134,11 @@ def probe(name: str, known: TeacherProbe) -> list[Markup]:
     def log_prob(axes: Axes) -> Iterable[Spot]:
         axes.axhline(known.uniform, color="#808080", linestyle=":", linewidth=1.2)
         axes.set(xlabel="t", title=f"{name}: mean log-probability of the true token")
-        return draw(axes, known.log_prob)
+        return plot(axes, known.log_prob)
 
     def accuracy(axes: Axes) -> Iterable[Spot]:
         axes.set(xlabel="t", title=f"{name}: true token ranked first", ylim=(-0.03, 1.03))
-        return draw(axes, known.accuracy)
+        return plot(axes, known.accuracy)
 
     def ends(values: Mapping[str, Sequence[float]]) -> str:
         return "; ".join(f"{VIEWS[v][0]} {values[v][0]:.3f} to {values[v][-1]:.3f}" for v in VIEWS)
@@ -156,7 +156,7 @@ def tidal(o: Tidal) -> Markup:
         [tidal_lambda(p, t, init=o.init, maximum=o.maximum, axes=o.axes, schedule=o.schedule).numpy() for p in progress]
     )
 
-    def draw(axes: Axes) -> Iterator[Spot]:
+    def plot(axes: Axes) -> Iterator[Spot]:
         filled = axes.contourf(progress, t.numpy(), values.T, levels=np.linspace(0, 1, 11), cmap="viridis")
         axes.figure.colorbar(filled, label="lambda")
         axes.set(xlabel="training progress p", ylabel="diffusion time t")
@@ -166,7 +166,7 @@ def tidal(o: Tidal) -> Markup:
                 yield Spot(progress[i], float(t[j]), says)
 
     return picture(
-        f"lambda over progress and t: {values[0, 0]:.2f} at the start, {values[-1, 0]:.2f} at the end, t = 0", draw
+        f"lambda over progress and t: {values[0, 0]:.2f} at the start, {values[-1, 0]:.2f} at the end, t = 0", plot
     )
 
 
@@ -174,15 +174,15 @@ def gradients(temperature: float) -> list[Markup]:
     """`plot_gradient` for a teacher that is sure of a chunk, and for one that is sure that it is wrong."""
     slope = f"dL / d log-probability (T = {temperature:g})"
 
-    def drawn(teacher: float) -> Markup:
-        def draw(axes: Axes) -> tuple[()]:
+    def gradient(teacher: float) -> Markup:
+        def plot(axes: Axes) -> tuple[()]:
             plot_gradient(axes, temperature, teacher)
             axes.set_ylabel(slope)
             return ()
 
-        return picture(f"{slope} over the student's chunk probability, teacher's {teacher}", draw)
+        return picture(f"{slope} over the student's chunk probability, teacher's {teacher}", plot)
 
-    return [drawn(SURE), drawn(UNSURE)]
+    return [gradient(SURE), gradient(UNSURE)]
 
 
 def plot_gradient(axes: Axes, temperature: float, teacher: float) -> None:
@@ -200,7 +200,7 @@ def teacher_kl(name: str, by_step: Mapping[str, Mapping[str, Mapping[str, float]
     """KL from a teacher to the student over t, a line for each step at which it was measured."""
     lines = {step: [(float(t), nats) for t, nats in kl[name].items()] for step, kl in by_step.items()}
 
-    def draw(axes: Axes) -> Iterator[Spot]:
+    def plot(axes: Axes) -> Iterator[Spot]:
         for (step, points), colour in zip(lines.items(), (ORANGE, GREEN), strict=False):
             axes.plot(*zip(*points, strict=True), "o-", color=colour, label=f"step {step}")
             yield from (Spot(t, nats, f"step {step}, t = {t}: {nats:.3g} nats") for t, nats in points)
@@ -208,15 +208,15 @@ def teacher_kl(name: str, by_step: Mapping[str, Mapping[str, Mapping[str, float]
         axes.legend()
 
     means = ", ".join(f"{np.mean([nats for _, nats in points]):.3g} at step {step}" for step, points in lines.items())
-    return picture(f"KL from {name} to the student over t, in nats; mean {means}", draw)
+    return picture(f"KL from {name} to the student over t, in nats; mean {means}", plot)
 
 
-def filling(sample: Sample) -> Markup:
+def filling(sample: TaskSample) -> Markup:
     """Which forward decided each token of a response: position across, forward upwards."""
     f = sample.filling
     assert f is not None
 
-    def draw(axes: Axes) -> tuple[()]:
+    def plot(axes: Axes) -> tuple[()]:
         axes.scatter(range(len(f.filled)), f.filled, c=f.filled, cmap="plasma", vmin=-2, s=14)
         for position, (piece, forward) in enumerate(zip(f.pieces, f.filled, strict=True)):
             label: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "parse_math": False}
@@ -227,7 +227,7 @@ def filling(sample: Sample) -> Markup:
         return ()
 
     width = max(SIZE[0], 0.6 + 0.36 * len(f.filled))
-    return picture(f"problem {sample.id}: which of {max(f.filled)} forwards decided each token", draw, (width, 2.6))
+    return picture(f"problem {sample.id}: which of {max(f.filled)} forwards decided each token", plot, (width, 2.6))
 
 
 def series(lines: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from pipeline.evaluation.compare import Comparison
-from pipeline.reporting.run_record import Run
+from pipeline.reporting.run_record import RunRecord
 from pipeline.reporting.summary import Model, scored_tasks, strategy_name
 
 
-def headline(run: Run, models: Sequence[Model], compared: Sequence[Comparison]) -> str:
+def headline(run: RunRecord, models: Sequence[Model], compared: Sequence[Comparison]) -> str:
     """One sentence, of what is known."""
     parts = [_outcome(models, compared), _training(run)]
     return "; ".join(part for part in parts if part) + "."
@@ -43,7 +43,7 @@ def _outcome(models: Sequence[Model], compared: Sequence[Comparison]) -> str:
     return f"{said}, {points(chosen, chosen.a)}{doubt}"
 
 
-def _training(run: Run) -> str:
+def _training(run: RunRecord) -> str:
     if not run.training:
         return "nothing has been trained yet"
     done, seconds = int(run.training[-1]["step"]), sum(line["seconds"] for line in run.training)

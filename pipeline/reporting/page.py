@@ -14,7 +14,7 @@ from pipeline.core.files import write_json, write_text
 from pipeline.core.stage_status import read_history, record_status
 from pipeline.core.terminal import Console
 from pipeline.reporting.headline import headline
-from pipeline.reporting.run_record import Run, read_run
+from pipeline.reporting.run_record import RunRecord, read_run
 from pipeline.reporting.sections import comparisons, sections
 from pipeline.reporting.summary import (
     Model,
@@ -55,7 +55,7 @@ def _remembered(run_dir: Path) -> list[str]:
     return [str(folder) for folder in reports[-1]["baselines"]] if reports else []
 
 
-def render(run: Run, models: Sequence[Model]) -> str:
+def render(run: RunRecord, models: Sequence[Model]) -> str:
     """The whole page; it needs no other file and no network."""
     compared = comparisons(models)
     environment = Environment(

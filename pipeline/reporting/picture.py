@@ -66,8 +66,8 @@ def spots(xs: Sequence[float], ys: Sequence[float], says: str, **names: object) 
     return [Spot(xs[i], ys[i], says.format(x=xs[i], y=ys[i], **names)) for i in chosen]
 
 
-def picture(alt: str, draw: Callable[[Axes], Iterable[Spot]], size: tuple[float, float] = SIZE) -> Markup:
-    """What `draw` puts on the axes, with the spots that it returns; `alt` says it in words to who does not see it.
+def picture(alt: str, plot: Callable[[Axes], Iterable[Spot]], size: tuple[float, float] = SIZE) -> Markup:
+    """What `plot` puts on the axes, with the spots that it returns; `alt` describes it for readers who cannot see it.
 
     No metadata, no addresses of namespaces, ids of its own.
     """
@@ -76,7 +76,7 @@ def picture(alt: str, draw: Callable[[Axes], Iterable[Spot]], size: tuple[float,
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name, "svg.id": f"picture-{name}"}):
         figure = Figure(figsize=size, dpi=72, layout="constrained")  # SVG's unit is a point
         axes = figure.subplots()
-        drawn = list(draw(axes))
+        points = list(plot(axes))
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})  # `savefig` would lay it out twice
     markup = text.getvalue()
     markup = markup[markup.index("<svg") :].replace(INK, "currentColor")
@@ -86,12 +86,12 @@ def picture(alt: str, draw: Callable[[Axes], Iterable[Spot]], size: tuple[float,
     markup = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), markup)
     wide = f' class="wide" style="width: {size[0]}in"' if size[0] > SIZE[0] else ""
     markup = markup.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"{wide}', 1)
-    return Markup(markup.replace("</svg>", f"{_circles(axes, drawn, 72 * size[1])}</svg>"))
+    return Markup(markup.replace("</svg>", f"{_circles(axes, points, 72 * size[1])}</svg>"))
 
 
-def _circles(axes: Axes, drawn: Sequence[Spot], height: float) -> str:
+def _circles(axes: Axes, points: Sequence[Spot], height: float) -> str:
     """Invisible until the pointer is on them."""
-    placed = ((axes.transData.transform((spot.x, spot.y)), spot.says) for spot in drawn)
+    placed = ((axes.transData.transform((spot.x, spot.y)), spot.says) for spot in points)
     inside = axes.bbox.padded(3)
     return "".join(
         f'<circle class="spot" cx="{x:.1f}" cy="{height - y:.1f}" r="5"><title>{escape(says)}</title></circle>'

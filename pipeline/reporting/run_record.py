@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.alignment.summary import statistics_rows
+from pipeline.alignment.manifest_summary import statistics_rows
 from pipeline.config.recipe import Recipe, Tidal
 from pipeline.core.errors import BadInput, one_line
 from pipeline.core.files import read_json
@@ -23,7 +23,7 @@ SCHEDULE = ("init", "maximum", "axes", "schedule")
 
 
 @dataclass(frozen=True)
-class Validation:
+class ValidationLine:
     """One validation line of metrics.jsonl."""
 
     step: int
@@ -44,7 +44,7 @@ class Alignment:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """One run directory."""
 
     folder: Path
@@ -75,7 +75,7 @@ class Run:
     """Of every stage that has a status file, `report` itself left out."""
     training: list[dict[str, float]]
     """Lines of metrics.jsonl, in order of steps; of a step that a resumed run did again, the later line."""
-    validation: list[Validation]
+    validation: list[ValidationLine]
     probe: Mapping[str, TeacherProbe]
     """By teacher."""
     teacher_kl: Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -90,7 +90,7 @@ class Run:
         return max((name for name in self.evaluations if name.startswith("step-")), default="")
 
 
-def read_run(folder: Path, fallback: Recipe | None = None) -> Run:
+def read_run(folder: Path, fallback: Recipe | None = None) -> RunRecord:
     """Reads a run directory; the fallback stands in where it holds no recipe.yaml.
 
     Raises BadInput for a file that is not JSON.
@@ -106,7 +106,7 @@ def read_run(folder: Path, fallback: Recipe | None = None) -> Run:
     lines = sorted(metrics.items())
     status = {path.stem: read_json(path) for path in sorted((folder / "status").glob("*.json"))}
     probe = read_json(folder / "teacher_probe.json")
-    return Run(
+    return RunRecord(
         folder=folder,
         recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else "",
         **of_recipe | {"steps": environment.get("steps") or of_recipe["steps"]},
@@ -119,7 +119,7 @@ def read_run(folder: Path, fallback: Recipe | None = None) -> Run:
         expert_parallel_size=environment.get("expert_parallel_size") or {},
         seconds={stage: s["seconds"] for stage, s in status.items() if stage != "report" and "seconds" in s},
         training=[line for (_, kind), line in lines if kind == "train"],
-        validation=[Validation(**line) for (_, kind), line in lines if kind == "validation"],
+        validation=[ValidationLine(**line) for (_, kind), line in lines if kind == "validation"],
         probe=read_probes(probe) if probe else {},
         teacher_kl=read_json(folder / "distance.json") or {},
         alignment=_alignment(of_recipe["aligned"]),
@@ -142,7 +142,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _of_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `Run` that a resolved recipe says."""
+    """The fields of `RunRecord` that a resolved recipe says."""
     objective, data = recipe.get("objective", {}), recipe.get("data", {})
     teachers = {teacher["name"]: teacher.get("tokenizer", "") for teacher in recipe.get("teachers", [])}
     return {

@@ -18,7 +18,7 @@ from pipeline.core.run_directory import best_file
 from pipeline.core.stage_status import read_history, status_file
 from pipeline.core.terminal import number_of, span
 from pipeline.evaluation.results import Score
-from pipeline.reporting.run_record import Run, Validation
+from pipeline.reporting.run_record import RunRecord, ValidationLine
 
 RECENT = 20
 """Logging lines that the rate is taken from."""
@@ -83,7 +83,7 @@ class RunStatus:
     terms: Mapping[str, float]
     grad_norm: float | None
     lr: float | None
-    validation: Validation | None
+    validation: ValidationLine | None
     checkpoint: SavedCheckpoint | None
     """The newest."""
     checkpoints: int
@@ -157,7 +157,7 @@ def runs_table(runs: Sequence[RunStatus]) -> Table:
     return table
 
 
-def run_status(run: Run, now: float) -> RunStatus:
+def run_status(run: RunRecord, now: float) -> RunStatus:
     """Reads what the run's record does not hold: the lock, checkpoints, the stages' status files, ages."""
     files = sorted((run.folder / "status").glob("*.json"), key=lambda path: path.stat().st_mtime)
     stages = {path.stem: read_json(path) for path in files}

@@ -14,19 +14,19 @@ from markupsafe import Markup
 from pipeline.config.recipe import Tidal
 from pipeline.core.errors import BadInput
 from pipeline.evaluation.compare import Comparison, Scored, comparable, compare
-from pipeline.evaluation.results import Sample, read_samples
+from pipeline.evaluation.results import TaskSample, read_samples
 from pipeline.evaluation.sweep import read_sweep, swept_tasks
 from pipeline.evaluation.tables import SWEEP_HEADINGS, sweep_rows
 from pipeline.method.strategies import STRATEGIES, Strategy, resolve
 from pipeline.reporting import figures
 from pipeline.reporting.chunk_view import first_row_chunks
 from pipeline.reporting.headline import points
-from pipeline.reporting.run_record import Run
+from pipeline.reporting.run_record import RunRecord
 from pipeline.reporting.summary import Model, scored_tasks, strategy_name
 
 VERDICTS = {True: "right", False: "wrong", None: ""}  # None: a graded metric
 SHOWN_SAMPLES = 6  # of each verdict
-DRAWN_SAMPLES, DRAWN_TOKENS = 3, 40
+PLOTTED_SAMPLES, PLOTTED_TOKENS = 3, 40
 UNTRAINED = "No training lines in metrics.jsonl: distill has not run."
 TRAINING = {
     "certainty": "certainty: entropy of tokens that are right",
@@ -59,7 +59,7 @@ class Section:
         return re.sub(r"\W+", "-", self.title.lower())
 
 
-def sections(run: Run, models: Sequence[Model], compared: Sequence[Comparison]) -> Iterator[Section]:
+def sections(run: RunRecord, models: Sequence[Model], compared: Sequence[Comparison]) -> Iterator[Section]:
     """All of them, in the order of the page."""
     yield from scores(models, compared)
     yield from sweeps(models)
@@ -82,7 +82,7 @@ def sections(run: Run, models: Sequence[Model], compared: Sequence[Comparison]) 
     yield text("Environment", run.environment, "environment.json")
 
 
-def strategies(run: Run) -> list[Strategy]:
+def strategies(run: RunRecord) -> list[Strategy]:
     """What the teachers' terms are, as far as the aligned dataset says which tokenizer is shared."""
     if run.strategy not in STRATEGIES:
         return []
@@ -105,7 +105,7 @@ def comparisons(models: Sequence[Model]) -> list[Comparison]:
     return compare(scored)
 
 
-def runs_with(models: Sequence[Model], part: Callable[[Run], Sequence[Any]]) -> list[tuple[Model, Run]]:
+def runs_with(models: Sequence[Model], part: Callable[[RunRecord], Sequence[Any]]) -> list[tuple[Model, RunRecord]]:
     """The models whose run has something of a part of its record."""
     return [(model, model.run) for model in models if model.run and part(model.run)]
 
@@ -182,18 +182,18 @@ def losses(models: Sequence[Model]) -> Section:
         return Section(title, note=UNTRAINED)
     terms = {"loss": "loss", "cross_entropy": "cross-entropy"}
     terms |= {name: f"distillation: {name}" for _, run in trained for name in run.teachers}
-    drawn = [figures.over_steps(having(trained, name), name, label, smoothed=True) for name, label in terms.items()]
-    drawn += [figures.over_steps(logged, n, label) for n, label in TRAINING.items() if (logged := having(trained, n))]
+    plots = [figures.over_steps(having(trained, name), name, label, smoothed=True) for name, label in terms.items()]
+    plots += [figures.over_steps(logged, n, label) for n, label in TRAINING.items() if (logged := having(trained, n))]
     note = (
         "Thin: one logging line; thick: running mean. The loss is the weighted sum of its terms; losses of different strategies do "
         "not compare."
     )
     if any(strategy.tidal for _, run in trained for strategy in strategies(run)):
         note += " TIDAL's target moves to the teacher as lambda grows: its loss may rise while the student learns."
-    return Section(title, note=note, legend=legend([model for model, _ in trained]), figures=drawn)
+    return Section(title, note=note, legend=legend([model for model, _ in trained]), figures=plots)
 
 
-def having(runs: Sequence[tuple[Model, Run]], name: str) -> list[tuple[Model, Run]]:
+def having(runs: Sequence[tuple[Model, RunRecord]], name: str) -> list[tuple[Model, RunRecord]]:
     """Those whose training lines hold a value of this name."""
     return [(model, run) for model, run in runs if figures.series(run.training, name)[0]]
 
@@ -207,19 +207,19 @@ def validation(models: Sequence[Model]) -> Section:
     ts = list(validated[0][1].validation[-1].by_t)
     values = [value for _, run in validated for line in run.validation for value in line.by_t.values()]
     bounds = min(values), max(values)
-    drawn = [figures.validation(model, run, bounds) for model, run in validated if len(run.validation) > 1]
+    plots = [figures.validation(model, run, bounds) for model, run in validated if len(run.validation) > 1]
     rows: Rows = [["last step", "all t", *(f"t = {t}" for t in ts)]]
     rows += [[m.label, run.validation[-1].loss, *run.validation[-1].by_t.values()] for m, run in validated]
     return Section(
         title,
         note="Mean cross-entropy of a masked token of held-out rows, in nats, at fixed t with fixed noise.",
-        legend=[(colour, f"t = {t}") for t, colour in zip(ts, figures.by_t(ts), strict=True)] if drawn else [],
-        figures=drawn,
+        legend=[(colour, f"t = {t}") for t, colour in zip(ts, figures.by_t(ts), strict=True)] if plots else [],
+        figures=plots,
         tables=[rows],
     )
 
 
-def probe(run: Run) -> Section:
+def probe(run: RunRecord) -> Section:
     """What every teacher knew before training."""
     title = "What the teacher knows"
     if not run.probe:
@@ -234,11 +234,13 @@ def probe(run: Run) -> Section:
     )
 
 
-def teacher_kl(run: Run) -> Section:
+def teacher_kl(run: RunRecord) -> Section:
     """A picture per teacher."""
     title = "KL to the teachers"
     if not run.teacher_kl:
-        return Section(title, note="No distance.json: distill has not run, or the teachers' answers are stored.")
+        return Section(
+            title, note="No distance.json: distill has not run, or there are no teachers or no held-out rows."
+        )
     names = list(next(iter(run.teacher_kl.values())))
     rows: Rows = [["mean over t, nats", *names]]
     rows += [[f"step {step}", *(statistics.mean(kl[n].values()) for n in names)] for step, kl in run.teacher_kl.items()]
@@ -267,13 +269,13 @@ def gradients(temperature: float) -> Section:
 def tidal(schedule: Tidal, models: Sequence[Model]) -> Section:
     """The schedule of the recipe, and what the training lines say of it."""
     note = f"The share of the teacher in TIDAL's target, lambda(p, t); axes: {schedule.axes}."
-    drawn = [figures.tidal(schedule)]
+    plots = [figures.tidal(schedule)]
     if logged := having(runs_with(models, lambda run: run.training), "lambda"):
-        drawn.append(figures.over_steps(logged, "lambda", "lambda at t = 0"))
-    return Section("TIDAL lambda", note=note, figures=drawn)
+        plots.append(figures.over_steps(logged, "lambda", "lambda at t = 0"))
+    return Section("TIDAL lambda", note=note, figures=plots)
 
 
-def alignment(run: Run) -> Section:
+def alignment(run: RunRecord) -> Section:
     """The manifest's numbers."""
     title = "Alignment"
     if not run.alignment:
@@ -285,7 +287,7 @@ def alignment(run: Run) -> Section:
     return Section(title, note=note, beside=tables)
 
 
-def chunks(run: Run) -> Iterator[Section]:
+def chunks(run: RunRecord) -> Iterator[Section]:
     """One aligned row for each teacher."""
     try:
         by_teacher = first_row_chunks(run)
@@ -333,14 +335,14 @@ def samples(model: Model) -> Iterator[Section]:
         shown = [row for verdict in VERDICTS for row in [r for r in rows if r.correct is verdict][:SHOWN_SAMPLES]]
         content = [(row, VERDICTS[row.correct] or f"{row.metric} {row.value}") for row in shown]
         note = f"{task}, {model.results.name}: {len(shown)} of {len(rows)}, the first right and the first wrong ones."
-        drawn = [row for row in rows if _drawable(row)][:DRAWN_SAMPLES]
-        if drawn:
+        plots = [row for row in rows if _plottable(row)][:PLOTTED_SAMPLES]
+        if plots:
             note += " The picture shows which forward decided each token of the first ones."
-        yield Section(title, note=note, figures=list(map(figures.filling, drawn)), kind="samples", content=content)
+        yield Section(title, note=note, figures=list(map(figures.filling, plots)), kind="samples", content=content)
 
 
-def _drawable(row: Sample) -> bool:
-    return row.filling is not None and 0 < len(row.filling.filled) <= DRAWN_TOKENS
+def _plottable(row: TaskSample) -> bool:
+    return row.filling is not None and 0 < len(row.filling.filled) <= PLOTTED_TOKENS
 
 
 def text(title: str, content: str, file: str) -> Section:

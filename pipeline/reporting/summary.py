@@ -13,7 +13,7 @@ from rich.table import Table
 from pipeline.core.errors import BadInput
 from pipeline.evaluation.results import Score, read_scores
 from pipeline.evaluation.tables import narrow_table
-from pipeline.reporting.run_record import Run, read_run
+from pipeline.reporting.run_record import RunRecord, read_run
 
 VIOLET, ORANGE, GREEN, BLUE, PINK, BROWN = "#8b6fd6", "#d9822b", "#1f9e89", "#3f83c9", "#c9568f", "#94764a"
 BASELINES = (ORANGE, BLUE, PINK, BROWN)
@@ -43,7 +43,7 @@ class Model:
     """Folder of the scores and samples: RUN/evaluation/STEP or LABEL."""
     scores: Mapping[str, Score]
     """By task."""
-    run: Run | None
+    run: RunRecord | None
     """None where there is no more than scores, as of a teacher."""
 
     @property
@@ -51,7 +51,7 @@ class Model:
         return self.run.strategy if self.run else ""
 
 
-def read_models(run: Run, baselines: Sequence[str], teacher_label: str) -> list[Model]:
+def read_models(run: RunRecord, baselines: Sequence[str], teacher_label: str) -> list[Model]:
     """The teacher, if it has scores, the baselines in their order, and the run itself, whose newest evaluated step counts.
 
     Args:
@@ -90,7 +90,7 @@ def _baseline(text: str, colour: str) -> Model:
     return _of_run(label or (folder.name if run.teachers else "undistilled"), colour, run)
 
 
-def _of_run(label: str, colour: str, run: Run) -> Model:
+def _of_run(label: str, colour: str, run: RunRecord) -> Model:
     return Model(label, colour, run.folder / "evaluation" / run.last_step, run.evaluations.get(run.last_step, {}), run)
 
 
@@ -122,7 +122,7 @@ def score_table(models: Sequence[Model]) -> Table:
     return table
 
 
-def summary(run: Run, models: Sequence[Model]) -> dict[str, Any]:
+def summary(run: RunRecord, models: Sequence[Model]) -> dict[str, Any]:
     """The contents of summary.json: scores of the first task and numbers of the run; only what is known has an entry."""
     first = next(iter(scored_tasks(models)), "")
     seconds = dict(run.seconds)

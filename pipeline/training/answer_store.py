@@ -15,8 +15,8 @@ from pipeline.config.recipe import Recipe, Teacher
 from pipeline.core.checksums import FileEntry, add_checksum, checksum_fits, damaged_files
 from pipeline.core.errors import BadInput
 from pipeline.core.files import file_sha256, read_json, write_json
-from pipeline.data.answers import Answers, StoredAnswers
-from pipeline.models.files import CONFIG_FILES, WEIGHT_FILES, fetch
+from pipeline.data.teacher_answers import StoredAnswers, TeacherAnswers
+from pipeline.models.model_files import CONFIG_FILES, WEIGHT_FILES, fetch
 from pipeline.models.weights import weight_files
 from pipeline.training.terms import stored_temperatures
 
@@ -94,10 +94,10 @@ def check_store(recipe: Recipe, teacher: Teacher, manifest: Manifest, *, every_b
         raise BadInput(f"{folder}: missing or damaged {', '.join(damaged)}: run `{command}` again")
 
 
-def no_answers(recipe: Recipe, teacher: Teacher, shared_vocab: int) -> Answers:
+def no_answers(recipe: Recipe, teacher: Teacher, shared_vocab: int) -> TeacherAnswers:
     """Of no token."""
     temperatures = stored_temperatures(recipe.objective.temperature, shared_vocab)
-    return Answers.empty(kept_tokens(teacher, shared_vocab), len(temperatures))
+    return TeacherAnswers.empty(kept_tokens(teacher, shared_vocab), len(temperatures))
 
 
 def read_answers(recipe: Recipe, teacher: Teacher, shared_vocab: int, files: Sequence[str]) -> StoredAnswers:

@@ -21,10 +21,10 @@ from pipeline.method.certainty import certainty
 from pipeline.method.tidal import cross_entropy_weight
 from pipeline.models.families.llada2_moe import LLaDA2MoeModelLM
 from pipeline.models.families.table import is_shifted
-from pipeline.models.files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, fetch
 from pipeline.models.flex_attention import TILE, use_flex
 from pipeline.models.forward import head_of
 from pipeline.models.loading import load_student, load_teacher
+from pipeline.models.model_files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, fetch
 from pipeline.training.answer_store import no_answers, read_answers
 from pipeline.training.engine import build_engine, student_dtype
 from pipeline.training.held_out import FixedNoiseRows

@@ -32,7 +32,7 @@ from pipeline.core.run_directory import best_file, read_metrics
 from pipeline.distributed.collectives import RanksFailed, all_or_error, first_or_error
 from pipeline.distributed.topology import Topology
 from pipeline.models.export import export
-from pipeline.models.formats import FORMATS, Exported
+from pipeline.models.export_formats import FORMATS, Exported
 from pipeline.training.metrics import Metrics
 from pipeline.training.zero_state import buffers, collect
 
@@ -155,7 +155,7 @@ def prune(run_dir: Path, keep: int) -> None:
 
 def best_step(run_dir: Path) -> int | None:
     """The step that evaluation/best.json names, else that of the lowest validation loss among complete checkpoints."""
-    with suppress(BadInput, AttributeError):  # of a damaged file nobody may die
+    with suppress(BadInput, AttributeError):  # a damaged file must not end the run
         if marked := read_json(best_file(run_dir)):
             return marked.get("step")
         steps = {step_of(path) for path in complete_checkpoints(run_dir)}

@@ -34,7 +34,7 @@ class FixedNoiseRows:
     builder: BatchBuilder
     topology: Topology
     micro_tokens: int
-    """Of a micro-batch, more where one row needs more."""
+    """Most tokens of a micro-batch; raised to the largest row's where that has more."""
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -150,7 +150,7 @@ class Trainer:
             means = self.forward(batch, progress) / denominators[k]
             # DeepSpeed averages over ranks and micro-batches; our denominators already hold all of them
             loss = (means * weights[k]).sum() * parts
-            # so that a loss that is not finite has such a gradient, whose norm DeepSpeed looks at before it steps
+            # gives a non-finite loss a non-finite gradient, whose norm DeepSpeed checks before it steps
             self.engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan))
             self.engine.step()
             metrics.add(means.detach(), batch.host.tokens)

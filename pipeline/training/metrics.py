@@ -71,7 +71,7 @@ class Metrics:
         return torch.cat([self._sums.cpu(), torch.tensor([self._tokens, self._count], dtype=torch.float64)])
 
     def load_state(self, states: Sequence[Tensor]) -> None:
-        """Goes on from every rank's `state`. Where there were other ranks than now, the first has it all."""
+        """Goes on from every rank's `state`. If the number of ranks has changed, rank 0 takes the sum."""
         rank, stacked = dist.get_rank(), torch.stack(list(states))
         if len(stacked) == dist.get_world_size():
             state = stacked[rank]

@@ -19,10 +19,10 @@ from pipeline.core.errors import BadInput, for_user
 from pipeline.core.files import file_sha256, json_sha256
 from pipeline.core.log import log
 from pipeline.data.aligned_dataset import AlignedRow, AlignedRows
-from pipeline.data.answers import Answers, schema, to_columns
 from pipeline.data.arrow_files import write_arrow
 from pipeline.data.blocks import lay_out_causal
 from pipeline.data.packing import pack
+from pipeline.data.teacher_answers import TeacherAnswers, schema, to_columns
 from pipeline.distributed.collectives import first_or_error
 from pipeline.distributed.topology import Topology
 from pipeline.method.chunked_lm_head import chunked_lm_head, token_log_prob
@@ -125,7 +125,7 @@ def _require_understanding(teacher: Teacher, shards: Sequence[StoredShard]) -> N
 
 
 def answered_tokens(row: AlignedRow) -> Tensor:
-    """`predictable` of the row's teacher, but the first token, of which nothing is left: bool [L_t]."""
+    """`predictable` of the row's teacher, except the first token, which has nothing to its left: bool [L_t]."""
     (teacher,) = row.teachers
     wanted = predictable(row.maskable, teacher.student_chunks, teacher.chunks)
     wanted[:1] = False
@@ -171,7 +171,7 @@ def answer(
     shared_vocab: int,
     top_k: int,
     temperatures: tuple[float, ...],
-) -> list[Answers]:
+) -> list[TeacherAnswers]:
     """What a causal model says of some tokens of its rows, in one forward (no row is fine): (int64 [L], bool [L]) each."""
     device = head_weight(model).device
     packed, predicting = pack([lay_out_causal(ids, wanted) for ids, wanted in samples])
@@ -188,6 +188,6 @@ def answer(
     hidden = hidden_states(model, packed.to(device), predicting.to(device))
     scores = chunked_lm_head(score, hidden, head_weight(model)).cpu()
     true, partitions, logits, top = scores.split([1, len(temperatures), top_k, top_k], dim=1)
-    whole = Answers(true[:, 0], top.long(), logits, partitions)
+    whole = TeacherAnswers(true[:, 0], top.long(), logits, partitions)
     starts = torch.tensor([0, *counts]).cumsum(0).tolist()
     return [whole.at(torch.arange(start, start + n)) for start, n in zip(starts, counts, strict=False)]

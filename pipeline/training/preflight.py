@@ -24,7 +24,7 @@ from pipeline.models.config_file import require_positions
 from pipeline.models.configs import name_special_tokens, read_config
 from pipeline.models.expert_parallel import expert_count, resolve_expert_parallel_size
 from pipeline.models.export import as_exported
-from pipeline.models.formats import check_format
+from pipeline.models.export_formats import check_format
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.models.weights import weight_files
 from pipeline.training.answer_store import check_store
@@ -194,7 +194,7 @@ def _check_model(model: Student | Teacher, what: str, length: int) -> PreTrained
 
 
 def _check_teacher(teacher: Teacher) -> PreTrainedConfig:
-    """Its config, with the ids of special roles but for an autoregressive one, which has none."""
+    """The teacher's config; with the ids of special roles, unless the teacher is autoregressive."""
     config = _check_model(teacher, f"{teacher.role}: length", teacher.length)
     if not teacher.causal:
         name_special_tokens(config, teacher.path, load_tokenizer(teacher.tokenizer, student=False))

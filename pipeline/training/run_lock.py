@@ -1,4 +1,4 @@
-"""Whose a run directory is: one process at a time, and one recipe for ever."""
+"""Who owns a run directory: one process at a time, and one recipe for good."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ def check_teachers(teachers: Sequence[tuple[Teacher, PreTrainedModel | None]], r
     training data: the teacher's ids under its own input mask, one view, always the same noise. With so few tokens masked, a
     teacher that understands its input needs little more than the entropy of a word in its context, 1 or 2 nats in prose and
     less in code. Guessing costs ln(vocabulary), 12 nats for 150,000 tokens, and a teacher that sees another tokenizer's ids
-    or has lost its weights needs more than that. The bound is half of it: what knows no more than how often each token
-    occurs stays above (the demo's data: 0.62 of guessing), what understands its input far below (the demo's teacher: 0.11).
+    or has lost its weights needs more than that. The bound is half of guessing: a teacher that knows token frequencies
+    alone stays above (demo's data: 0.62 of guessing), one that understands its input far below (demo's teacher: 0.11).
 
     A wrong template does less harm (0.42 there), and how much depends on the data: a teacher that needs more than half of
     the entropy of the token frequencies is warned of. Random weights are exempt.

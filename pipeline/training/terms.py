@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from pipeline.config.recipe import Objective, Teacher, Tidal
 from pipeline.core.errors import BadInput
-from pipeline.data.answers import Answers
 from pipeline.data.batch import TeacherBatch
+from pipeline.data.teacher_answers import TeacherAnswers
 from pipeline.method.calm import calm
 from pipeline.method.kl import kl
 from pipeline.method.strategies import Strategy, resolve
@@ -26,7 +26,7 @@ from pipeline.method.tidal import midrange_weight, tidal_lambda
 from pipeline.models.forward import hidden_states, score_tokens
 
 LEAST_MASS = 1e-30
-"""Of the tokens that are not stored: its logarithm has to be finite."""
+"""Lower bound of the mass of the tokens that are not stored: its logarithm must be finite."""
 
 Mix = Callable[[float, Tensor], Tensor]
 """(progress, t) -> lambda, of t's shape"""
@@ -171,8 +171,8 @@ class StoredTokenSignal(_TokenSignal):
     less than 0; and no logit's gradient is off by more than 2 r (times T, as KL has T^2 before it).
     """
 
-    answers: Answers
-    """[M]; of whatever token without a partner"""
+    answers: TeacherAnswers
+    """[M]; a placeholder for tokens without a partner"""
     log_partition: Tensor
     """[M], at the objective's temperature"""
     shared_vocab: int
@@ -254,7 +254,7 @@ class StoredTokenTerm(_TokenTerm):
         )
 
 
-def stored_answers(batch: TeacherBatch) -> Answers:
+def stored_answers(batch: TeacherBatch) -> TeacherAnswers:
     """Those that came with the rows."""
     assert batch.answers is not None
     return batch.answers

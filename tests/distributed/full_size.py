@@ -173,7 +173,7 @@ def load_teacher(config: PreTrainedConfig, dtype: torch.dtype, expert_parallel_s
 
 def observe_steps(run: PlannedRun, configs: Sequence[PreTrainedConfig], observed: Observed) -> dict[str, Any]:
     """Two optimizer steps of one micro-batch each: what every phase holds at most, collectives, host reads, operations."""
-    from pipeline.capacity.cuda_kernels import fuse_norms, kernels_as_on
+    from pipeline.capacity.cuda_kernels import count_norms_as_kernels, kernels_as_on
     from pipeline.capacity.memory_tracker import MemoryTracker
     from pipeline.models.flex_attention import use_flex
     from pipeline.models.loading import build
@@ -190,7 +190,7 @@ def observe_steps(run: PlannedRun, configs: Sequence[PreTrainedConfig], observed
             for config, teacher in zip(configs[1:], plan.recipe.teachers, strict=True)
         ]
         for part in (model, *teachers):
-            fuse_norms(part)
+            count_norms_as_kernels(part)
             use_flex(part)  # the default on a GPU
         module = student_with_loss(plan, model, teachers)
         engine = build_engine(module, plan.engine_config, plan.recipe.optim, accumulation=1)

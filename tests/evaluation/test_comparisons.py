@@ -10,7 +10,7 @@ import pytest
 from pipeline.core.errors import BadInput
 from pipeline.core.files import write_json, write_json_lines, write_text
 from pipeline.evaluation.compare import Scored, compare, main
-from pipeline.evaluation.results import SAMPLES, Sample, Score
+from pipeline.evaluation.results import SAMPLES, Score, TaskSample
 from pipeline.evaluation.statistics import mcnemar
 
 
@@ -19,8 +19,8 @@ def scored(values: list[float], first: int = 0, **facts) -> Scored:
     return Scored.of([(score, [sample(v, first + i) for i, v in enumerate(values)])])
 
 
-def sample(value: float, problem: int) -> Sample:
-    return Sample("question", "answer", "target", None, id=problem, metric="exact_match", value=value)
+def sample(value: float, problem: int) -> TaskSample:
+    return TaskSample("question", "answer", "target", None, id=problem, metric="exact_match", value=value)
 
 
 def test_comparisons_are_paired() -> None:

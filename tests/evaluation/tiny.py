@@ -9,7 +9,7 @@ from pipeline.evaluation import lm_eval_model
 from pipeline.evaluation.checkpoint_under_test import CheckpointUnderTest
 from pipeline.evaluation.lm_eval_model import BlockDiffusionLM
 from pipeline.evaluation.lm_eval_tasks import load_tasks, run_task
-from pipeline.evaluation.results import Sample, Score
+from pipeline.evaluation.results import Score, TaskSample
 
 ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "pipeline" / "evaluation" / "tasks"
@@ -44,7 +44,9 @@ def language_model(folder: Path, config: GenerateConfig = SMOKE, **settings) -> 
     return BlockDiffusionLM(CheckpointUnderTest.of(str(folder)), config, **{"batch_size": 3, **settings})
 
 
-def run_file(folder: Path, task_file: Path, config: GenerateConfig = SMOKE, **settings) -> tuple[Score, list[Sample]]:
+def run_file(
+    folder: Path, task_file: Path, config: GenerateConfig = SMOKE, **settings
+) -> tuple[Score, list[TaskSample]]:
     """Of the only task in a file."""
     ((name, task),) = load_tasks([str(task_file)]).items()
     return run_task(name, task, language_model(folder, config, **settings))

@@ -100,7 +100,7 @@ class Unpickler(pickle.Unpickler):
         self.side = side
 
 
-class Side:
+class Endpoint:
     """One of the two processes; its `pickler` and `unpickler` know what leaves it and what it takes in."""
 
     pickler: type[Pickler]
@@ -190,7 +190,7 @@ class Callback:
         return self.side.serve()
 
 
-class Candidate(Side):
+class Candidate(Endpoint):
     """The program's module, and those of its objects that the judge has handles of."""
 
     pickler, unpickler = CandidatePickler, CandidateUnpickler
@@ -353,7 +353,7 @@ class JudgeUnpickler(Unpickler):
         return (RemoteIterator if kind == "iterator" else Handle)(self.side, index)
 
 
-class Judge(Side):
+class Judge(Endpoint):
     """Asks the candidate for the tests."""
 
     pickler, unpickler = JudgePickler, JudgeUnpickler

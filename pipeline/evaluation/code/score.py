@@ -27,7 +27,7 @@ from pipeline.evaluation import scoring
 from pipeline.evaluation.answer_cache import AnswerCache, request_key
 from pipeline.evaluation.code.limits import Limits
 from pipeline.evaluation.code.sandbox import Sandbox, Tests, Verdict
-from pipeline.evaluation.results import SAMPLES, Mean, Programs, Sample, Score, read_samples, read_score
+from pipeline.evaluation.results import SAMPLES, Mean, Programs, Score, TaskSample, read_samples, read_score
 from pipeline.evaluation.statistics import interval
 
 METRIC = "pass@1"
@@ -102,12 +102,12 @@ def score_samples(path: Path, sandbox: Sandbox, workers: int) -> Score:
     return score
 
 
-def _verdicts(folder: Path, task: str, samples: list[Sample], sandbox: Sandbox, workers: int) -> list[Verdict]:
+def _verdicts(folder: Path, task: str, samples: list[TaskSample], sandbox: Sandbox, workers: int) -> list[Verdict]:
     """One verdict per sample, in their order; those that TASK.verdicts.jsonl has for the same program, tests and limits stay."""
     limits = asdict(sandbox.limits)
     keys = [request_key(limits, sample.answer, sample.target) for sample in samples]
 
-    def judge(sample: Sample) -> Verdict:
+    def judge(sample: TaskSample) -> Verdict:
         return sandbox.judge(sample.answer, Tests(**sample.target))
 
     with AnswerCache(folder, task, kind="verdicts") as known, ThreadPoolExecutor(workers) as pool:

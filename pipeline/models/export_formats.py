@@ -37,7 +37,7 @@ class Exported(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Format:
+class Exporter:
     """One format."""
 
     obstacles: Callable[[PreTrainedConfig, PreTrainedTokenizerFast], Iterator[str]]
@@ -141,8 +141,8 @@ def _no_block_size(config: PreTrainedConfig) -> Iterator[str]:
         yield "its config.json names no block_size"
 
 
-FORMATS: dict[ExportFormat, Format] = {
-    "transformers": Format(_no_transformers, _write_transformers),
-    "sdar": Format(_no_sdar, _write_sdar),
-    "llada2": Format(_no_llada2, _write_llada2),
+FORMATS: dict[ExportFormat, Exporter] = {
+    "transformers": Exporter(_no_transformers, _write_transformers),
+    "sdar": Exporter(_no_sdar, _write_sdar),
+    "llada2": Exporter(_no_llada2, _write_llada2),
 }

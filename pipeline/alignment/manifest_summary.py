@@ -18,7 +18,7 @@ LABELS = {
     "teacher_straddling_tokens": "teacher tokens across the edge of a message",
     "rows_cut": "rows cut at the teacher's length",
 }
-"""Of the fields of ChunkStatistics whose names do not say enough."""
+"""Labels of those fields of ChunkStatistics whose names do not say enough."""
 
 
 def count_by_split(records: Iterable[ShardRecord]) -> dict[str, Counter[str]]:

@@ -20,8 +20,8 @@ from pipeline.data.arrow_files import open_arrow
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Predictions of N tokens, each from what is left of it."""
+class TeacherAnswers:
+    """Predictions of N tokens, each from the tokens to its left."""
 
     log_prob: Tensor
     """float32 [N], of the true token"""
@@ -33,25 +33,25 @@ class Answers:
     """float32 [N, T]: log of the sum of exp(logit / temperature) over the shared vocabulary"""
 
     @classmethod
-    def empty(cls, top_k: int, temperatures: int) -> Answers:
+    def empty(cls, top_k: int, temperatures: int) -> TeacherAnswers:
         """Of no token."""
         top = torch.zeros(0, top_k, dtype=torch.int64)
         return cls(torch.zeros(0), top, top.float(), torch.zeros(0, temperatures))
 
     @classmethod
-    def cat(cls, pieces: Sequence[Answers]) -> Answers:
+    def cat(cls, pieces: Sequence[TeacherAnswers]) -> TeacherAnswers:
         """All tokens in one."""
         return cls(*(torch.cat([getattr(piece, field.name) for piece in pieces]) for field in fields(cls)))
 
-    def at(self, tokens: Tensor) -> Answers:
+    def at(self, tokens: Tensor) -> TeacherAnswers:
         """Of some tokens: bool [N] or int64 [n]."""
-        return Answers(*(getattr(self, field.name)[tokens] for field in fields(self)))
+        return TeacherAnswers(*(getattr(self, field.name)[tokens] for field in fields(self)))
 
-    def with_none(self) -> Answers:
-        """With one more token, of which nothing is known: all that is asked about is equally likely."""
+    def with_none(self) -> TeacherAnswers:
+        """With a placeholder token at the end, whose k tokens and the rest are equally likely."""
         k = self.top.shape[1]
         known = self.log_partition
-        return Answers(
+        return TeacherAnswers(
             torch.cat([self.log_prob, self.log_prob.new_zeros(1)]),
             torch.cat([self.top, torch.arange(k, device=self.top.device)[None]]),
             torch.cat([self.top_logit, self.top_logit.new_zeros(1, k)]),
@@ -66,8 +66,8 @@ def schema() -> pa.Schema:
     return pa.schema(columns.items())
 
 
-def to_columns(tokens: Tensor, answers: Answers) -> dict[str, np.ndarray]:
-    """A row of a file, of the answered tokens' places in the teacher's row: int64 [N]."""
+def to_columns(tokens: Tensor, answers: TeacherAnswers) -> dict[str, np.ndarray]:
+    """A row of a file. tokens: int64 [N], positions of the answered tokens in the teacher's row."""
     values = {field.name: getattr(answers, field.name).flatten() for field in fields(answers)}
     return {name: value.cpu().numpy() for name, value in ({"tokens": tokens} | values).items()}
 
@@ -75,10 +75,10 @@ def to_columns(tokens: Tensor, answers: Answers) -> dict[str, np.ndarray]:
 class StoredAnswers:
     """Of all rows of a split, memory-mapped; `none` are answers of no token. Raises BadInput for a file that cannot be read."""
 
-    def __init__(self, folder: Path, files: Sequence[str], none: Answers):
+    def __init__(self, folder: Path, files: Sequence[str], none: TeacherAnswers):
         self._rows, self.none = open_arrow(folder, files, "numpy", stage="precompute"), none
 
-    def row(self, index: int, length: int) -> Answers:
+    def row(self, index: int, length: int) -> TeacherAnswers:
         """Of a row of that many teacher tokens; those that are not answered are never asked for."""
         row, none = self._rows[int(index)], self.none
         tokens = torch.from_numpy(np.array(row["tokens"], np.int64))
@@ -87,7 +87,7 @@ class StoredAnswers:
             values = torch.from_numpy(np.array(row[name])).to(like.dtype).view(len(tokens), *like.shape[1:])
             return like.new_zeros(length, *like.shape[1:]).index_copy_(0, tokens, values)
 
-        return Answers(*(spread(field.name, getattr(none, field.name)) for field in fields(none)))
+        return TeacherAnswers(*(spread(field.name, getattr(none, field.name)) for field in fields(none)))
 
     def pick(self, indices: np.ndarray) -> StoredAnswers:
         """Of the rows of these indices alone."""

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipeline.capacity.report import GB, CapacityReport, Option
+from pipeline.capacity.capacity_report import GB, CapacityReport, Option
 
 
 def details(report: CapacityReport) -> Group:
