@@ -98,10 +98,10 @@ def main(argv: list[str] | None = None) -> None:
             "align stage": partial(ours, file, names, Path(scratch, "aligned")),
             "naive": partial(naive, file, names),
         }
-        found = measure.take_turns(contestants, options)
-    least, chunks = found["render + tokenize"], found["align stage"].results[0]
-    if chunks != found["naive"].results[0]:
-        raise SystemExit(f"chunks differ: {chunks} and {found['naive'].results[0]}")
+        taken = measure.take_turns(contestants, options)
+    least, chunks = taken["render + tokenize"], taken["align stage"].results[0]
+    if chunks != taken["naive"].results[0]:
+        raise SystemExit(f"chunks differ: {chunks} and {taken['naive'].results[0]}")
     rows = [
         {
             "align": name,
@@ -110,15 +110,15 @@ def main(argv: list[str] | None = None) -> None:
             "CPU s": turns.cpu_seconds,
             "against render + tokenize": turns.seconds / least.seconds,
         }
-        for name, turns in found.items()
+        for name, turns in taken.items()
     ]
-    stage = found["align stage"]
-    facts = {"rows": count, "tokens of both sides": least.results[0], "chunks": chunks}
+    stage = taken["align stage"]
+    sizes = {"rows": count, "tokens of both sides": least.results[0], "chunks": chunks}
     targets = [
         measure.at_most("align stage against render + tokenize", stage.seconds / least.seconds, 1.5, "x"),
-        measure.at_least("naive against align stage", found["naive"].seconds / stage.seconds, 10, "x"),
+        measure.at_least("naive against align stage", taken["naive"].seconds / stage.seconds, 10, "x"),
     ]
-    measure.report("align", options, {"align": rows}, targets, facts)
+    measure.report("align", options, {"align": rows}, targets, sizes)
 
 
 if __name__ == "__main__":

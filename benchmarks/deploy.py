@@ -64,14 +64,14 @@ def main(argv: list[str] | None = None) -> None:
     configs, tokens, block = (QUICK, 16, 8) if options.quick else (workload.REAL if options.real else SCALED, 256, 32)
     rows = []
     for name, config in configs.items():  # one after the other: each alone on the machine
-        found = measure.take_turns({name: partial(serving, config, tokens, block, device, dtype)}, options)[name]
+        taken = measure.take_turns({name: partial(serving, config, tokens, block, device, dtype)}, options)[name]
         rows.append(
             {
                 "model": NAMES[name],
                 "weights GB": weight_bytes(config, dtype) / 1e9,
-                "peak GB": found.peak_gb,
-                "latency s": found.seconds,
-                "tokens/s": found.results[0] / found.seconds,
+                "peak GB": taken.peak_gb,
+                "latency s": taken.seconds,
+                "tokens/s": taken.results[0] / taken.seconds,
                 "real weights GB, bfloat16": weight_bytes(workload.REAL[name], torch.bfloat16) / 1e9,
             }
         )

@@ -54,9 +54,9 @@ def rank_main(folder: str, size: int, turns: int, rows: int, length: int) -> Non
     teacher = load_teacher(folder, dtype=torch.float32, device=device, expert_parallel_size=size, weights="random")
     run = forward(teacher, rows, length, device)
     run(0)
-    found = [measure.measure(run, turn) for turn in range(turns)]
+    measured = [measure.measure(run, turn) for turn in range(turns)]
     gathered: list = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, [(t.seconds, t.peak_bytes / 1e9, t.result) for t in found])
+    dist.all_gather_object(gathered, [(t.seconds, t.peak_bytes / 1e9, t.result) for t in measured])
     if dist.get_rank() == 0:
         seconds = sorted(max(rank[t][0] for rank in gathered) for t in range(turns))[turns // 2]
         peak = max(turn[1] for rank in gathered for turn in rank)
@@ -85,9 +85,9 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         for size in sizes:
-            found = launch(ranks, folder, size, options.turns, *shape)
+            measured = launch(ranks, folder, size, options.turns, *shape)
             names = ("s", "weights GB per rank", "peak GB per rank", "norm")
-            rows.append({"expert parallelism": size, "ranks": ranks, **dict(zip(names, found, strict=True))})
+            rows.append({"expert parallelism": size, "ranks": ranks, **dict(zip(names, measured, strict=True))})
     if any(abs(row["norm"] / rows[0]["norm"] - 1) > 1e-5 for row in rows):
         raise SystemExit(f"outputs differ with the size: {[row['norm'] for row in rows]}")
     measure.report("expert_parallel", options, {"expert_parallel": rows})

@@ -126,14 +126,14 @@ def worker(folder: str, size: int, into: Path) -> None:
     start(timedelta(minutes=10))
     dist.barrier()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
-    held, read, started = proc("status", "VmRSS"), proc("io", "rchar"), time.perf_counter()
+    resident, read, started = proc("status", "VmRSS"), proc("io", "rchar"), time.perf_counter()
     model = load_teacher(folder, dtype=torch.bfloat16, device="cpu", expert_parallel_size=size)
     seconds = time.perf_counter() - started
     load = Load(
         size=size,
         rank=dist.get_rank(),
         read=proc("io", "rchar") - read,
-        peak=1024 * (proc("status", "VmHWM") - held),
+        peak=1024 * (proc("status", "VmHWM") - resident),
         seconds=round(seconds, 2),
     )
     (into / f"{size}-{load.rank}.json").write_text(json.dumps(asdict(load)))
@@ -145,9 +145,9 @@ def measure(folder: str, size: int, ranks: int) -> list[Load]:
     """Loads on all ranks at one expert-parallel size, in fresh processes."""
     with tempfile.TemporaryDirectory() as into:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        own = [str(Path(__file__)), "--worker", into, "--folder", folder, "--sizes", str(size)]
+        words = [str(Path(__file__)), "--worker", into, "--folder", folder, "--sizes", str(size)]
         environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"} | os.environ
-        subprocess.run([*command, *own], env=environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, *words], env=environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         return [Load(**json.loads(file.read_text())) for file in sorted(Path(into).iterdir())]
 
 

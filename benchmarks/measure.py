@@ -186,9 +186,9 @@ def report(
 ) -> None:
     """Prints the tables and writes NAME.json, with what is needed to judge the figures."""
     console = Console(width=max(Console().width, 140))
-    for title, found in {**tables, "targets": targets}.items():
-        if found:
-            console.print(tabulate(title, found))
+    for title, content in {**tables, "targets": targets}.items():
+        if content:
+            console.print(tabulate(title, content))
     record = {
         "benchmark": name,
         "quick": options.quick,

@@ -44,11 +44,11 @@ def micro_batches(rows: AlignedRows, build: BatchBuilder, budget: int, steps: in
 
 def share(rows: AlignedRows, build: BatchBuilder, budget: int, steps: int) -> dict:
     """One row of the table."""
-    useful, held, padded_useful, padded = [0, 0], [0, 0], [0, 0], [0, 0]
+    useful, allocated, padded_useful, padded = [0, 0], [0, 0], [0, 0], [0, 0]
     for samples, batch in micro_batches(rows, build, budget, steps):
         for side, packed in enumerate((batch.student, batch.teachers[0].input)):
             useful[side] += int((packed.document >= 0).sum())
-            held[side] += packed.document.numel()
+            allocated[side] += packed.document.numel()
         for side, lengths in enumerate(
             ([len(s.row.ids) for s in samples], [len(s.row.teachers[0].ids) for s in samples])
         ):
@@ -56,9 +56,9 @@ def share(rows: AlignedRows, build: BatchBuilder, budget: int, steps: int) -> di
             padded[side] += max(lengths) * len(lengths)
     return {
         "micro_tokens": budget,
-        "student useful": useful[0] / held[0],
-        "teacher useful": useful[1] / held[1],
-        "both useful": sum(useful) / sum(held),
+        "student useful": useful[0] / allocated[0],
+        "teacher useful": useful[1] / allocated[1],
+        "both useful": sum(useful) / sum(allocated),
         "both padded": sum(padded_useful) / sum(padded),
     }
 

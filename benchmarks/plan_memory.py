@@ -174,8 +174,8 @@ def sampled():
 
 def compare(name: str) -> tuple[float, float]:
     """Predicted and measured GB of a case."""
-    with tempfile.TemporaryDirectory() as place:
-        folder, case = Path(place), CASES[name]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, case = Path(scratch), CASES[name]
         words = prepare(folder, case)
         return predicted(folder, case, words), measured(folder, case, words)
 
@@ -192,7 +192,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if "--worker" in sys.argv:
-        place = sys.argv.index("--worker")
-        work(Path(sys.argv[place + 1]), sys.argv[place + 2 :])
+        first = sys.argv.index("--worker") + 1
+        work(Path(sys.argv[first]), sys.argv[first + 1 :])
     else:
         main()

@@ -43,7 +43,7 @@ def render(folder: Path) -> str:
     targets = [{"benchmark": record["benchmark"], **target} for record in records for target in record["targets"]]
     parts = [HEADER, "## Targets\n", table(targets)] if targets else [HEADER]
     for record in records:
-        parts += [f"## {record['benchmark']}\n", facts(record)]
+        parts += [f"## {record['benchmark']}\n", settings_line(record)]
         parts += [table(rows) for rows in record["tables"].values()]
     return "\n".join([*parts, *gpu(folder / "gpu")])
 
@@ -73,7 +73,7 @@ def cell(value: Any) -> Any:
     return value
 
 
-def facts(record: dict[str, Any]) -> str:
+def settings_line(record: dict[str, Any]) -> str:
     """Machine, versions and settings of a record, in a few lines."""
     where = record["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())

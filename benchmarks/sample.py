@@ -48,11 +48,11 @@ def decoding(sampler: str, shape: tuple, batch: int, config: GenerateConfig) -> 
 def compare(options: Namespace, shape: tuple, batch: int, tokens: int, block: int) -> dict:
     """One row of the table: the same tokens by both samplers."""
     config = GenerateConfig(tokens, block, tokens)
-    found = measure.take_turns({name: partial(decoding, name, shape, batch, config) for name in SAMPLERS}, options)
-    ours, plain = found["ours"], found["naive"]
+    taken = measure.take_turns({name: partial(decoding, name, shape, batch, config) for name in SAMPLERS}, options)
+    ours, plain = taken["ours"], taken["naive"]
     if ours.results[0] != plain.results[0]:
         raise SystemExit(f"{tokens} tokens at batch {batch}: the samplers' tokens differ")
-    rate = {name: batch * tokens / turns.seconds for name, turns in found.items()}
+    rate = {name: batch * tokens / turns.seconds for name, turns in taken.items()}
     return {
         "tokens": tokens,
         "batch": batch,
@@ -110,12 +110,12 @@ def demo(options: Namespace, path: str, batch: int) -> list[dict]:
         {
             "demo": name,
             "batch": batch,
-            "exact match": own.results[0][0],
-            "forwards a batch": own.results[0][1],
-            "problems/s": problems / own.seconds,
-            "naive/this time": turns["naive"].seconds / own.seconds,
+            "exact match": side.results[0][0],
+            "forwards a batch": side.results[0][1],
+            "problems/s": problems / side.seconds,
+            "naive/this time": turns["naive"].seconds / side.seconds,
         }
-        for name, own in turns.items()
+        for name, side in turns.items()
     ]
 
 
@@ -137,8 +137,8 @@ def main(argv: list[str] | None = None) -> None:
     gaps = {row["tokens"]: row["naive/ours time"] for row in rows if row["batch"] == 1}
     if gaps:
         targets.append(measure.at_least("batch 1: the gap at 512 tokens over that at 64", gaps[512] / gaps[64], 1))
-    found = complete_checkpoints(Path("runs/demo"))
-    path, solved = str(found[-1] / "export") if found else "demo/teacher", []
+    checkpoints = complete_checkpoints(Path("runs/demo"))
+    path, solved = str(checkpoints[-1] / "export") if checkpoints else "demo/teacher", []
     for batch in (2,) if options.quick else (1, 8):
         plain, _, fast = rows_of_batch = demo(options, path, batch)
         solved += rows_of_batch

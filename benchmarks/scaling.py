@@ -63,23 +63,23 @@ def step_growth(options: Namespace) -> list[dict]:
     """One row for each size."""
     rows = []
     for name, cases in step_cases(options.quick).items():
-        found = []
+        by_size = []
         for size, shape, t in cases:
             run = partial(step_benchmark.ours, shape, "reverse_calm", False, fixed_t=t)
-            found.append((size, measure.take_turns({"step": run}, options)["step"]))
-        rows += grown(name, found)
+            by_size.append((size, measure.take_turns({"step": run}, options)["step"]))
+        rows += grown(name, by_size)
     return rows
 
 
-def grown(name: str, found: list[tuple[int, measure.Turns]]) -> list[dict]:
+def grown(name: str, by_size: list[tuple[int, measure.Turns]]) -> list[dict]:
     """Sizes with their time, memory and growth: the exponent from the last size but one to the last, where the part that
     does not grow weighs least."""
-    (first, least), (last, most) = found[-2:]
+    (first, least), (last, most) = by_size[-2:]
     times, sizes = math.log(most.seconds / least.seconds), math.log(last / first)
     return [
-        {"what grows": name, "size": size, "s": own.seconds, "CPU s": own.cpu_seconds, "peak GB": own.peak_gb}
+        {"what grows": name, "size": size, "s": taken.seconds, "CPU s": taken.cpu_seconds, "peak GB": taken.peak_gb}
         | {"growth of time": times / sizes, "growth of memory": math.log(most.peak_gb / least.peak_gb) / sizes}
-        for size, own in found
+        for size, taken in by_size
     ]
 
 
@@ -95,12 +95,12 @@ def align_growth(options: Namespace) -> list[dict]:
     names, source = workload.tokenizers_and_text(options.quick)
     text = "\n".join(m["content"] for chat in workload.mixed_chats(source, 500) for m in chat)
     sizes = (1000, 4000) if options.quick else (40_000, 400_000, 4_000_000)  # about 4 characters per token
-    found = []
+    by_size = []
     for size in sizes:
         long = (text * (size // len(text) + 1))[:size]
         turns = measure.take_turns({"align": partial(aligning, names, long)}, options)["align"]
-        found.append((turns.results[0], turns))
-    return grown("tokens of one aligned row", found)
+        by_size.append((turns.results[0], turns))
+    return grown("tokens of one aligned row", by_size)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -140,8 +140,8 @@ def compare(name: str, options: Namespace, shape: Shape) -> tuple[dict, dict]:
     contestants = {"ours": partial(ours, shape, strategy, compdemo, options.engine, options.real)}
     if not options.real:
         contestants["naive"] = partial(naive, shape, strategy, compdemo)
-    found = measure.take_turns(contestants, options)
-    mine = found["ours"]
+    taken = measure.take_turns(contestants, options)
+    mine = taken["ours"]
     first = mine.results[0]
     row = {"step": name, "masked": first["masked"]}
     row |= {"s": mine.seconds, "CPU s": mine.cpu_seconds, "peak GB": mine.peak_gb}
@@ -150,7 +150,7 @@ def compare(name: str, options: Namespace, shape: Shape) -> tuple[dict, dict]:
     parts = {"step": name, **parts, "TFLOP": first["flops"] / 1e12, "TFLOP/s": rate}
     if options.real:
         return row, parts | {"MFU": rate / options.peak_tflops}
-    plain = found["naive"]
+    plain = taken["naive"]
     for a, b in zip([result["loss"] for result in mine.results], plain.results, strict=True):
         if not math.isclose(a, b, rel_tol=1e-3):
             raise SystemExit(f"{name}: losses differ, {a} and {b}")
@@ -172,8 +172,8 @@ def compdemo_price(options: Namespace, shape: Shape) -> float:
         name: partial(ours, shape, "reverse_calm", compdemo, options.engine, options.real)
         for name, compdemo in (("without", False), ("with", True))
     }
-    found = measure.take_turns(contestants, options, more=3)
-    return found["with"].seconds / found["without"].seconds
+    taken = measure.take_turns(contestants, options, more=3)
+    return taken["with"].seconds / taken["without"].seconds
 
 
 def main(argv: list[str] | None = None) -> None:

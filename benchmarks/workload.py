@@ -109,9 +109,9 @@ def rows(shape: Shape, seed: int = 0) -> list[AlignedRow]:
 
 def _row(shape: Shape, generator: torch.Generator) -> AlignedRow:
     chunks = list(_chunk_sizes(shape, generator))
-    own = torch.repeat_interleave(torch.tensor([a for a, _ in chunks]))
+    chunk_ids = torch.repeat_interleave(torch.tensor([a for a, _ in chunks]))
     other = torch.repeat_interleave(torch.tensor([b for _, b in chunks]))
-    student_chunks, maskable = _after_prompt(own, shape.student_length)
+    student_chunks, maskable = _after_prompt(chunk_ids, shape.student_length)
     teacher_chunks, _ = _after_prompt(other, shape.teacher_length)
     ids = _ids(shape.student_length, shape.student.vocab_size, generator)
     teacher_ids = _ids(shape.teacher_length, shape.teacher.vocab_size, generator)

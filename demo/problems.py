@@ -90,9 +90,9 @@ def carries(row: dict[str, Any]) -> bool:
 def wrong_number(number: int, rng: random.Random) -> int:
     """A plausible other number: one digit changed, the number of digits kept."""
     digits = list(str(number))
-    place = rng.randrange(len(digits))
-    choices = set("123456789" if place == 0 else "0123456789") - {digits[place]}
-    digits[place] = rng.choice(sorted(choices))
+    position = rng.randrange(len(digits))
+    choices = set("123456789" if position == 0 else "0123456789") - {digits[position]}
+    digits[position] = rng.choice(sorted(choices))
     return int("".join(digits))
 
 

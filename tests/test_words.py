@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from tests import launch
 
+ROOMS = ("pipeline", "demo", "benchmarks")
+
 STANDARD = {
     "blame": "find_nonfinite_rows",
     "drop_later_lines": "truncate_after",
@@ -32,8 +34,9 @@ STANDARD = {
 """A name that says nothing to others -> what it is called."""
 
 DISTRIBUTIVE = re.compile(
-    r"\b(?:[GM]B|ms|nats|lines?|rows?|threads?|pictures?|sections?|folders?|(?:teacher|student) forwards?) an? "
-    r"(?:GPU|rank|node|process|step|micro-step|micro-batch|layer|model|teacher|task|setting|threshold|difference)\b"
+    r"\b(?:[GM]B|ms|nats|lines?|rows?|threads?|pictures?|sections?|folders?|jobs?|verdicts?|pass(?:es)?|one"
+    r"|(?:teacher|student) forwards?) an? (?:GPU|rank|node|process|step|micro-step|micro-batch|layer|model|teacher|task|setting"
+    r"|threshold|difference|stage|program|view)\b"
     r"|\b(?:tokens|seconds|bytes) a (?:GPU|rank|second|step|micro-step)\b"
 )
 """`GB a GPU`, which is `GB per GPU`."""
@@ -53,7 +56,7 @@ def names(tree: ast.AST) -> Iterator[str]:
 
 
 def test_names_are_the_fields() -> None:
-    for path in sorted((launch.ROOT / "pipeline").rglob("*.py")):
+    for path in sorted(path for room in ROOMS for path in (launch.ROOT / room).rglob("*.py")):
         for name in names(ast.parse(path.read_text())):
             word = name.strip("_").lower()
             assert word not in STANDARD, f"{path}: {name} is {STANDARD[word]}"
@@ -61,7 +64,7 @@ def test_names_are_the_fields() -> None:
 
 def test_per_is_the_word_for_each() -> None:
     pages = [*launch.ROOT.glob("*.md"), *(launch.ROOT / "docs").glob("*.md")]
-    for path in [*pages, *(launch.ROOT / "pipeline").rglob("*.py")]:
+    for path in [*pages, *(path for room in ROOMS for path in (launch.ROOT / room).rglob("*.py"))]:
         assert not (found := DISTRIBUTIVE.search(path.read_text())), f"{path}: {found[0]}"
 
 

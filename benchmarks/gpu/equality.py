@@ -31,10 +31,10 @@ TEACHER = workload.llada2(4352, 256, LAYERS, num_attention_heads=4, head_dim=64)
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
-def error(found: Tensor, expected: Tensor) -> float:
+def error(actual: Tensor, expected: Tensor) -> float:
     """Relative to the norm; NaN is no number below any tolerance."""
-    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
-    return float((found - expected).norm() / expected.norm())
+    actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
+    return float((actual - expected).norm() / expected.norm())
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class Step:
 
 def step(expected: Step, strategy: str, dtype: torch.dtype, flex: bool) -> dict[str, Any]:
     """Losses and gradients against the CPU's in float32."""
-    found = Step.of(strategy, device(), dtype, flex)
-    by_name = {name: error(found.gradients[name], value) for name, value in expected.gradients.items()}
-    ours, theirs = (torch.cat([x.flatten() for x in s.gradients.values()]) for s in (found, expected))
+    actual = Step.of(strategy, device(), dtype, flex)
+    by_name = {name: error(actual.gradients[name], value) for name, value in expected.gradients.items()}
+    ours, theirs = (torch.cat([x.flatten() for x in s.gradients.values()]) for s in (actual, expected))
     result = {
-        "losses": found.sums.tolist(),
+        "losses": actual.sums.tolist(),
         "losses_expected": expected.sums.tolist(),
-        "losses_error": error(found.sums, expected.sums),
+        "losses_error": error(actual.sums, expected.sums),
         "gradient_error": error(ours, theirs),
         "worst_gradient": max(by_name, key=by_name.get),
         "worst_gradient_error": max(by_name.values()),
@@ -96,8 +96,8 @@ def packed_hidden_states(family: str, dtype: torch.dtype, flex: bool) -> dict[st
         if flex:
             use_flex(model)
         on_device = type(packed)(*(x.to(device()) for x in vars(packed).values()))
-        found = hidden_states(model, on_device, places.to(device()))
-    size = error(found, expected)
+        actual = hidden_states(model, on_device, places.to(device()))
+    size = error(actual, expected)
     return {"error": size, "equal": size <= TOLERANCE[str(dtype).removeprefix("torch.")]}
 
 
@@ -108,8 +108,8 @@ def grouped_products(dtype: torch.dtype) -> dict[str, Any]:
     weight = torch.randn(8, 384, 256, generator=torch.Generator().manual_seed(1)) / 16
     pieces = zip(rows.split(counts_of.tolist()), weight, strict=True)
     expected = torch.cat([F.linear(x.double(), w.double()) for x, w in pieces])
-    found = grouped_linear(rows.to(device(), dtype), weight.to(device(), dtype), counts_of.to(device()))
-    size = error(found, expected)
+    actual = grouped_linear(rows.to(device(), dtype), weight.to(device(), dtype), counts_of.to(device()))
+    size = error(actual, expected)
     return {"error": size, "equal": size <= {torch.float32: 1e-3, torch.bfloat16: 1e-2}[dtype]}
 
 
@@ -122,8 +122,8 @@ def sampler(family: str, dtype: torch.dtype, batch: int) -> dict[str, Any]:
     prompts = [torch.randint(3900, (20 + 9 * n,), generator=draw).tolist() for n in range(batch)]
     decoding = GenerateConfig(max_new_tokens=48, block_size=16, steps=48)
     expected = generate(workload.teacher(config), prompts, decoding)
-    found = generate(workload.teacher(config).to(device(), dtype), prompts, decoding)
-    same = [a == b for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=False)]
+    actual = generate(workload.teacher(config).to(device(), dtype), prompts, decoding)
+    same = [a == b for x, y in zip(actual, expected, strict=True) for a, b in zip(x, y, strict=False)]
     share = sum(same) / max(1, sum(map(len, expected)))
     return {"same_tokens": share, "equal": share == 1.0 if dtype == torch.float32 else None}
 

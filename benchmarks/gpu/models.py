@@ -61,10 +61,10 @@ model = cache(make)
 
 def shape(teacher: str, rows: int, toy: bool, **changes: Any) -> Shape:
     """The paper's lengths: 512 tokens of the student, 1,024 at most of the teacher; 400 of the student's are the answer."""
-    own = configs(toy)
+    chosen = configs(toy)
     if toy:
-        return Shape(own["student"], own[teacher], 2, 64, 72, 40, block_size=8, **changes)
-    return Shape(own["student"], own[teacher], rows, 512, 564, 400, **changes)
+        return Shape(chosen["student"], chosen[teacher], 2, 64, 72, 40, block_size=8, **changes)
+    return Shape(chosen["student"], chosen[teacher], rows, 512, 564, 400, **changes)
 
 
 @dataclass
@@ -139,8 +139,8 @@ def step_flops(student: nn.Module, teacher: nn.Module, batch: Batch) -> float:
     """That the result needs: nothing made twice, no hidden pair, no padding of experts; a backward is two forwards."""
 
     def forward(model: nn.Module, packed: Packed, predicted: Tensor) -> float:
-        own, tokens = model_stats(model).flops, int((packed.document >= 0).sum())
-        return own.token * tokens + own.pair * visible_pairs(packed) + own.head * len(predicted)
+        costs, tokens = model_stats(model).flops, int((packed.document >= 0).sum())
+        return costs.token * tokens + costs.pair * visible_pairs(packed) + costs.head * len(predicted)
 
     taught = batch.teachers[0]
     return 3 * forward(student, batch.student, batch.predict) + forward(teacher, taught.input, taught.predict)

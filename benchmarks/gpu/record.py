@@ -61,17 +61,17 @@ def environment() -> dict[str, Any]:
     """Card, versions and commit."""
     cuda = torch.cuda.is_available()
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
-    found = {}
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
+            versions[package] = None
     return {
         "device": torch.cuda.get_device_name() if cuda else "CPU",
         "gpu_memory_gb": torch.cuda.get_device_properties(0).total_memory / 1e9 if cuda else None,
         "cuda": torch.version.cuda,
-        "versions": found,
+        "versions": versions,
         "commit": os.environ.get("COMMIT") or git.stdout.strip() or None,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

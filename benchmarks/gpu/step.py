@@ -36,42 +36,42 @@ def distillation(
     shape = models.shape(teacher, rows, toy, shared_tokenizer=strategy == "tidal")
     if longest:
         shape = shape.but(teacher_length=1024, response=511)
-    own = models.Distillation.of(
+    pair = models.Distillation.of(
         teacher, shape, engine=engine, compdemo=compdemo, strategy=strategy, flex=flex, toy=toy,
         fixed_t=1.0 if longest else None,
     )  # fmt: skip
     free_memory()
-    times, loss = models.turns(own, warm=2, count=turns)
-    parts, flops = medians(times), own.flops
+    times, loss = models.turns(pair, warm=2, count=turns)
+    parts, flops = medians(times), pair.flops
     seconds = parts["total"] / 1000
-    student, other = own.batch.student, own.batch.teachers[0].input
+    student, other = pair.batch.student, pair.batch.teachers[0].input
     result = {
         "parts_ms": parts,
         "all_total_ms": [turn["total"] for turn in times],
         "student_rows_length": list(student.ids.shape),
         "teacher_rows_length": list(other.ids.shape),
-        "masked": len(own.batch.predict),
-        "predicted": len(own.batch.teachers[0].predict),
-        "tokens": own.batch.tokens,
-        "tokens_per_s": own.batch.tokens / seconds,
+        "masked": len(pair.batch.predict),
+        "predicted": len(pair.batch.teachers[0].predict),
+        "tokens": pair.batch.tokens,
+        "tokens_per_s": pair.batch.tokens / seconds,
         "model_tflop": flops / 1e12,
         "mfu": flops / seconds / 1e12 / PEAK_TFLOPS,
         "loss": loss(),
         **peak_gb(),
     }
-    own.close()
+    pair.close()
     return result
 
 
 def kernels(teacher: str, rows: int, toy: bool, most: int = 20) -> dict[str, Any]:
     """Where the GPU's time goes: the kernels of each part that take most, in ms, with their number."""
-    own = models.Distillation.of(
+    pair = models.Distillation.of(
         teacher, models.shape(teacher, rows, toy), engine="zero1_bf16", compdemo=True, strategy="reverse_calm",
         flex=True, toy=toy,
     )  # fmt: skip
-    batch, denominators = own.on_device()
+    batch, denominators = pair.on_device()
     for _ in range(2):
-        own.step(batch, denominators, Clock())
+        pair.step(batch, denominators, Clock())
     result, kept = {}, {}
 
     def profiled(name: str, run: Callable[[], Any]) -> None:
@@ -87,11 +87,11 @@ def kernels(teacher: str, rows: int, toy: bool, most: int = 20) -> dict[str, Any
             "top": [[e.key[:90], e.self_device_time_total / 1000, e.count] for e in events[:most]],
         }
 
-    profiled("teacher", lambda: [own.term.teacher_forward(own.teacher, batch.teachers[0])])
-    profiled("forward", lambda: (own.engine(batch, kept["teacher"], 0.5) / denominators).sum())
-    profiled("backward", lambda: own.engine.backward(kept["forward"]))
-    profiled("optimizer", own.engine.step)
-    own.close()
+    profiled("teacher", lambda: [pair.term.teacher_forward(pair.teacher, batch.teachers[0])])
+    profiled("forward", lambda: (pair.engine(batch, kept["teacher"], 0.5) / denominators).sum())
+    profiled("backward", lambda: pair.engine.backward(kept["forward"]))
+    profiled("optimizer", pair.engine.step)
+    pair.close()
     return result
 
 

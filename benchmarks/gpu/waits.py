@@ -40,26 +40,26 @@ def waits() -> Iterator[Counter]:
 
 def training_step(engine: str, compdemo: bool, flex: bool, toy: bool) -> dict[str, Any]:
     """Waits of the third step."""
-    own = models.Distillation.of(
+    distillation = models.Distillation.of(
         "llada2_ep8", models.shape("llada2_ep8", 4, toy), engine=engine, compdemo=compdemo, strategy="reverse_calm",
         flex=flex, toy=toy,
     )  # fmt: skip
-    batch, denominators = own.on_device()
+    batch, denominators = distillation.on_device()
     for _ in range(2):
-        own.step(batch, denominators, Clock())
-    found = {}
+        distillation.step(batch, denominators, Clock())
+    counted = {}
     with waits() as teacher:
-        outputs = [own.term.teacher_forward(own.teacher, batch.teachers[0])]
+        outputs = [distillation.term.teacher_forward(distillation.teacher, batch.teachers[0])]
     with waits() as forward:
-        loss = (own.engine(batch, outputs, 0.5) / denominators).sum()
+        loss = (distillation.engine(batch, outputs, 0.5) / denominators).sum()
     with waits() as backward:
-        own.engine.backward(loss)
+        distillation.engine.backward(loss)
     with waits() as step:
-        own.engine.step()
+        distillation.engine.step()
     for part, places in {"teacher": teacher, "forward": forward, "backward": backward, "optimizer": step}.items():
-        found[part] = {"waits": sum(places.values()), "where": dict(places)}
-    own.close()
-    return found | peak_gb()
+        counted[part] = {"waits": sum(places.values()), "where": dict(places)}
+    distillation.close()
+    return counted | peak_gb()
 
 
 def sampler(batch: int, toy: bool) -> dict[str, Any]:

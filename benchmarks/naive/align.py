@@ -22,14 +22,17 @@ def align(messages: Messages, sides: Sequence[PreTrainedTokenizerFast]) -> int:
     messages = list(messages)
     ids = [_tokens(tokenizer, messages) for tokenizer in sides]
     prompts = [len(_tokens(tokenizer, messages[:-1], add_generation_prompt=True)) for tokenizer in sides]
-    labels = [np.where(np.arange(len(own)) < prompt, -100, own) for own, prompt in zip(ids, prompts, strict=True)]
+    labels = [
+        np.where(np.arange(len(side_ids)) < prompt, -100, side_ids)
+        for side_ids, prompt in zip(ids, prompts, strict=True)
+    ]
     chunks: list[list[Span]] = []
     for message in messages:
-        spans = [_span(tokenizer, own, message["content"]) for tokenizer, own in zip(sides, ids, strict=True)]
+        spans = [_span(tokenizer, side_ids, message["content"]) for tokenizer, side_ids in zip(sides, ids, strict=True)]
         if None not in spans and len({_text(*side) for side in zip(sides, ids, spans, strict=True)}) == 1:
             chunks += _walk(sides, ids, spans)
-    for side, own in enumerate(labels):
-        matrix = np.zeros((len(own), len(chunks)), bool)
+    for side, side_ids in enumerate(labels):
+        matrix = np.zeros((len(side_ids), len(chunks)), bool)
         for number, chunk in enumerate(chunks):
             start, stop = chunk[side]
             matrix[start:stop, number] = True
@@ -61,8 +64,10 @@ def _walk(
 ) -> list[list[Span]]:
     """Both sides' tokens, one after the other, to the next place where their texts are equally long."""
     ends = []
-    for tokenizer, own, (start, stop) in zip(sides, ids, spans, strict=True):
-        pieces = tokenizer.convert_ids_to_tokens(own[start:stop])  # a character of the byte-level alphabet is a byte
+    for tokenizer, side_ids, (start, stop) in zip(sides, ids, spans, strict=True):
+        pieces = tokenizer.convert_ids_to_tokens(
+            side_ids[start:stop]
+        )  # a character of the byte-level alphabet is a byte
         ends.append([0, *np.cumsum([len(piece) for piece in pieces]).tolist()])
     chunks, last = [], [0, 0]
     i = j = 1

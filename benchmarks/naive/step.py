@@ -1,7 +1,7 @@
 """The training step written plainly, with the work of the published trainer: the yardstick, not a part of the pipeline.
 
 Padded rows, the whole [xt, x0], full logits of every position on both sides, a pass over the student's logits for either
-loss, one teacher pass a view, dense matrices from tokens to chunks. Two things are cheaper than there: views are merged in
+loss, one teacher pass per view, dense matrices from tokens to chunks. Two things are cheaper than there: views are merged in
 place, and a teacher that shares the tokenizer reads xt alone. Loss and gradient equal the pipeline's
 (tests/test_benchmarks.py).
 """

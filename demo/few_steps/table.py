@@ -36,13 +36,13 @@ def tokens_per_forward(swept: Sequence[SweepPoint], least: float) -> float:
 def main() -> None:
     """Prints both tables."""
     seeds = sorted(run.name for run in (RUNS / "2").glob("*"))
-    found = {name: [points(RUNS / folder / seed) for seed in seeds] for folder, name in VARIANTS.items()}
-    whole = max((len(own) for own in found["undistilled"]), default=0)
-    done = [i for i in range(len(seeds)) if whole and all(len(runs[i]) == whole for runs in found.values())]
+    sweeps = {name: [points(RUNS / folder / seed) for seed in seeds] for folder, name in VARIANTS.items()}
+    whole = max((len(swept_points) for swept_points in sweeps["undistilled"]), default=0)
+    done = [i for i in range(len(seeds)) if whole and all(len(runs[i]) == whole for runs in sweeps.values())]
     if not done:
         raise BadInput("nothing is measured: run demo/few_steps/run.sh")
-    swept, seeds = {name: [runs[i] for i in done] for name, runs in found.items()}, [seeds[i] for i in done]
-    least = [own[0].score.value - LOSS for own in swept["undistilled"]]
+    swept, seeds = {name: [runs[i] for i in done] for name, runs in sweeps.items()}, [seeds[i] for i in done]
+    least = [swept_points[0].score.value - LOSS for swept_points in swept["undistilled"]]
     print("| student | threshold | exact match | tokens per forward |\n|---|---|---:|---:|")
     for name, runs in swept.items():
         for of_setting in zip(*runs, strict=True):

@@ -80,17 +80,17 @@ def main() -> None:
     """Measures the three students."""
     recipe = parse(parser(""), ["--recipe", RECIPE])[0]
     plan, topology = prepare(recipe, Path("ds_configs/zero3.json")), start(timedelta(minutes=30))
-    found = {"start": measure(plan, topology, recipe.student.path, 0.0)}
+    by_model = {"start": measure(plan, topology, recipe.student.path, 0.0)}
     for name, run in RUNS.items():
         folder = complete_checkpoints(run)[-1] / "export"
         seconds = sum(line["seconds"] for line in read_metrics(run) if line["kind"] == "train")
-        found[name] = measure(plan, topology, str(folder), round(seconds, 1))
+        by_model[name] = measure(plan, topology, str(folder), round(seconds, 1))
     environment = read_json(RUNS["TIDE-Cross"] / "environment.json") | {"machine": cpu_name()}
-    models = {name: asdict(measured) for name, measured in found.items()}
+    models = {name: asdict(measured) for name, measured in by_model.items()}
     write_json(RESULTS, {"requests": requests(plan)[:SAMPLES], "models": models, "environment": environment})
     for title in ("loss", "kl"):
-        print(f"| {title} at t | {' | '.join(found['start'].loss)} |")
-        for name, measured in found.items():
+        print(f"| {title} at t | {' | '.join(by_model['start'].loss)} |")
+        for name, measured in by_model.items():
             print(f"| {name} | {' | '.join(f'{nats:.3f}' for nats in getattr(measured, title).values())} |")
 
 

@@ -15,7 +15,7 @@ python pipeline/align.py "${recipe[@]}"
 python pipeline/check_pair.py --student data/real/smollm2 --teacher data/real/gemma3 --input causal --data data/real/code/validation.jsonl
 say "precompute: what Gemma says of every chunk"
 python pipeline/precompute.py "${recipe[@]}"
-say "train, a core each: undistilled, and by TIDE-Cross"
+say "train, one core per run: undistilled, and by TIDE-Cross"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + 1) / 2))}
 train() { python pipeline/distill.py "${recipe[@]}" "$@"; } # ZeRO-3 on one rank
 train --name real-undistilled --data.aligned runs/aligned/real --teachers '[]' &

@@ -1,7 +1,7 @@
 """Writes the numbers and figures of docs/evidence.md from the committed results of the studies.
 
 `python -m demo.study.evidence`: reads demo/study/results/*.json, fills what stands between the document's
-`<!-- NAME -->` and `<!-- end -->` marks, and draws docs/evidence/*.svg.
+`<!-- NAME -->` and `<!-- end -->` marks, and plots docs/evidence/*.svg.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ RELIABILITY = ROOT / "demo/study/reliability/results.json"
 
 
 def main() -> None:
-    """Renders the document and draws the figures."""
+    """Renders the document and plots the figures."""
     studies, document = read_studies(), DOCUMENT.read_text(encoding="utf-8")
     write_text(DOCUMENT, render(document, studies))
     FIGURES.mkdir(exist_ok=True)

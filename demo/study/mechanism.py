@@ -60,8 +60,8 @@ def main() -> None:
     for recipe in alone.values():
         align(recipe, Ranks(), 1, 4096)
     measured = {variant: pulls(recipe) for variant, recipe in cells.items()}
-    found = {"environment": machine(), "t": list(TIMESTEPS), "progress": PROGRESS}
-    write_json(Path(dial.mechanism), {**found, "cells": measured})
+    record = {"environment": machine(), "t": list(TIMESTEPS), "progress": PROGRESS}
+    write_json(Path(dial.mechanism), {**record, "cells": measured})
 
 
 def pulls(recipe: Recipe) -> Pulls:

@@ -138,8 +138,8 @@ def read_pulls(path: Path) -> Pulls:
 
 def _known(name: str, sets: Sequence[Mapping[str, Any]]) -> Known:
     sets = [each for each in sets if name in each["teachers"]]
-    facts = [each["teachers"][name] for each in sets]
-    probes = [TeacherProbe.from_json(f["probe"]["t"], f["probe"]) for f in facts]
+    measured = [each["teachers"][name] for each in sets]
+    probes = [TeacherProbe.from_json(f["probe"]["t"], f["probe"]) for f in measured]
 
     def over_sets(values: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
         return {view: np.mean([each[view] for each in values], axis=0).tolist() for view in values[0]}
@@ -150,7 +150,7 @@ def _known(name: str, sets: Sequence[Mapping[str, Any]]) -> Known:
         accuracy=over_sets([p.accuracy for p in probes]),
     )
     return Known(
-        [each["steps"][name] for each in sets if name in each["steps"]], mean(f["exact_match"] for f in facts), probe
+        [each["steps"][name] for each in sets if name in each["steps"]], mean(f["exact_match"] for f in measured), probe
     )
 
 
@@ -328,11 +328,11 @@ def cells_table(evidence: Evidence) -> str:
 
     rows = []
     for cell, scores in evidence.scores.items():
-        own = [cell.data, cell.teacher if cell.pipeline else "", cell.strategy, str(len(scores))]
+        labels = [cell.data, cell.teacher if cell.pipeline else "", cell.strategy, str(len(scores))]
         base = evidence.minus(cell, cell.beside(BASELINE[cell.pipeline])) if cell.pipeline else {}
         gain = evidence.minus(cell, Cell(cell.data, "", "", "undistilled")) if cell.pipeline else {}
         is_base = cell.pipeline and cell.strategy == BASELINE[cell.pipeline]
-        rows.append([*own, f"{mean(scores.values()):.3f}", words(gain), "" if is_base else words(base)])
+        rows.append([*labels, f"{mean(scores.values()):.3f}", words(gain), "" if is_base else words(base)])
     header = ["data", "teacher", "strategy", "seeds", "score", "minus undistilled", "minus baseline objective"]
     return markdown(header, rows) if rows else "No runs yet."
 
@@ -473,7 +473,7 @@ def blocks(evidence: Evidence) -> dict[str, str]:
 
 
 def main() -> None:
-    """Fills the page and draws its figures."""
+    """Fills the page and plots its figures."""
     evidence = Evidence.read(RESULTS)
     write_text(DOCUMENT, fill(DOCUMENT.read_text(encoding="utf-8"), read_all(RESULTS, TEXT), RESULTS))
     if evidence.teachers:

@@ -57,9 +57,11 @@ def gains(points: Sequence[Point], path: Path) -> None:
         figure = Figure(figsize=(4.2 * len(pipelines), 5.6), layout="constrained")
         panels = figure.subplots(2, len(pipelines), squeeze=False, sharex=True, sharey="row")
         for (above, below), pipeline in zip(panels.T, pipelines, strict=True):
-            own = [point for point in points if point.pipeline == pipeline]
-            for strategy, colour in zip(dict.fromkeys(p.strategy for p in own), (ORANGE, VIOLET, GREEN), strict=True):
-                chosen = sorted((p for p in own if p.strategy == strategy), key=lambda p: p.reliability)
+            of_pipeline = [point for point in points if point.pipeline == pipeline]
+            for strategy, colour in zip(
+                dict.fromkeys(p.strategy for p in of_pipeline), (ORANGE, VIOLET, GREEN), strict=True
+            ):
+                chosen = sorted((p for p in of_pipeline if p.strategy == strategy), key=lambda p: p.reliability)
                 x = [p.reliability for p in chosen]
                 _intervals(above, x, [p.over_undistilled for p in chosen], colour, strategy)
                 if any(map(any, (p.over_baseline for p in chosen))):

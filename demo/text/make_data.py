@@ -91,10 +91,10 @@ def rows_of(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 def split_of(path: str) -> str:
     """A whole file belongs to one split, whatever else there is."""
-    place = int(hashlib.sha256(path.encode()).hexdigest()[:8], 16) / 16**8
-    if place < SHARES["test"]:
+    fraction = int(hashlib.sha256(path.encode()).hexdigest()[:8], 16) / 16**8
+    if fraction < SHARES["test"]:
         return "test"
-    return "validation" if place < SHARES["test"] + SHARES["validation"] else "train"
+    return "validation" if fraction < SHARES["test"] + SHARES["validation"] else "train"
 
 
 def splits(files: Iterable[tuple[str, ast.Module]]) -> dict[str, list[dict[str, Any]]]:

@@ -43,9 +43,9 @@ def main() -> None:
     study = parse_study(["--study", STUDY])[0]
     start = str(complete_checkpoints(study.start_dir(0))[-1] / "export")
     cells = {variant: study.run(variant, 0, start) for variant in study.by_name if variant != study.baseline}
-    found = {v: pulls(replace(recipe, data=alone[recipe.teachers[0].name].data)) for v, recipe in cells.items()}
+    by_variant = {v: pulls(replace(recipe, data=alone[recipe.teachers[0].name].data)) for v, recipe in cells.items()}
     about = {"environment": machine(), "t": list(TIMESTEPS), "progress": PROGRESS}
-    write_json(RESULTS / "mechanism.json", {**about, "cells": found})
+    write_json(RESULTS / "mechanism.json", {**about, "cells": by_variant})
 
 
 def measured(recipe: Recipe) -> dict[str, Any]:

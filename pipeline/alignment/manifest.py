@@ -142,7 +142,7 @@ def check_manifest(manifest: Manifest, recipe: Recipe) -> None:
     does not ask for. Data are read again (by rank 0) only where the recipe has another path for them than when they
     were aligned; a local file that has not moved must have kept its size.
     """
-    data = _by_place(manifest.inputs, recipe.data)
+    data = _by_order(manifest.inputs, recipe.data)
     wanted = fingerprint_inputs(recipe, {source_key(source): there.content for source, there in data}).identity
     aligned = restrict_to(manifest.inputs.identity, wanted)
     if changed := changes(aligned, wanted):
@@ -158,7 +158,7 @@ def check_manifest(manifest: Manifest, recipe: Recipe) -> None:
             )
 
 
-def _by_place(inputs: Inputs, data: Data) -> list[tuple[Source | Validation, AnyInputs]]:
+def _by_order(inputs: Inputs, data: Data) -> list[tuple[Source | Validation, AnyInputs]]:
     """The recipe's sources, and what was aligned as the first, second, ... of them; validation rows likewise."""
     pairs: list[tuple[Source | Validation, AnyInputs]] = list(zip(data.sources, inputs.sources, strict=False))
     return [*pairs, (data.validation, inputs.validation)] if data.validation and inputs.validation else pairs

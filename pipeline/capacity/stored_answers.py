@@ -9,8 +9,8 @@ from pipeline.config.recipe import Recipe
 from pipeline.training.answer_store import kept_tokens
 from pipeline.training.terms import stored_temperatures
 
-PLACE_AND_LOG_PROB = 4 + 4
-"""Bytes of an answered token: its place (int32) and its log-probability (float32)"""
+INDEX_AND_LOG_PROB = 4 + 4
+"""Bytes of an answered token: its index (int32) and its log-probability (float32)"""
 LIKELIEST = 4 + 4
 """Bytes of one of its likeliest tokens: id and logit"""
 
@@ -29,6 +29,6 @@ def store_sizes(recipe: Recipe, data: DataStats, shared_vocab: tuple[int, ...]) 
     for teacher, shared, length in zip(recipe.teachers, shared_vocab, data.mean.teachers, strict=True):
         if teacher.causal and data.rows is not None:
             temperatures = stored_temperatures(recipe.objective.temperature, shared)
-            token = PLACE_AND_LOG_PROB + 4 * len(temperatures) + LIKELIEST * kept_tokens(teacher, shared)
+            token = INDEX_AND_LOG_PROB + 4 * len(temperatures) + LIKELIEST * kept_tokens(teacher, shared)
             sizes[teacher.name] = data.rows * length * data.maskable * token
     return sizes

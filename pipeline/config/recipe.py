@@ -101,7 +101,7 @@ class Student:
     tokenizer: str = ""
     """Folder or hub name of the tokenizer; default: the path."""
     weights: Weights = "pretrained"
-    """`random` takes the config only and draws weights from `data.seed`."""
+    """`random` takes the config only and initialises weights from `data.seed`."""
     block_size: int = 32
     """Block of block diffusion, in tokens."""
     blocks: Literal["sequence", "response"] = "sequence"

@@ -192,13 +192,13 @@ def print_comparisons(console: Console, comparisons: Sequence[Comparison]) -> No
     """In 80 columns: models by letters, a row per difference, and what else differs."""
     names = list(dict.fromkeys(name for c in comparisons for name in (c.a, c.b)))
     letters = {name: _letter(number) for number, name in enumerate(names)}
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in ("task", "", "scores", "diff.", "95% interval", "n", "p", "real?"):
-        drawn.add_column(heading, overflow="fold", no_wrap=heading != "task")
+        table.add_column(heading, overflow="fold", no_wrap=heading != "task")
     notes = [f"p: adjusted (Holm) for all rows; real: below {REAL}"]
     for c in comparisons:
         pair = f"{letters[c.b]} - {letters[c.a]}"
-        drawn.add_row(
+        table.add_row(
             f"{c.task}\n({c.metric})",
             pair,
             f"  {c.value_b:.3f}\n- {c.value_a:.3f}",
@@ -212,7 +212,7 @@ def print_comparisons(console: Console, comparisons: Sequence[Comparison]) -> No
             notes.append(f"{c.task}, {pair}: not the model alone differs, but also {', '.join(c.differs_in)}")
     for name, letter in letters.items():
         console.print(f"{letter} = {name}", soft_wrap=True)
-    console.print(drawn)
+    console.print(table)
     for note in notes:
         console.print(note, soft_wrap=True)
 

@@ -39,7 +39,7 @@ def load_student(
 ) -> PreTrainedModel:
     """A trainable model on the CPU: `model(input_ids, attention_mask=bool 4-D, position_ids=...)`.
 
-    `weights="random"` reads config.json only and draws from `seed`. `config`: its `read_named_config`, where that is read already.
+    `weights="random"` reads config.json only and initialises from `seed`. `config`: its `read_named_config`, where that is read already.
     Raises BadInput naming every tensor that does not fit.
     """
     config = config or read_named_config(path)

@@ -1,7 +1,7 @@
-"""Checkpoint files: strict loading, seeded drawing, and the names that a family's published files use.
+"""Checkpoint files: strict loading, seeded initialisation, and the names that a family's published files use.
 
 A model's weights are handled as views: checkpoint name -> the part of one of our tensors that holds it. Loading fills
-the views, drawing draws into them, exporting writes them: names are mapped once, and a rank touches its experts only.
+the views, initialising fills them, exporting writes them: names are mapped once, and a rank touches its experts only.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from pipeline.models.expert_parallel import expert_count, resolve_expert_paralle
 from pipeline.models.forward import head_weight, hidden_states
 from pipeline.models.loading import load_teacher
 from pipeline.training.answer_store import StoredShard, store_folder, store_identity, weight_digests, write_store
-from pipeline.training.teacher_checks import SHARE
+from pipeline.training.teacher_checks import nats_bound
 from pipeline.training.terms import stored_temperatures
 
 Row = tuple[int, dict[str, np.ndarray]]
@@ -115,7 +114,7 @@ def _require_understanding(teacher: Teacher, shards: Sequence[StoredShard]) -> N
     if teacher.weights == "random":
         return
     nats = sum(shard.nats for shard in shards) / max(1, sum(shard.tokens for shard in shards))
-    bound = SHARE * math.log(read_config(teacher.path, causal=True).vocab_size)
+    bound = nats_bound(read_config(teacher.path, causal=True).vocab_size)
     log.info(f"teacher {teacher.name}: {nats:.2f} nats per token of its own ids (bound {bound:.2f})")
     if not nats < bound:
         raise BadInput(

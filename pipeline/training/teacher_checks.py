@@ -25,6 +25,11 @@ TIMESTEP = 0.15
 SHARE = 0.5
 
 
+def nats_bound(vocabulary: int) -> float:
+    """Nats per token above which a teacher understands nothing: half of guessing."""
+    return SHARE * math.log(vocabulary)
+
+
 def check_teachers(teachers: Sequence[tuple[Teacher, PreTrainedModel | None]], rows: FixedNoiseRows) -> None:
     """Refuses a teacher that reads its own tokens hardly better than by guessing. Collective; every rank raises alike.
 
@@ -51,8 +56,8 @@ def check_teachers(teachers: Sequence[tuple[Teacher, PreTrainedModel | None]], r
             log.info("teacher %s: random weights, whose likelihood is not checked", teacher.name)
             continue
         nats, entropy = likelihood(model, k, rows)
-        guessing = math.log(model.get_output_embeddings().weight.shape[0])
-        bound = guessing * SHARE
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        guessing, bound = math.log(vocabulary), nats_bound(vocabulary)
         if not nats < bound:  # nor a nan
             problems.append(
                 f"teacher {teacher.name} needs {nats:.2f} nats per masked token of its own ids, above {bound:.2f}"
