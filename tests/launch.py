@@ -1,7 +1,7 @@
 """Real launches from the repository root: commands as a user types them, and ranks that skip the imports.
 
 A rank needs 7 s of a core to import torch, DeepSpeed and transformers, more than a tiny run takes. Where a launcher or the
-start itself is not what a test is about, `ranks`, `stage` and `Rank` fork from a process that has imported them.
+start itself is not what a test is about, `ranks`, `stage` and `Rank` fork from a process that has imported what the stages import.
 """
 
 from __future__ import annotations
@@ -77,7 +77,13 @@ def popen(*words: object, cwd: Path = ROOT, env: dict[str, str] = ENVIRONMENT, *
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
-    ["tests.launch", "pipeline.training.run", "pipeline.alignment.build", "pipeline.evaluation.stage"]
+    [
+        "tests.launch",
+        "pipeline.training.run",
+        "pipeline.alignment.build",
+        "pipeline.evaluation.runner",
+        "pipeline.reporting.page",
+    ]
 )
 
 
