@@ -143,7 +143,9 @@ def train(folder: Path, words: list[str], topology: Topology, steps: int) -> int
     metrics = Metrics(folder / "metrics.jsonl", ["cross_entropy", "teacher"], first=0, steps=9, device=topology.device)
     with sampled() as peak:
         for step in range(steps):
-            trainer.train_step(step, trainer.micro_batches(step), metrics, Requests())
+            micro_batches = trainer.micro_batches(step)
+            denominators, _ = trainer.agree(micro_batches, Requests())
+            trainer.train_step(step, micro_batches, denominators, metrics)
     return peak[0]
 
 

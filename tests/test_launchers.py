@@ -211,8 +211,8 @@ def test_deepspeed_s_launcher_waits_until_a_long_step_is_saved(tmp_path):
 @pytest.fixture(scope="module")
 def long_steps(tmp_path_factory) -> Path:
     """A recipe whose steps take thousands of rows, ten at a time: longer than the 30 s that DeepSpeed's launcher gives."""
-    optim = {"steps": 9, "lr": 0.01, "global_batch": 3000, "micro_tokens": 500}
-    return tiny.make(tmp_path_factory.mktemp("long"), rows=3000, optim=optim)
+    optim = {"steps": 9, "lr": 0.01, "global_batch": 6000, "micro_tokens": 500}
+    return tiny.make(tmp_path_factory.mktemp("long"), rows=6000, optim=optim)
 
 
 @pytest.mark.slow
@@ -221,7 +221,8 @@ def long_steps(tmp_path_factory) -> Path:
 def test_a_signal_to_deepspeed_s_group_waits_for_a_step_of_more_than_30_seconds(number, long_steps, tmp_path):
     """As Ctrl-C does: it comes to `deepspeed`, its launcher and the ranks, all at once."""
     run, log = tmp_path / "run", tmp_path / "log"
-    words = [*launch.launcher(2), "pipeline/distill.py", "--recipe", long_steps, "--run_dir", run]
+    listening = ["env", "--default-signal=INT"]  # what a shell starts in the background ignores it
+    words = [*listening, *launch.launcher(2), "pipeline/distill.py", "--recipe", long_steps, "--run_dir", run]
     with log.open("wb") as output:
         process = launch.popen(*words, stdout=output, stderr=output, start_new_session=True)
     try:

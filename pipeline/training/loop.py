@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Requests:
-    """What a rank asks of all ranks at the end of a step; one that asks is enough."""
+    """What a rank asks of all ranks between two steps; one that asks is enough."""
 
     stop: bool = False
     save: bool = False
@@ -75,29 +75,40 @@ class Trainer:
 
         Raises StoppedEarly once `stopping` is true on any rank and a checkpoint is written, and NotSaved where the last one cannot be written.
         """
-        recipe, saved_at = self.recipe, time.monotonic()
+        recipe, saved_at, saved = self.recipe, time.monotonic(), first
+
+        def checkpoint(done: int, *, needed: bool) -> None:
+            nonlocal saved_at, saved
+            heartbeat(f"saving the checkpoint of step {done}")
+            try:
+                save(done)
+                saved = done
+            except NotSaved as error:  # the disk may have room by the next one
+                if needed:
+                    raise NotSaved(f"{error}: make room and run the same command to go on") from None
+                log.warning(f"{error}; the run goes on")
+            saved_at = time.monotonic()
+
         metrics.start()
         for step, micro_batches in self._prefetched(first):
             heartbeat(f"taking step {step + 1}")
             due = time.monotonic() - saved_at > 60 * recipe.checkpoint.every_minutes
-            agreed = self.train_step(step, micro_batches, metrics, Requests(stopping(), due))
+            denominators, agreed = self.agree(micro_batches, Requests(stopping(), due))
+            if step > first:  # a start takes a step at least
+                if (agreed.stop or agreed.save) and saved < step:
+                    checkpoint(step, needed=agreed.stop)
+                    heartbeat(f"taking step {step + 1}")
+                if agreed.stop:
+                    raise StoppedEarly(f"stopped as asked at step {step}/{self.steps}: run the same command to go on")
+            self.train_step(step, micro_batches, denominators, metrics)
             done = step + 1
             last = done == self.steps
             if last or done % recipe.logging.every_steps == 0:
                 self._log(metrics, done)
             if last or _every(recipe.logging.validate_every, done):
                 validate(done)
-            if last or agreed.stop or agreed.save or _every(recipe.checkpoint.every_steps, done):
-                heartbeat(f"saving the checkpoint of step {done}")
-                try:
-                    save(done)
-                except NotSaved as error:  # the disk may have room by the next one
-                    if last or agreed.stop:
-                        raise NotSaved(f"{error}: make room and run the same command to go on") from None
-                    log.warning(f"{error}; the run goes on")
-                saved_at = time.monotonic()
-            if agreed.stop and not last:
-                raise StoppedEarly(f"stopped as asked at step {done}/{self.steps}: run the same command to go on")
+            if last or _every(recipe.checkpoint.every_steps, done):
+                checkpoint(done, needed=last)
 
     def _prefetched(self, first: int) -> Iterator[tuple[int, list[StagedBatch]]]:
         """Steps and their micro-batches, the next step's being made and copied while this one runs."""
@@ -128,21 +139,27 @@ class Trainer:
         mine = groups[self.topology.rank * self.accumulation : (self.topology.rank + 1) * self.accumulation]
         return [[samples[i] for i in group] for group in mine]
 
-    def train_step(self, step: int, micro_batches: list[StagedBatch], metrics: Metrics, requests: Requests) -> Requests:
-        """One optimizer step. Returns what any rank requests: it travels with the counts, in one all-reduce.
-
-        Raises FloatingPointError, on every rank and with nothing changed, where loss or gradient is not finite.
-        """
+    def agree(self, micro_batches: list[StagedBatch], requests: Requests) -> tuple[Tensor, Requests]:
+        """What the sums of each micro-batch are divided by, [micro-batches, 1 + teachers + own losses], and what any rank
+        requests: both travel in one all-reduce on the CPU, which waits for no device."""
         terms = [term for term, _ in self.teachers]
         own_losses = len(self.weights) - 1 - len(terms)
         local = torch.stack([counts(batch.host, terms, own_losses) for batch in micro_batches])
         shared = torch.cat([local.sum(0), torch.tensor([requests.stop, requests.save], dtype=torch.float64)])
-        dist.all_reduce(shared, group=self.topology.control)  # on the CPU: no device is waited for
-        totals, agreed = shared[: local.shape[1]], shared[local.shape[1] :]
+        dist.all_reduce(shared, group=self.topology.control)
+        totals, (stop, save) = shared[: local.shape[1]], (shared[local.shape[1] :] > 0).tolist()
         parts = self.topology.world_size * self.accumulation
         denominators = totals.expand_as(local) if self.recipe.objective.reduction == "global" else local * parts
+        return denominators.clamp(min=1), Requests(stop, save)
+
+    def train_step(self, step: int, micro_batches: list[StagedBatch], denominators: Tensor, metrics: Metrics) -> None:
+        """One optimizer step.
+
+        Raises FloatingPointError, on every rank and with nothing changed, where loss or gradient is not finite.
+        """
+        parts = self.topology.world_size * self.accumulation
         denominators, weights = self.transfer.copy(
-            torch.stack([denominators.clamp(min=1), self.weights.double().expand_as(local)])
+            torch.stack([denominators, self.weights.double().expand_as(denominators)])
         )
         progress = step / self.steps
         self._set_learning_rate(step)
@@ -158,8 +175,6 @@ class Trainer:
             raise FloatingPointError(self._find_nonfinite_rows(step))
         self.after_step()
         metrics.step_done()
-        stopping, saving = (agreed > 0).tolist()
-        return Requests(stopping, saving)
 
     def forward(self, staged: StagedBatch, progress: float) -> Tensor:
         """Sums of the cross-entropy, of each teacher's term, and of the student's own losses: [1 + teachers + own losses]."""

@@ -68,7 +68,8 @@ def run(trainer: Trainer, log: Path) -> dict[str, torch.Tensor]:
     names = ["cross_entropy", *(term.name for term, _ in trainer.teachers)]
     metrics = Metrics(log, names, first=0, steps=STEPS, device=trainer.topology.device)
     for step in range(STEPS):
-        trainer.train_step(step, trainer.micro_batches(step), metrics, Requests())
+        micro_batches = trainer.micro_batches(step)
+        trainer.train_step(step, micro_batches, trainer.agree(micro_batches, Requests())[0], metrics)
         line = metrics.write(step + 1, weights=trainer.weights.tolist())
         found |= {f"loss.{step}.{n}": torch.tensor(line[n], dtype=torch.float64) for n in names}
     return found | {f"weight.{n}": w.clone() for n, w in gather_weights(trainer.engine.module.model).items()}

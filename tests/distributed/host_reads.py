@@ -58,12 +58,13 @@ def main() -> None:
         names = ["cross_entropy", *(term.name for term, _ in trainer.teachers)]
         metrics = Metrics(Path("/dev/null"), names, first=0, steps=9, device=topology.device)
         for step in range(2):
-            trainer.train_step(step, trainer.micro_batches(step), metrics, Requests())
+            micro_batches = trainer.micro_batches(step)
+            trainer.train_step(step, micro_batches, trainer.agree(micro_batches, Requests())[0], metrics)
         micro_batches, waits = trainer.micro_batches(2), []
         accelerator = get_accelerator()
         accelerator.synchronize = lambda *_, waits=waits: waits.append(1)
         with Reads() as reads:
-            trainer.train_step(2, micro_batches, metrics, Requests())
+            trainer.train_step(2, micro_batches, trainer.agree(micro_batches, Requests())[0], metrics)
         del accelerator.synchronize
         engine = trainer.engine
         results[Path(engine_file).stem] = {

@@ -45,7 +45,8 @@ def main() -> None:
 def step(trainer: Trainer) -> str:
     metrics = Metrics(Path("/dev/null"), ["", ""], first=0, steps=1, device=trainer.topology.device)
     try:
-        trainer.train_step(0, trainer.micro_batches(0), metrics, Requests())
+        micro_batches = trainer.micro_batches(0)
+        trainer.train_step(0, micro_batches, trainer.agree(micro_batches, Requests())[0], metrics)
     except FloatingPointError as error:
         return str(error)
     return "a step was taken"
