@@ -294,7 +294,7 @@ def test_without_the_hub_prefetch_is_one_line(data) -> None:
     environment = {"BENCHMARK_DATA": str(data), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
     words = ["pipeline/evaluate.py", "prefetch", "--tasks", "mmlu", "gsm8k"]
     done = launch.python(*words, code=2, PATH="", **environment)
-    assert done.stdout.startswith("mmlu: 1 rows in ")
+    assert " mmlu: 1 rows in " in done.stdout
     assert done.stderr.count("\n") == 1 and "cannot fetch openai/gsm8k" in done.stderr
 
 
