@@ -31,10 +31,13 @@ class Steps(Trainer):
         self.asked = self.asked or step + 1 == self.asks_in
 
 
-def run(asks_in: int, first: int = 0, every_steps: int = 0, save=None) -> tuple[list[int], list[int], str | None]:
+def run(
+    asks_in: int, first: int = 0, save=None, every_steps: int = 0, every_minutes: float = 30.0
+) -> tuple[list[int], list[int], str | None]:
     """Steps taken, steps saved, and how it says that it stopped; asks_in 0: before the first step."""
     recipe, _ = parse(parser(""), [])
-    recipe = replace(recipe, checkpoint=replace(recipe.checkpoint, every_steps=every_steps))
+    saving = replace(recipe.checkpoint, every_steps=every_steps, every_minutes=every_minutes)
+    recipe = replace(recipe, checkpoint=saving)
     engine = SimpleNamespace(
         get_global_grad_norm=lambda: 0.0, optimizer=SimpleNamespace(param_groups=[{"lr": 0.0}]), module=None
     )
@@ -62,6 +65,23 @@ def test_a_start_takes_a_step_at_least():
 
 def test_who_asks_in_the_last_step_gets_the_whole_run():
     assert run(asks_in=9) == ([*range(1, 10)], [9], None)
+
+
+def test_saves_by_the_clock_and_at_a_stop_are_one():
+    assert run(asks_in=4, every_steps=2, every_minutes=0)[:2] == ([1, 2, 3, 4], [1, 2, 3, 4])
+
+
+def test_what_could_not_be_saved_is_saved_at_a_stop():
+    tried, saved = [], []
+
+    def once_full(step):
+        tried.append(step)
+        if len(tried) == 1:
+            raise NotSaved("the disk is full")
+        saved.append(step)
+
+    taken, _, says = run(asks_in=2, every_steps=2, save=once_full)
+    assert (taken, tried, saved) == ([1, 2], [2, 2], [2]) and "at step 2/9" in says
 
 
 def test_a_stop_that_cannot_be_saved_says_so():

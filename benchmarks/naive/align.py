@@ -65,9 +65,8 @@ def _walk(
     """Both sides' tokens, one after the other, to the next place where their texts are equally long."""
     ends = []
     for tokenizer, side_ids, (start, stop) in zip(sides, ids, spans, strict=True):
-        pieces = tokenizer.convert_ids_to_tokens(
-            side_ids[start:stop]
-        )  # a character of the byte-level alphabet is a byte
+        pieces = tokenizer.convert_ids_to_tokens(side_ids[start:stop])
+        # a character of the byte-level alphabet is a byte
         ends.append([0, *np.cumsum([len(piece) for piece in pieces]).tolist()])
     chunks, last = [], [0, 0]
     i = j = 1

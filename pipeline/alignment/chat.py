@@ -65,7 +65,7 @@ class ChatTemplate:
             return [self._render_one(messages) for messages in conversations]
 
     def locate(self, messages: Messages, text: bytes) -> list[ContentSpan] | None:
-        """The runs of all contents in the order of the text; None where the template rewrites a content."""
+        """The spans of all contents in the order of the text; None where the template rewrites a content."""
         whole = [[message["content"]] for message in messages]
         runs = self._match(messages, whole, text)
         if runs is None:
@@ -155,7 +155,7 @@ def _find(part: str, following: bytes, text: bytes, position: int) -> tuple[int,
 
 
 def _with_markup(runs: list[ContentSpan], messages: Messages, text: bytes) -> list[ContentSpan]:
-    """Runs grown over the markup at both ends of their content, where the text shows it."""
+    """Spans grown over the markup at both ends of their content, where the text shows it."""
     last = {run.message: index for index, run in enumerate(runs)}
     first = {run.message: index for index, run in reversed(list(enumerate(runs)))}
     for number in first:

@@ -181,12 +181,12 @@ def trace_step(plan: Plan, configs: Sequence[PreTrainedConfig], batch: Batch, ex
         for parameter in student.parameters():
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
         module = student_with_loss(plan, student, teachers)
-        fake = batch.map(lambda tensor: tensor.to("meta"))
+        empty = batch.map(lambda tensor: tensor.to("meta"))
         with MemoryTracker(t for m in models for t in (*m.parameters(), *m.buffers())) as tracker:
             peaks: list[int] = []
             operations: list[int] = []
             outputs: list[Tensor] = []
-            for term, teacher, teacher_batch in zip(module.terms, teachers, fake.teachers, strict=True):
+            for term, teacher, teacher_batch in zip(module.terms, teachers, empty.teachers, strict=True):
                 before, launched = tracker.current, tracker.operations
                 tracker.reset_peak()
                 outputs.append(term.teacher_forward(teacher, teacher_batch))
@@ -194,7 +194,7 @@ def trace_step(plan: Plan, configs: Sequence[PreTrainedConfig], batch: Batch, ex
                 operations.append(tracker.operations - launched)
             kept, launched = tracker.current, tracker.operations
             tracker.reset_peak()
-            sums = module(fake, outputs, 0.5)
+            sums = module(empty, outputs, 0.5)
             activations = tracker.current - kept
             sums.sum().backward()
             student_peak = tracker.peak - kept

@@ -42,7 +42,7 @@ def draw(
     Args:
         compdemo_ratio: share of the masked chunks in CompDemo's first half; None = one view of each teacher.
         by_chunk: draws whole chunks of the first teacher in place of tokens (`mask_unit: chunk`).
-        t_range: between which t is drawn.
+        t_range: range of t, [low, high).
         t: a fixed timestep, for validation.
     """
     chunkings = [teacher.student_chunks for teacher in row.teachers]

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind per task: TASK.json, a `Score`, and TASK.samples.jsonl, a `Sample` per line."""
+"""What an evaluation leaves behind per task: TASK.json, a `Score`, and TASK.samples.jsonl, a `TaskSample` per line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From answers to a `Score` and its `Sample`s: metrics with intervals, costs, alarms."""
+"""From answers to a `Score` and its `TaskSample`s: metrics with intervals, costs, alarms."""
 
 from __future__ import annotations
 
