@@ -17,7 +17,7 @@ from jsonargparse.typing import PositiveFloat
 
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Recipe, dump
-from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.errors import BadInput, exit_code, leave
 from pipeline.core.log import rank
 from pipeline.distributed.default_ranks import launch_default_ranks
 from pipeline.distributed.launcher_env import normalize_launcher_env
@@ -60,4 +60,4 @@ def dry_run(recipe: Recipe, engine_config: Path) -> None:
 command = partial(exit_code, "distill", main)  # tide-distill
 
 if __name__ == "__main__":
-    sys.exit(command())
+    leave(command())

@@ -18,7 +18,7 @@ from functools import partial
 from jsonargparse.typing import PositiveFloat
 
 from pipeline.config.cli import parse, parser
-from pipeline.core.errors import exit_code
+from pipeline.core.errors import exit_code, leave
 from pipeline.core.log import log
 from pipeline.core.stage_status import record_status
 from pipeline.distributed.launcher_env import normalize_launcher_env
@@ -44,4 +44,4 @@ def main() -> None:
 command = partial(exit_code, "precompute", main)  # tide-precompute
 
 if __name__ == "__main__":
-    sys.exit(command())
+    leave(command())

@@ -15,7 +15,7 @@ if not __package__:  # run as a script: the root, not pipeline/, belongs on the 
 import os
 from functools import partial
 
-from pipeline.core.errors import exit_code
+from pipeline.core.errors import exit_code, leave
 from pipeline.evaluation.answer_cache import Shard
 from pipeline.experiments.command_line import parse_study
 from pipeline.experiments.workers import run_study
@@ -36,4 +36,4 @@ def main() -> None:
 command = partial(exit_code, "study", main)  # tide-study
 
 if __name__ == "__main__":
-    sys.exit(command())
+    leave(command())

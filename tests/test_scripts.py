@@ -40,3 +40,21 @@ def test_every_stage_says_its_version(stage):
 def test_a_script_that_fails_says_so_in_one_line():
     done = launch.python("pipeline/distill.py", "--optim.lr", "0", code=2)
     assert (done.stdout, done.stderr) == ("", "distill: optim.lr is 0.0, must be above 0\n")
+
+
+LEAVES = """
+import atexit, threading, time
+from pipeline.core.errors import leave
+class Late:
+    def __del__(self):
+        print("the interpreter's own end")
+late = Late()
+atexit.register(print, "atexit")
+threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+print("work")
+leave(75)
+"""
+
+
+def test_a_rank_leaves_without_the_interpreter_s_own_end():
+    assert launch.python("-c", LEAVES, code=75).stdout.split("\n") == ["work", "thread", "atexit", ""]

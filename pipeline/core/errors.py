@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from pipeline.core.log import launched, rank
 from pipeline.core.terminal import draw_bars_on_terminals_only, outlive_readers, print_any_letter, visible
@@ -87,3 +89,17 @@ def exit_code(stage: str, main: Callable[[], None]) -> int:
             print(visible(f"{stage}: {stop} (exit code {STOPPED_EARLY})"), flush=True)
         return STOPPED_EARLY
     return DONE
+
+
+def leave(code: int) -> NoReturn:
+    """Ends a process that may have had process groups, as `sys.exit` does but for the interpreter's own end.
+
+    Threads are joined and `atexit` is heard. After that gloo's threads may still release tensors of the last collective:
+    one that then waits for Python's lock aborts the process, whose work is done (pytorch's pull request 179291).
+    """
+    threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends its processes
+    atexit._run_exitfuncs()
+    with suppress(OSError):  # nobody reads any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
