@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.method.chunked_lm_head import chunks_as_on
-from pipeline.models.flex_attention import kernel_in_place
+from pipeline.models import flex_attention
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def kernels_as_on(device_type: str) -> Iterator[None]:
     """Attention, and the LM heads' chunks, as they are on another device."""
     with (
         chunks_as_on(device_type),
-        kernel_in_place(_attend),
+        mock.patch.object(flex_attention, "flex_attention", _attend),
         mock.patch.object(F, "scaled_dot_product_attention", _attend),  # on meta it would be a product and a softmax
     ):
         yield

@@ -6,8 +6,7 @@ once for training and once for inference. Compiled on a GPU; elsewhere it is the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import Any, cast
 
@@ -23,18 +22,6 @@ from pipeline.method.attention_mask import may_attend
 
 NAME = "mask_in_blocks"
 TILE = 128
-_planned_kernel: Callable[..., Any] | None = None
-
-
-@contextmanager
-def kernel_in_place(kernel: Callable[..., Any]) -> Iterator[None]:
-    """Puts `kernel` in place of flex_attention, to count a GPU's memory without one."""
-    global _planned_kernel
-    previous, _planned_kernel = _planned_kernel, kernel
-    try:
-        yield
-    finally:
-        _planned_kernel = previous
 
 
 def use_flex(model: PreTrainedModel) -> None:
@@ -121,7 +108,7 @@ def attend(
     """transformers' attention: [B, heads, L, D] (fewer heads in key and value) -> [B, L, heads, D], no weights."""
     if not isinstance(attention_mask, BlockMask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=False)
-    run = _planned_kernel or (_compiled() if query.is_cuda else cast(Callable[..., Any], flex_attention))
+    run = _compiled() if query.is_cuda else cast(Callable[..., Any], flex_attention)
     attended = run(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
     return attended.transpose(1, 2).contiguous(), None
 
