@@ -61,6 +61,11 @@ class Trainer:
     def __post_init__(self) -> None:
         self.transfer = Transfer(self.topology.device)
 
+    @property
+    def parts(self) -> int:
+        """Micro-batches of a step, over all ranks."""
+        return self.topology.world_size * self.accumulation
+
     def run(
         self,
         first: int,
@@ -135,7 +140,7 @@ class Trainer:
         samples = self.batches[step]
         rows = [sample.row for sample in samples]
         costs = self.builder.tokens(self.rows.student_lengths[rows], [n[rows] for n in self.rows.teacher_lengths])
-        groups = balance(costs, self.topology.world_size * self.accumulation)
+        groups = balance(costs, self.parts)
         mine = groups[self.topology.rank * self.accumulation : (self.topology.rank + 1) * self.accumulation]
         return [[samples[i] for i in group] for group in mine]
 
@@ -148,8 +153,7 @@ class Trainer:
         shared = torch.cat([local.sum(0), torch.tensor([requests.stop, requests.save], dtype=torch.float64)])
         dist.all_reduce(shared, group=self.topology.control)
         totals, (stop, save) = shared[: local.shape[1]], (shared[local.shape[1] :] > 0).tolist()
-        parts = self.topology.world_size * self.accumulation
-        denominators = totals.expand_as(local) if self.recipe.objective.reduction == "global" else local * parts
+        denominators = totals.expand_as(local) if self.recipe.objective.reduction == "global" else local * self.parts
         return denominators.clamp(min=1), Requests(stop, save)
 
     def train_step(self, step: int, micro_batches: list[StagedBatch], denominators: Tensor, metrics: Metrics) -> None:
@@ -157,7 +161,6 @@ class Trainer:
 
         Raises FloatingPointError, on every rank and with nothing changed, where loss or gradient is not finite.
         """
-        parts = self.topology.world_size * self.accumulation
         denominators, weights = self.transfer.copy(
             torch.stack([denominators, self.weights.double().expand_as(denominators)])
         )
@@ -166,7 +169,7 @@ class Trainer:
         for k, batch in enumerate(micro_batches):
             means = self.forward(batch, progress) / denominators[k]
             # DeepSpeed averages over ranks and micro-batches; our denominators already hold all of them
-            loss = (means * weights[k]).sum() * parts
+            loss = (means * weights[k]).sum() * self.parts
             # gives a non-finite loss a non-finite gradient, whose norm DeepSpeed checks before it steps
             self.engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan))
             self.engine.step()
