@@ -7,7 +7,6 @@ For the student before training, trained without a teacher, and beside Gemma: he
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 
 from pipeline.config.cli import parse, parser
 from pipeline.core.checkpoint_files import complete_checkpoints
-from pipeline.core.errors import exit_code
+from pipeline.core.errors import exit_code, leave
 from pipeline.core.files import read_json, write_json
 from pipeline.core.machine import cpu_name
 from pipeline.core.run_directory import read_metrics
@@ -95,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code("measure", main))
+    leave(exit_code("measure", main))

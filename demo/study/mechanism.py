@@ -21,7 +21,7 @@ from torch import Tensor
 from demo.study.teachers import DIAL, ENGINE, TIMEOUT_MINUTES, Dial, teachers_of
 from pipeline.alignment.build import align
 from pipeline.config.recipe import Objective, Recipe, Teacher, compdemo_ratio
-from pipeline.core.errors import exit_code
+from pipeline.core.errors import exit_code, leave
 from pipeline.core.files import write_json
 from pipeline.core.log import log
 from pipeline.distributed.mpi_ranks import Ranks
@@ -102,4 +102,4 @@ def gradients(
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code("mechanism", main))
+    leave(exit_code("mechanism", main))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -23,7 +22,7 @@ from pipeline.alignment.build import align
 from pipeline.config.cli import parse, parser
 from pipeline.config.recipe import Recipe
 from pipeline.core.checkpoint_files import complete_checkpoints, step_of
-from pipeline.core.errors import BadInput, exit_code
+from pipeline.core.errors import BadInput, exit_code, leave
 from pipeline.core.files import file_sha256, read_json, write_json
 from pipeline.core.log import log
 from pipeline.distributed.mpi_ranks import Ranks
@@ -196,4 +195,4 @@ def probe(recipe: Recipe) -> TeacherProbe:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code("teachers", main))
+    leave(exit_code("teachers", main))

@@ -6,7 +6,6 @@ Writes demo/text/results/teachers.json (steps, score and checksum of each teache
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from demo.study.teachers import probe, teachers_of, weights_of
 from pipeline.alignment.build import align
 from pipeline.config.recipe import Recipe, Validation
 from pipeline.core.checkpoint_files import complete_checkpoints
-from pipeline.core.errors import exit_code
+from pipeline.core.errors import exit_code, leave
 from pipeline.core.files import file_sha256, write_json
 from pipeline.core.run_directory import read_metrics
 from pipeline.distributed.mpi_ranks import Ranks
@@ -62,4 +61,4 @@ def measured(recipe: Recipe) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code("measure", main))
+    leave(exit_code("measure", main))
